@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cutting a sampled batch into microbatches of a few static shapes.
+
+Reports are sorted by length, longest first, and cut greedily: the next microbatch takes the smallest
+bucket that holds the longest report left, and as many of the reports that follow as its rows
+allow. Only the very last microbatch can have empty rows, and it is in the cheapest bucket in use.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Plan(NamedTuple):
+    """One logical batch, ready for the jitted step; shapes depend on `capacity` alone."""
+
+    rows: np.ndarray
+    """[capacity] int32: report indices, longest first; -1 is padding."""
+    starts: np.ndarray
+    """[buckets] int32: where in `rows` each bucket begins."""
+    counts: np.ndarray
+    """[buckets] int32: how many microbatches each bucket has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The static shapes: `rows[i]` reports of `widths[i]` positions, widths descending.
+
+    Every microbatch holds about the same number of positions, so all cost about the same.
+    """
+
+    widths: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def for_lengths(cls, max_length: int, tokens: int, step: int = 16) -> "Buckets":
+        """Multiples of `step` down from max_length, each with about `tokens` positions.
+
+        max_length = 1 (cached features) gives a single bucket of `tokens` // 16 rows.
+        """
+        if max_length == 1:
+            return cls((1,), (max(tokens // 16, 1),))
+        top = -(-max_length // step) * step
+        widths = tuple(min(w, max_length) for w in range(top, step, -step)) or (max_length,)
+        return cls(widths, tuple(max(tokens // w, 1) for w in widths))
+
+    def plan(self, reports: np.ndarray, lengths: np.ndarray, capacity: int) -> Plan:
+        """Cuts `reports` (indices into `lengths`) into microbatches.
+
+        Raises:
+            OverflowError: they need more than `capacity` slots; plan again with a larger one.
+        """
+        order = reports[np.argsort(-lengths[reports], kind="stable")]
+        ordered = lengths[order]
+        starts, counts = np.zeros(len(self.widths), np.int32), np.zeros(len(self.widths), np.int32)
+        position = 0
+        for i, rows in enumerate(self.rows):
+            starts[i] = position
+            narrower = self.widths[i + 1] if i + 1 < len(self.widths) else 0
+            # as long as the longest report left does not fit the next bucket
+            too_long = int(np.searchsorted(-ordered, -narrower, side="left")) - position
+            counts[i] = max(-(-too_long // rows), 0)
+            position += int(counts[i]) * rows
+        if position > capacity:
+            raise OverflowError(f"{len(reports)} reports need {position} slots, not {capacity}")
+        padded = np.full(capacity, -1, np.int32)
+        padded[: len(order)] = order
+        return Plan(padded, starts, counts)
+
+    def positions(self, plan: Plan) -> int:
+        """Token positions the plan computes, padding included."""
+        shapes = np.array(self.widths, np.int64) * self.rows
+        return int((plan.counts * shapes).sum())

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audited base: mechanism, clipping, noise, sampling, accounting, statement.
+
+Read in this order: `mechanism` (what is run), `clipping` and `noise` (the release of one step),
+`sampling` (who takes part), `accounting` (what it costs), `statement` (what is claimed). Imports
+nothing else of jaxdp. Adjacency throughout: two data sets are neighbours if one is the other plus
+one privacy unit (add or remove one).
+"""
+
+from .accounting import CalibrationError, calibrate_noise, epsilon_pld, epsilon_rdp
+from .clipping import ClipDiagnostics, clip_and_sum, clipped_gradient_sum
+from .mechanism import SubsampledGaussian
+from .noise import add_noise_and_average, dp_aggregate
+from .sampling import PoissonSampler
+from .statement import privacy_statement, statement_markdown
+
+__all__ = [
+    "CalibrationError",
+    "ClipDiagnostics",
+    "PoissonSampler",
+    "SubsampledGaussian",
+    "add_noise_and_average",
+    "calibrate_noise",
+    "clip_and_sum",
+    "clipped_gradient_sum",
+    "dp_aggregate",
+    "epsilon_pld",
+    "epsilon_rdp",
+    "privacy_statement",
+    "statement_markdown",
+]

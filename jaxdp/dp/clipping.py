@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Per-report clipping: the bound on what one report can add to a step.
+
+The released quantity is always a SUM of clipped gradients. Dividing is done after the noise,
+by a configured number (`noise.py`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class ClipDiagnostics(NamedTuple):
+    """Un-noised per-report values [rows]: private, never part of a release."""
+
+    loss: jax.Array
+    """Loss of each report."""
+    norm: jax.Array
+    """Gradient norm before clipping; 0 for padding and for non-finite gradients."""
+
+
+def per_report_norms(gradients: Any) -> jax.Array:
+    """Global L2 norm of each report's gradient: leaves [B, ...] -> [B], float32 or wider."""
+
+    def squares(g):
+        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+        return jnp.sum(jnp.square(g.reshape(g.shape[0], -1)), axis=1)
+
+    return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(gradients)))
+
+
+def sum_clipped(
+    gradients: Any, l2_clip_norm: float | jax.Array, is_padding: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Clips each report's gradient to `l2_clip_norm` and adds them up.
+
+    Guarantee: adding or removing one report changes the sum by a vector of L2 norm at most
+    `l2_clip_norm` over all leaves together (up to rounding of the sum's type); the report's
+    values cannot influence how any other report is clipped.
+
+    =============================  ====================================================
+    A report whose                 contributes
+    =============================  ====================================================
+    norm <= l2_clip_norm           its gradient, unchanged
+    norm > l2_clip_norm            its gradient scaled to norm l2_clip_norm
+    norm = 0                       zero
+    norm is not finite             zero (any NaN or infinity, or a norm that overflows)
+    is_padding is true             zero, whatever its values
+    =============================  ====================================================
+
+    Args:
+        gradients: tree with leaves [B, ...], one row per report; B may be 0.
+        l2_clip_norm: C > 0; infinity means no clipping (non-finite and padding rules still hold).
+        is_padding: [B] bool, rows that stand for no report.
+
+    Returns:
+        (sum, norms): the tree without the leading axis, in float32 or wider, and the norms [B]
+        before clipping, 0 where the row was dropped.
+    """
+    norms = per_report_norms(gradients)
+    counts = jnp.isfinite(norms) & ~is_padding
+    norms = jnp.where(counts, norms, 0.0)
+    # A norm of 0 gives 1 (its gradient is zero); no stability constant, so nothing is over-clipped.
+    factors = jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)
+
+    def reduce(g):
+        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+        by_row = (-1,) + (1,) * (g.ndim - 1)
+        # Select before scaling: 0 * nan is nan.
+        g = jnp.where(counts.reshape(by_row), g, 0.0) * factors.reshape(by_row)
+        # An elementwise product and a sum: a matmul may round to bf16 or tf32 on accelerators.
+        return jnp.sum(g, axis=0)
+
+    return jax.tree.map(reduce, gradients), norms
+
+
+def clipped_gradient_sum(
+    loss_fn: Callable[..., jax.Array], l2_clip_norm: float
+) -> Callable[..., tuple[Any, ClipDiagnostics]]:
+    """Turns a one-report loss into the clipped gradient sum of a batch of reports.
+
+    Args:
+        loss_fn: (params, *report) -> scalar loss of ONE report; it sees no other report.
+        l2_clip_norm: see `sum_clipped`, whose guarantee and edge cases hold here.
+
+    Returns:
+        f(params, *batch, is_padding=) -> (sum like params, `ClipDiagnostics`), where every array in
+        `batch` has a leading axis [B].
+    """
+    value_and_grad = jax.value_and_grad(loss_fn)
+
+    def clipped_sum(params, *batch, is_padding):
+        per_report = jax.vmap(value_and_grad, in_axes=(None,) + (0,) * len(batch))
+        losses, gradients = per_report(params, *batch)
+        total, norms = sum_clipped(gradients, l2_clip_norm, is_padding)
+        return total, ClipDiagnostics(jnp.where(is_padding, 0.0, losses), norms)
+
+    return clipped_sum
+
+
+def clip_and_sum(l2_clip_norm: float) -> optax.GradientTransformation:
+    """`sum_clipped` as an optax transform: updates with leaves [B, ...] -> their clipped sum.
+
+    First half of `noise.dp_aggregate`; the guarantee is that of `sum_clipped` without padding.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        leaves = jax.tree.leaves(updates)
+        chex.assert_equal_shape_prefix(leaves, 1)
+        total, _ = sum_clipped(updates, l2_clip_norm, jnp.zeros(leaves[0].shape[0], bool))
+        return total, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

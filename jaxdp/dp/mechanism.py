@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training stage as a DP mechanism: the single object that sampler, noise and accountant read."""
+
+import dataclasses
+import math
+
+import dp_accounting
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsampledGaussian:
+    """`steps` releases of a Poisson-subsampled, L2-clipped, Gaussian-noised gradient sum.
+
+    Guarantee (add/remove one unit): each step adds to the sum at most one vector of norm
+    `l2_clip_norm` for the differing unit, and Gaussian noise of standard deviation `stddev` to
+    every coordinate; so each step is the Poisson-subsampled Gaussian mechanism with
+    `sampling_probability` and `noise_multiplier` (Abadi et al., 2016; Mironov et al., 2019), and
+    `dp_event` is that, composed `steps` times.
+
+    Everything here is configuration, hence public; nothing is measured on private data. In
+    particular `units` is the published number of privacy units, not a count taken at run time.
+
+    Attributes:
+        units: number of privacy units (reports or patients) that the batch is drawn from.
+        expected_batch_size: expected number of units per step, in (0, units]; also the divisor that
+            turns the noisy sum into a mean.
+        steps: number of releases, >= 0.
+        l2_clip_norm: bound C on each unit's gradient norm per step, > 0 and finite.
+        noise_multiplier: standard deviation of the noise over C, unitless, >= 0.
+    """
+
+    units: int
+    expected_batch_size: float
+    steps: int
+    l2_clip_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self):
+        if self.units < 1:
+            raise ValueError(f"units must be at least 1, not {self.units}")
+        if not 0 < self.expected_batch_size <= self.units:
+            raise ValueError(
+                f"expected_batch_size must be in (0, units = {self.units}], so that the sampling "
+                f"probability is at most 1; it is {self.expected_batch_size}"
+            )
+        if self.steps < 0:
+            raise ValueError(f"steps must be at least 0, not {self.steps}")
+        if not (self.l2_clip_norm > 0 and math.isfinite(self.l2_clip_norm)):
+            raise ValueError(f"l2_clip_norm must be positive and finite, not {self.l2_clip_norm}")
+        if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
+            raise ValueError(
+                f"noise_multiplier must be at least 0 and finite, not {self.noise_multiplier}"
+            )
+
+    @property
+    def sampling_probability(self) -> float:
+        """Chance that a unit takes part in a step, independently of all others."""
+        return self.expected_batch_size / self.units
+
+    @property
+    def stddev(self) -> float:
+        """Standard deviation of the noise on the clipped SUM, in gradient units."""
+        return self.noise_multiplier * self.l2_clip_norm
+
+    @property
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """The stage for any dp-accounting accountant; a no-op for zero steps."""
+        if self.steps == 0:
+            return dp_accounting.NoOpDpEvent()
+        return dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(
+                self.sampling_probability, dp_accounting.GaussianDpEvent(self.noise_multiplier)
+            ),
+            self.steps,
+        )
+
+    def replace(self, **changes) -> "SubsampledGaussian":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)

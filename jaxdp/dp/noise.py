@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gaussian noise as an optax transform: the only place where a gradient sum is released."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from .clipping import clip_and_sum
+from .mechanism import SubsampledGaussian
+
+
+class NoiseState(NamedTuple):
+    """Noise is a pure function of these two, so a resumed step repeats its noise exactly."""
+
+    key: jax.Array
+    """Secret typed PRNG key of this mechanism; never changes, never reused elsewhere."""
+    step: jax.Array
+    """Number of releases so far, int32."""
+
+
+def add_noise_and_average(
+    mechanism: SubsampledGaussian, key: jax.Array
+) -> optax.GradientTransformation:
+    """Releases a clipped sum: (sum + N(0, stddev^2)) / expected_batch_size.
+
+    Guarantee: one update is one Gaussian mechanism of the given noise_multiplier, provided the
+    incoming sum has sensitivity l2_clip_norm (`clipping.sum_clipped`). Noise is independent
+    between coordinates, leaves and steps, and the same for the same (key, step), whatever the number of
+    devices or microbatches. The divisor is configuration: neither the sum's size nor the number of
+    reports drawn leaks through it (an empty draw is a zero sum, and is noised like any other).
+
+    Put it first in an `optax.chain`; whatever follows is post-processing.
+
+    Args:
+        mechanism: the stage's numbers; noise_multiplier 0 adds exact zeros.
+        key: typed PRNG key (`jax.random.key`), secret, used for nothing else.
+    """
+
+    def init(params):
+        del params
+        # A copy: the caller's key must survive donation of the optimizer state.
+        return NoiseState(jnp.copy(key), jnp.zeros((), jnp.int32))
+
+    def update(clipped_sum, state, params=None):
+        del params
+        leaves, treedef = jax.tree.flatten(clipped_sum)
+        leaf_keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
+        released = []
+        for leaf_key, leaf in zip(leaf_keys, leaves, strict=True):
+            chex.assert_type(leaf, float)
+            noise = mechanism.stddev * jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
+            released.append((leaf + noise) / mechanism.expected_batch_size)
+        return jax.tree.unflatten(treedef, released), NoiseState(state.key, state.step + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def dp_aggregate(mechanism: SubsampledGaussian, key: jax.Array) -> optax.GradientTransformation:
+    """Clip + sum + noise in one transform, for anyone's own loop: per-report gradients in.
+
+    Takes updates with leaves [B, ...], one row per report of ONE whole logical batch, and gives
+    the noisy mean. Same guarantee as `add_noise_and_average`, with the clipping included. Batches that
+    do not fit in memory are summed in microbatches by `clipping.clipped_gradient_sum` first, and go to
+    `add_noise_and_average` once.
+    """
+    return optax.chain(clip_and_sum(mechanism.l2_clip_norm), add_noise_and_average(mechanism, key))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privacy statement: what is claimed, from the numbers that ran."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .accounting import accountant_version, composed_event, epsilon_pld, epsilon_rdp
+from .mechanism import SubsampledGaussian
+
+NEIGHBORING_RELATION = "add-or-remove-one"
+
+NOT_COVERED = (
+    "the choice of hyper-parameters, if any was made by looking at these private reports",
+    "decision thresholds, if they were tuned on private reports",
+    "metrics computed on validation and test reports (metrics.json), unless those are public",
+    "everything under private/: checkpoints, logs, diagnostics and per-report predictions",
+)
+
+
+def privacy_statement(
+    mechanisms: Mapping[str, SubsampledGaussian],
+    *,
+    delta: float,
+    privacy_unit: str,
+    seed_policy: str,
+    label_origin: str,
+) -> dict[str, Any]:
+    """The JSON-ready statement of a run.
+
+    Guarantee: epsilon and delta hold for the released adapter under add/remove of one privacy unit, if
+    `mechanisms` are what ran, with `steps` the number of steps TAKEN.
+
+    Args:
+        mechanisms: stage name -> mechanism, in the order they ran. Empty: training without
+            privacy; epsilon is then None and says so in words.
+        delta: in (0, 1).
+        privacy_unit: "report" or "patient".
+        seed_policy: "os-entropy" or "fixed-for-research".
+        label_origin: who made the labels.
+    """
+    stages = list(mechanisms.values())
+    private = bool(stages)
+    units = min((m.units for m in stages), default=None)
+    warnings = []
+    if not private:
+        warnings.append("trained WITHOUT differential privacy: the adapter may reveal reports")
+    if private and delta >= 1 / units:
+        warnings.append(
+            f"delta {delta:g} is not below 1/units = {1 / units:.3g}: a mechanism that publishes a "
+            "random unit outright could satisfy it; choose a smaller delta"
+        )
+    if private and seed_policy != "os-entropy":
+        warnings.append(
+            "sampling and noise come from a seed in the configuration, for reproducible research: "
+            "whoever knows it can undo the noise, so this adapter must be treated as unprotected"
+        )
+    epsilon = epsilon_pld(stages, delta) if private else None
+    return {
+        "epsilon": _json_number(epsilon),
+        "delta": delta if private else None,
+        "privacy_unit": privacy_unit,
+        "neighboring_relation": NEIGHBORING_RELATION,
+        "accountant": "pld",
+        "accountant_version": accountant_version(),
+        "epsilon_rdp": _json_number(epsilon_rdp(stages, delta)) if private else None,
+        "units": units,
+        "units_are": "configured, hence public; the run does not publish how many there really are",
+        "seed_policy": seed_policy,
+        "mechanisms": [
+            {
+                "stage": name,
+                "sampling": "poisson",
+                "sampling_probability": m.sampling_probability,
+                "noise_multiplier": m.noise_multiplier,
+                "l2_clip_norm": m.l2_clip_norm,
+                "expected_batch_size": m.expected_batch_size,
+                "steps": m.steps,
+            }
+            for name, m in mechanisms.items()
+        ],
+        "dp_event": _event_json(composed_event(stages).to_named_tuple()),
+        "labels": label_origin,
+        "not_covered": list(NOT_COVERED),
+        "warnings": warnings,
+    }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    """JSON has no infinity: stages without noise have epsilon "infinite"."""
+    return "infinite" if value is not None and math.isinf(value) else value
+
+
+def _event_json(value: Any) -> Any:
+    """A DpEvent's named tuple as nested JSON objects."""
+    if hasattr(value, "_asdict"):
+        return {k: _event_json(v) for k, v in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [_event_json(v) for v in value]
+    return value
+
+
+def statement_markdown(statement: Mapping[str, Any]) -> str:
+    """PRIVACY.md: the statement in words, ending with the JSON it was written from."""
+    unit = statement["privacy_unit"]
+    lines = ["# Privacy statement", ""]
+    if statement["epsilon"] is None:
+        lines += [
+            "This adapter was trained **without** differential privacy. It carries no guarantee",
+            "and may reveal the reports it was trained on.",
+        ]
+    else:
+        lines += [
+            f"This adapter is **(epsilon = {_short(statement['epsilon'])}, "
+            f"delta = {statement['delta']:g})-differentially private** with respect to adding or "
+            f"removing one **{unit}**.",
+            "",
+            f"In words: whatever is done with the adapter, what anyone learns from it about one {unit} "
+            f"is nearly what they would have learnt had that {unit} not been there. The odds of any "
+            "conclusion change by a factor of at most "
+            f"e^epsilon{_odds(statement['epsilon'])}, except with probability delta.",
+            "",
+            f"Accounting: privacy loss distributions ({statement['accountant_version']}); "
+            f"the looser Renyi bound is {_short(statement['epsilon_rdp'])}. "
+            f"Units: {statement['units']:,} {unit}s, as configured. Randomness: "
+            f"{statement['seed_policy']}.",
+            "",
+            "| stage | sampling | probability | noise multiplier | clip norm | expected batch | steps |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {m['stage']} | {m['sampling']} | {m['sampling_probability']:.6g} | "
+            f"{m['noise_multiplier']:.6g} | {m['l2_clip_norm']:g} | {m['expected_batch_size']:g} | "
+            f"{m['steps']} |"
+            for m in statement["mechanisms"]
+        ]
+    if unit == "report":
+        lines += [
+            "",
+            "The unit is one report. A patient with several reports is protected less: the guarantee "
+            "for k reports of one patient is weaker than the one stated here.",
+        ]
+    lines += ["", f"Labels: {statement['labels']}.", "", "Not covered:", ""]
+    lines += [f"- {item}" for item in statement["not_covered"]]
+    if statement["warnings"]:
+        lines += ["", "Warnings:", ""] + [f"- **{item}**" for item in statement["warnings"]]
+    lines += ["", "```json", json.dumps(statement, indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _short(epsilon: float | str) -> str:
+    return epsilon if isinstance(epsilon, str) else f"{epsilon:.4g}"
+
+
+def _odds(epsilon: float | str) -> str:
+    return "" if isinstance(epsilon, str) else f" = {math.exp(epsilon):.3g}"

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-label metrics, per label and averaged; unknown labels are left out."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import f1_score, roc_auc_score
+
+DECISION_THRESHOLD = 0.5
+
+
+def classification_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    label_names: tuple[str, ...],
+    threshold: float = DECISION_THRESHOLD,
+) -> dict[str, Any]:
+    """F1 (weighted by support, micro, macro) and, per label, F1, AUROC, support and decisions.
+
+    Args:
+        probabilities: [n, num_labels] in [0, 1].
+        labels: [n, num_labels] int: 1, 0, or negative for unknown.
+        label_names: [num_labels].
+        threshold: a label is predicted where its probability is at least this.
+
+    Returns:
+        JSON-ready. A label with no positives keeps its row, with F1 0 and support 0 (it weighs
+        nothing in weighted_f1, and counts as 0 in macro_f1); its AUROC, like that of a label with
+        no negatives, is None.
+    """
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities must be finite")
+    per_label, known_all = {}, labels >= 0
+    decisions = probabilities >= threshold
+    for i, name in enumerate(label_names):
+        known = known_all[:, i]
+        truth, predicted = labels[known, i], decisions[known, i]
+        both_classes = len(np.unique(truth)) == 2
+        per_label[name] = {
+            "f1": float(f1_score(truth, predicted, zero_division=0)) if known.any() else 0.0,
+            "auroc": float(roc_auc_score(truth, probabilities[known, i])) if both_classes else None,
+            "support": int((truth == 1).sum()),
+            "predicted": int(predicted.sum()),
+            "labelled": int(known.sum()),
+        }
+    f1 = np.array([row["f1"] for row in per_label.values()])
+    support = np.array([row["support"] for row in per_label.values()])
+    micro = f1_score(labels[known_all], decisions[known_all], zero_division=0)
+    return {
+        "weighted_f1": float(f1 @ support / max(support.sum(), 1)),
+        "micro_f1": float(micro),
+        "macro_f1": float(f1.mean()),
+        "labels_without_positives": [n for n, r in per_label.items() if r["support"] == 0],
+        "reports": int(len(labels)),
+        "threshold": threshold,
+        "per_label": per_label,
+    }

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT for multi-label report classification, numerically that of transformers.
+
+Module and attribute names follow the published checkpoints (`encoder.layer.N.attention...`), so that
+the weight table in `pretrained.py` and PEFT's names in `peft.py` are read off the module paths.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .classifier import ReportClassifier
+from .layers import ACTIVATIONS, SelfAttention, dense, layer_norm, padding_bias
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The fields of a BERT config.json that decide the numbers."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> "BertConfig":
+        """Reads a parsed config.json; ValueError names a missing or unsupported field."""
+        names = {f.name: f for f in dataclasses.fields(cls)}
+        missing = [
+            n for n, f in names.items() if n not in config and f.default is dataclasses.MISSING
+        ]
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
+        if config.get("position_embedding_type", "absolute") != "absolute":
+            raise ValueError("config.json: position_embedding_type must be absolute")
+        self = cls(**{n: config[n] for n in names if n in config})
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"config.json: hidden_act must be one of {', '.join(ACTIVATIONS)}")
+        return self
+
+
+class Embeddings(nnx.Module):
+    """Word + position + segment embeddings (segment 0 throughout), normalised: [L] -> [L, E]."""
+
+    def __init__(self, cfg, width: int, *, rngs: nnx.Rngs):
+        def table(rows):
+            return nnx.Embed(rows, width, rngs=rngs)
+
+        self.word_embeddings = table(cfg.vocab_size)
+        self.position_embeddings = table(cfg.max_position_embeddings)
+        self.token_type_embeddings = table(cfg.type_vocab_size)
+        self.LayerNorm = layer_norm(width, cfg.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, token_ids_L: jax.Array) -> jax.Array:
+        positions = jnp.arange(token_ids_L.shape[0])
+        words = self.word_embeddings(token_ids_L)
+        segment = self.token_type_embeddings(jnp.zeros_like(positions))
+        return self.LayerNorm(words + segment + self.position_embeddings(positions))
+
+
+class SelfOutput(nnx.Module):
+    """Projection, residual, layer norm."""
+
+    def __init__(self, in_features: int, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+        self.dense = dense(in_features, cfg.hidden_size, dtype, rngs=rngs)
+        self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class Attention(nnx.Module):
+    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+        self.self = SelfAttention(cfg.hidden_size, cfg.num_attention_heads, dtype, rngs=rngs)
+        self.output = SelfOutput(cfg.hidden_size, cfg, dtype, rngs=rngs)
+
+
+class Intermediate(nnx.Module):
+    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+        self.dense = dense(cfg.hidden_size, cfg.intermediate_size, dtype, rngs=rngs)
+
+
+class Layer(nnx.Module):
+    """One encoder layer: [L, H] and key bias [L] -> [L, H]."""
+
+    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+        self.activation = ACTIVATIONS[cfg.hidden_act]
+        self.attention = Attention(cfg, dtype, rngs=rngs)
+        self.intermediate = Intermediate(cfg, dtype, rngs=rngs)
+        self.output = SelfOutput(cfg.intermediate_size, cfg, dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key_bias: jax.Array) -> jax.Array:
+        x = self.attention.output(self.attention.self(x, key_bias), x)
+        return self.output(self.activation(self.intermediate.dense(x)), x)
+
+
+class Encoder(nnx.Module):
+    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+        self.layer = nnx.List(Layer(cfg, dtype, rngs=rngs) for _ in range(cfg.num_hidden_layers))
+
+
+class Pooler(nnx.Module):
+    """tanh(dense(first token)): [H] -> [H]."""
+
+    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+        self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.dense(x))
+
+
+class BertBackbone(nnx.Module):
+    def __init__(self, cfg: BertConfig, pooling: str, dtype, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(cfg, cfg.hidden_size, rngs=rngs)
+        self.encoder = Encoder(cfg, dtype, rngs=rngs)
+        if pooling == "cls":
+            self.pooler = Pooler(cfg, dtype, rngs=rngs)
+
+
+class BertClassifier(ReportClassifier):
+    """transformers' BertForSequenceClassification ("cls"), or the same with mean pooling ("mean").
+
+    Dropout is off: the guarantee does not need it and resumed steps stay reproducible.
+    """
+
+    def __init__(
+        self, cfg: BertConfig, num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
+    ):
+        self.depth = cfg.num_hidden_layers
+        self.pooling = pooling
+        self.bert = BertBackbone(cfg, pooling, dtype, rngs=rngs)
+        self.classifier = nnx.Linear(cfg.hidden_size, num_labels, rngs=rngs)
+
+    def embed(self, token_ids_L):
+        return self.bert.embeddings(token_ids_L)
+
+    def apply_layer(self, index, x_LxH, length):
+        return self.bert.encoder.layer[index](x_LxH, padding_bias(length, x_LxH.shape[0]))
+
+    def pool_first(self, x_H):
+        return self.bert.pooler(x_H)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA by tree surgery, and the one rule that says what is trained.
+
+`add_lora` replaces chosen Linear layers by `LoRALinear`; `split` then cuts the model into
+(graphdef, adapters, frozen): two disjoint state trees that together hold every parameter. The
+frozen tree is loaded once and closed over; gradients, clipping, noise and the optimizer only
+ever see `adapters`.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
+"""What `split` trains: adapters + head; B only + head; head; biases + head; everything."""
+
+
+class LoRALinear(nnx.Module):
+    """base(x) + (alpha / rank) * (x A) B, with A [in, rank] and B [rank, out] (Hu et al., 2021).
+
+    B starts at zero, so a fresh adapter changes nothing, bit for bit. A is drawn as PEFT draws it,
+    uniform in +-1/sqrt(in).
+    """
+
+    def __init__(self, base: nnx.Linear, rank: int, alpha: float, *, rngs: nnx.Rngs):
+        in_features, out_features = base.kernel.shape
+        dtype = base.kernel.dtype
+        bound = in_features**-0.5
+        self.base = base
+        self.scale = alpha / rank
+        self.lora_a = nnx.LoRAParam(
+            jax.random.uniform(rngs.params(), (in_features, rank), dtype, -bound, bound)
+        )
+        self.lora_b = nnx.LoRAParam(jnp.zeros((rank, out_features), dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.base(x)
+        x = x.astype(y.dtype)
+        a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
+        return y + (x @ a) @ b * self.scale
+
+
+def linear_layers(model: nnx.Module) -> dict[tuple, nnx.Linear]:
+    """Path -> every Linear layer outside the head, in a fixed order."""
+    return {
+        path: module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.Linear) and path[0] != "classifier"
+    }
+
+
+def _matches(path: tuple, target: str) -> bool:
+    """Whether `target`, dotted, is the path or its end ("query", "attention.output.dense")."""
+    wanted = tuple(target.split("."))
+    return tuple(str(p) for p in path)[-len(wanted) :] == wanted
+
+
+def select_targets(paths: Iterable[tuple], targets: Iterable[str], pooler: bool = False):
+    """The paths that `targets` name, as PEFT matches them: exact end of the dotted path.
+
+    "all-linear" stands for every Linear outside the head and pooler. A target that names no
+    layer is a ValueError that lists the valid names.
+    """
+    paths = [p for p in paths if pooler or "pooler" not in p]
+    chosen = set()
+    for target in targets:
+        hits = [p for p in paths if target == "all-linear" or _matches(p, target)]
+        if not hits:
+            valid = sorted(
+                {str(p[-1]) for p in paths} | {".".join(map(str, p[-2:])) for p in paths}
+            )
+            raise ValueError(
+                f"lora.targets: {target!r} names no linear layer; valid names are all-linear, "
+                + ", ".join(valid)
+            )
+        chosen.update(hits)
+    return [p for p in paths if p in chosen]
+
+
+def add_lora(
+    model: nnx.Module,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Iterable[str],
+    first_layer: int = 0,
+    rngs: nnx.Rngs,
+) -> list[tuple]:
+    """Puts a LoRALinear in place of each targeted Linear of layers >= `first_layer`, in place.
+
+    Returns the paths changed. ValueError for rank < 1 or a target that names nothing.
+    """
+    if rank < 1:
+        raise ValueError(f"lora.rank must be at least 1, not {rank}")
+    layers = linear_layers(model)
+    paths = [
+        path
+        for path in select_targets(layers, targets)
+        if all(part >= first_layer for part in path if isinstance(part, int))
+    ]
+    for path in paths:
+        parent = model
+        for part in path[:-1]:
+            parent = parent[part] if isinstance(part, int) else getattr(parent, part)
+        setattr(parent, path[-1], LoRALinear(layers[path], rank, alpha, rngs=rngs))
+    return paths
+
+
+def trainable(mode: str):
+    """The nnx filter of the parameters that `mode` trains; the head is in all of them."""
+    head = nnx.PathContains("classifier")
+    filters = {
+        "lora": nnx.Any(nnx.LoRAParam, head),
+        "lora-ffa": nnx.Any(nnx.PathContains("lora_b"), head),
+        "head": head,
+        "bitfit": nnx.Any(nnx.PathContains("bias"), head),
+        "full": nnx.Param,
+    }
+    if mode not in filters:
+        raise ValueError(f"train.mode must be one of {', '.join(MODES)}, not {mode!r}")
+    return nnx.All(nnx.Param, filters[mode])
+
+
+def split(model: nnx.Module, mode: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """(graphdef, adapters, frozen): every parameter is in exactly one of the two trees."""
+    return nnx.split(model, trainable(mode), nnx.Param)
+
+
+def start_level(adapters: nnx.State, feature_level: int, *, shared_layers: bool = False) -> int:
+    """The highest level whose value no trainable parameter influences (see `classifier.py`).
+
+    Everything up to it can be computed once per report. Parameters of `encoder.layer.N` act from
+    level N on; those of the pooler or the head from the feature or the state below it; any other
+    (embeddings) from level 0. Layers shared across depths act from the first.
+    """
+    level = feature_level
+    for path, _ in nnx.to_flat_state(adapters):
+        numbers = [part for part in path if isinstance(part, int)]
+        if path[0] == "classifier":
+            continue
+        if "pooler" in path:
+            level = min(level, feature_level - 1)
+        elif numbers and not shared_layers:
+            level = min(level, numbers[0])
+        else:
+            level = 0
+    return level
