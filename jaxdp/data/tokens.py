@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts -> token ids, packed without padding."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,28 +9,7 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from .dataset import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """Variable-length rows, end to end: row i is values[offsets[i] : offsets[i] + lengths[i]].
-
-    Holds token ids ([tokens] int32), cached hidden states ([tokens, H]) and cached features
-    ([rows, H], every length 1) alike, so that training reads all of them in one way.
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @classmethod
-    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Packed":
-        lengths = np.asarray(lengths, np.int32)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]])
-        return cls(values, offsets.astype(np.int32), lengths)
+from .packed import Packed
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdp.data.batching import Buckets
+from jaxdp.data.packed import Packed
 from jaxdp.dp.clipping import ClipDiagnostics
 
 
@@ -19,25 +20,13 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-class DeviceData(NamedTuple):
-    """The training reports on the device, packed (`data.tokens.Packed`), with their labels."""
+class LabelledData(NamedTuple):
+    """The training reports on the device."""
 
-    values: jax.Array
-    offsets: jax.Array
-    lengths: jax.Array
+    reports: Packed
+    """Token ids, hidden states or features, as the stage needs them."""
     labels: jax.Array
-
-
-def gather(data: DeviceData, rows: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """(values [B, width, ...], lengths [B]) of the given rows; -1 gives a row of length 0.
-
-    What lies beyond a row's length is arbitrary: it belongs to other reports, and the model's mask
-    keeps it out.
-    """
-    index = jnp.maximum(rows, 0)
-    lengths = jnp.where(rows >= 0, jnp.minimum(data.lengths[index], width), 0)
-    position = jnp.minimum(jnp.arange(width), jnp.maximum(lengths - 1, 0)[:, None])
-    return data.values[data.offsets[index][:, None] + position], lengths
+    """[rows, num_labels] int8: 1, 0, or -1 for unknown."""
 
 
 def multilabel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -54,20 +43,20 @@ def make_train_step(
     """The step of one stage, to be jitted by the caller.
 
     Args:
-        gradient_sum: (adapters, frozen, values, lengths, labels, is_padding=) -> (sum, diagnostics), as
-            made by `dp.clipped_gradient_sum`.
+        gradient_sum: (adapters, frozen, values, lengths, labels, is_padding=) -> (sum,
+            diagnostics), as made by `dp.clipped_gradient_sum`.
         optimizer: starts with the release (`dp.add_noise_and_average`).
         buckets: the shapes that plans are made of.
 
     Returns:
-        step(state, frozen, data, plan) -> (state, diagnostics [capacity]). The number of microbatches
-        is data for the program, not shape: one compilation serves every step.
+        step(state, frozen, data, plan) -> (state, diagnostics [capacity]). The number of
+        microbatches is data for the program, not shape: one compilation serves every step.
     """
 
-    def step(state: TrainState, frozen, data: DeviceData, plan):
+    def step(state: TrainState, frozen, data: LabelledData, plan):
         def microbatch(start, rows, width, total):
             index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
-            values, lengths = gather(data, index, width)
+            values, lengths = data.reports.gather(index, width)
             labels = data.labels[jnp.maximum(index, 0)]
             part, diagnostics = gradient_sum(
                 state.adapters, frozen, values, lengths, labels, is_padding=index < 0

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of a run: typed, frozen, validated once. Defaults live here and nowhere else.
+
+A file in configs/ starts from `default_config()`, an `ml_collections.ConfigDict`, changes it, and
+returns it; `--config.section.field=value` changes it further; `Config.from_dict` validates it.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the field and what would be right."""
+
+
+def _require(condition: bool, field: str, wanted: str, value: Any) -> None:
+    if not condition:
+        raise ConfigError(f"config.{field} must be {wanted}, not {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which reports, which text of them, which labels."""
+
+    source: str = "openi"
+    root: str | None = None
+    """File or folder of the source; None fetches what can be fetched."""
+    text: str = "findings+impression"
+    """Sections to classify; the choices are the source's."""
+    labels: tuple[str, ...] | None = None
+    """None is the source's own list."""
+    max_length: int = 128
+    """Tokens per report, special tokens included; longer reports are cut and counted."""
+    split_seed: int = 0
+    """Public seed of the split, for sources without an official one."""
+
+    def __post_init__(self):
+        _require(self.max_length >= 3, "data.max_length", "at least 3", self.max_length)
+        _require(
+            self.labels is None or len(self.labels) > 0, "data.labels", "non-empty or None", ()
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The frozen backbone."""
+
+    backbone: str = "minilm-l6"
+    """Preset, directory in Hugging Face format, or hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    pooling: str | None = None
+    """"cls" or "mean"; None is the preset's own, or "cls"."""
+    dtype: str = "float32"
+    """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32."""
+
+    def __post_init__(self):
+        _require(
+            self.pooling in (None, "cls", "mean"),
+            "model.pooling",
+            "cls, mean or None",
+            self.pooling,
+        )
+        dtypes = ("float32", "bfloat16")
+        _require(self.dtype in dtypes, "model.dtype", " or ".join(dtypes), self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Where adapters sit and how large they are; used by train.mode lora and lora-ffa."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("query", "value")
+    """Names of linear layers, or "all-linear"."""
+    layers: str = "all"
+    """"all", or "last:k" for the k layers nearest the head."""
+
+    def __post_init__(self):
+        _require(self.rank >= 1, "lora.rank", "at least 1", self.rank)
+        _require(0 < self.alpha < math.inf, "lora.alpha", "positive", self.alpha)
+        _require(len(self.targets) > 0, "lora.targets", "non-empty", self.targets)
+        kind, _, count = self.layers.partition(":")
+        well_formed = self.layers == "all" or (
+            kind == "last" and count.isdigit() and int(count) > 0
+        )
+        _require(well_formed, "lora.layers", "all or last:k with k at least 1", self.layers)
+
+    def first_layer(self, depth: int) -> int:
+        """Index of the lowest layer with adapters in a backbone of `depth` layers."""
+        if self.layers == "all":
+            return 0
+        last = int(self.layers.partition(":")[2])
+        _require(last <= depth, "lora.layers", f"at most last:{depth} here", self.layers)
+        return depth - last
+
+
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("constant", "linear", "cosine")
+MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadStageConfig:
+    """An optional first stage: the head alone, on features computed once. Off at 0 steps.
+
+    Its cost is part of privacy.epsilon: a share of it (epsilon_share), or a fixed noise_multiplier.
+    """
+
+    steps: int = 0
+    expected_batch_size: float = 2048.0
+    learning_rate: float = 0.1
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    l2_clip_norm: float = 0.1
+    epsilon_share: float = 0.5
+    """The head stage alone costs this share of privacy.epsilon, if noise_multiplier is None."""
+    noise_multiplier: float | None = None
+
+    def __post_init__(self):
+        _check_stage("head_stage", self, least_steps=0)
+        _require(
+            0 < self.l2_clip_norm < math.inf,
+            "head_stage.l2_clip_norm",
+            "positive and finite",
+            self.l2_clip_norm,
+        )
+        _require(
+            0 < self.epsilon_share < 1, "head_stage.epsilon_share", "in (0, 1)", self.epsilon_share
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The main stage."""
+
+    mode: str = "lora"
+    """What is trained: see `models.lora.MODES`."""
+    steps: int = 100
+    expected_batch_size: float = 512.0
+    """Expected reports (or patients) per step; the number drawn varies."""
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    """Of the learning rate: constant, or to zero linearly or by a half cosine."""
+    microbatch_tokens: int = 1024
+    """Token positions computed at once, padding included; memory grows with it."""
+
+    def __post_init__(self):
+        _require(self.mode in MODES, "train.mode", "one of " + ", ".join(MODES), self.mode)
+        _check_stage("train", self, least_steps=1)
+        _require(
+            self.microbatch_tokens >= 16, "train.microbatch_tokens", ">= 16", self.microbatch_tokens
+        )
+
+
+def _check_stage(section: str, stage, least_steps: int) -> None:
+    _require(stage.steps >= least_steps, f"{section}.steps", f">= {least_steps}", stage.steps)
+    _require(
+        0 < stage.expected_batch_size < math.inf,
+        f"{section}.expected_batch_size",
+        "positive",
+        stage.expected_batch_size,
+    )
+    _require(
+        0 < stage.learning_rate < math.inf,
+        f"{section}.learning_rate",
+        "positive",
+        stage.learning_rate,
+    )
+    for field, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        value = getattr(stage, field)
+        _require(value in choices, f"{section}.{field}", "one of " + ", ".join(choices), value)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """The guarantee that is asked for."""
+
+    epsilon: float | None = 8.0
+    """Target for all stages together; None or infinity trains without privacy."""
+    delta: float = 1e-5
+    unit: str = "report"
+    """What is protected: one "report", or one "patient" with all reports."""
+    units: int | None = None
+    """Published number of units in the training split. Needed for private training: it is
+    configuration, so that the true count is not released (design rule 3)."""
+    l2_clip_norm: float = 0.1
+    """Of the main stage."""
+    noise_multiplier: float | None = None
+    """Of the main stage; None is calibrated to epsilon."""
+
+    def __post_init__(self):
+        _require(
+            self.epsilon is None or self.epsilon > 0,
+            "privacy.epsilon",
+            "positive, or None for training without privacy",
+            self.epsilon,
+        )
+        _require(0 < self.delta < 1, "privacy.delta", "in (0, 1)", self.delta)
+        _require(self.unit in ("report", "patient"), "privacy.unit", "report or patient", self.unit)
+        _require(self.units is None or self.units >= 1, "privacy.units", ">= 1", self.units)
+        _require(
+            0 < self.l2_clip_norm < math.inf,
+            "privacy.l2_clip_norm",
+            "positive and finite",
+            self.l2_clip_norm,
+        )
+        _require(
+            self.noise_multiplier is None or 0 <= self.noise_multiplier < math.inf,
+            "privacy.noise_multiplier",
+            "at least 0, or None to calibrate",
+            self.noise_multiplier,
+        )
+
+    @property
+    def private(self) -> bool:
+        return self.epsilon is not None and math.isfinite(self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Where results go and how often."""
+
+    dir: str = "runs"
+    name: str = "run"
+    research_seed: int | None = None
+    """None draws all secrets from the operating system. A number makes the run repeatable, and
+    its statement says that the adapter is then unprotected."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    eval_every: int = 20
+    """Steps between evaluations on the validation split."""
+
+    def __post_init__(self):
+        for field in ("checkpoint_every", "keep_checkpoints", "eval_every"):
+            value = getattr(self, field)
+            _require(value >= 1, f"run.{field}", "at least 1", value)
+        _require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            "run.name",
+            "a folder name without /",
+            self.name,
+        )
+        _require(
+            self.research_seed is None or 0 <= self.research_seed < 2**63,
+            "run.research_seed",
+            "None or in [0, 2^63)",
+            self.research_seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    head_stage: HeadStageConfig = HeadStageConfig()
+    train: TrainConfig = TrainConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self):
+        if not self.privacy.private:
+            return
+        units = self.privacy.units
+        _require(
+            units is not None,
+            "privacy.units",
+            "set for private training, to the number of training units you are willing to publish",
+            units,
+        )
+        for section in ("head_stage", "train"):
+            batch = getattr(self, section).expected_batch_size
+            active = getattr(self, section).steps > 0
+            _require(
+                not active or batch <= units,
+                f"{section}.expected_batch_size",
+                f"at most privacy.units = {units}, so that the sampling probability is at most 1",
+                batch,
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """Validates nested plain values; ConfigError names an unknown or ill-typed field."""
+        return _build(cls, values, "config")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready nested dictionaries."""
+        return dataclasses.asdict(self)
+
+
+def _build(cls, values: Mapping[str, Any], path: str):
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; fields are {', '.join(hints)}"
+            raise ConfigError(f"{path}.{name} is not a setting{hint}")
+    return cls(**{name: _cast(hints[name], v, f"{path}.{name}") for name, v in values.items()})
+
+
+def _cast(hint, value: Any, path: str) -> Any:
+    """The value as the type of the field; lossless conversions only."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a section with fields, not {value!r}")
+        return _build(hint, value, path)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ConfigError(f"{path} must be a list of names, not {value!r}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{path} must be of type {hint.__name__}, not {value!r}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{path} must be a number, not nan")
+    return value
+
+
+def default_config() -> config_dict.ConfigDict:
+    """All defaults, locked: assigning a field that does not exist is an error at once."""
+
+    result = config_dict.ConfigDict()
+    for section in dataclasses.fields(Config):
+        result[section.name] = config_dict.ConfigDict()
+        for name, hint in typing.get_type_hints(section.type).items():
+            if isinstance(hint, types.UnionType):
+                # A typed placeholder, so that flags can set the field, to None too.
+                (inner,) = (h for h in typing.get_args(hint) if h is not type(None))
+                inner = typing.get_origin(inner) or inner
+                result[section.name][name] = config_dict.placeholder(inner)
+            result[section.name][name] = getattr(section.default, name)
+    return result.lock()
+
+
+def inherit(file: str, parent: str) -> config_dict.ConfigDict:
+    """The config of a sibling file, to change: `inherit(__file__, "openi_eps8")`."""
+    path = Path(file).with_name(f"{parent}.py")
+    spec = importlib.util.spec_from_file_location(f"jaxdp_config_{parent}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()

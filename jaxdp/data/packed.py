@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of different lengths without padding, on the host or on a device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Rows end to end: row i is values[offsets[i] : offsets[i] + lengths[i]].
+
+    Holds token ids ([tokens] int32), cached hidden states ([tokens, H]) and cached features
+    ([rows, H], every length 1) alike, so that training and prediction read
+    all of them in one way. A pytree: `jax.device_put` moves it, and `gather` works inside jit.
+    """
+
+    values: np.ndarray | jax.Array
+    offsets: np.ndarray | jax.Array
+    lengths: np.ndarray | jax.Array
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Packed":
+        """[sum of lengths, ...] values and [rows] lengths; offsets follow."""
+        lengths = np.asarray(lengths, np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[: len(lengths)]
+        return cls(values, offsets.astype(np.int32), lengths)
+
+    def gather(self, rows: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+        """(values [B, width, ...], lengths [B]) of the given rows; row -1 has length 0.
+
+        Positions beyond a row's length repeat its last value; the model's mask keeps them out.
+        """
+        index = jnp.maximum(rows, 0)
+        lengths = jnp.where(rows >= 0, jnp.minimum(self.lengths[index], width), 0)
+        position = jnp.minimum(jnp.arange(width), jnp.maximum(lengths - 1, 0)[:, None])
+        return self.values[self.offsets[index][:, None] + position], lengths
