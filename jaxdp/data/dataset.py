@@ -2,6 +2,7 @@
 """The one in-memory form of labelled reports, and the checks that every loader's output passes."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -109,23 +110,33 @@ class ReportDataset:
         return found
 
 
+def keyed_fraction(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """[n] ids -> [n] float64 in [0, 1), uniform over ids: BLAKE2 of (purpose, seed, id).
+
+    Each value depends on its own id alone. Whatever is decided by it (a split, which reports are
+    kept) is decided for each patient without looking at the others, so that adding or removing a
+    patient leaves everyone else's part in training as it was.
+    """
+    key = f"{purpose}/{seed}".encode()
+    digests = b"".join(
+        hashlib.blake2b(str(i).encode(), key=key, digest_size=8).digest() for i in ids.tolist()
+    )
+    return (np.frombuffer(digests, "<u8") >> np.uint64(11)) * 2.0**-53
+
+
 def assign_splits(
     patient_ids: np.ndarray, seed: int, fractions: tuple[float, float] = (0.8, 0.1)
 ) -> np.ndarray:
     """Splits patients at random: [n] ids -> [n] names from SPLITS, no patient in two of them.
 
-    A pure function of the set of ids and the (public) seed: the order of the rows does not matter.
+    A patient's split depends on nothing but its id and the seed (see `keyed_fraction`), so the
+    sizes are the fractions only on average.
 
     Args:
         patient_ids: [n] strings.
         seed: public.
-        fractions: of patients in train and validation; the rest is test.
+        fractions: chances of train and validation; the rest is test.
     """
     patients, row_patient = np.unique(patient_ids, return_inverse=True)
-    order = np.random.Generator(np.random.Philox(seed)).permutation(len(patients))
-    ends = np.rint(np.cumsum(fractions) * len(patients)).astype(int)
-    # rank of a patient in the shuffled order -> split
-    split = np.empty(len(patients), dtype="U10")
-    for name, ranks in zip(SPLITS, np.split(order, ends), strict=True):
-        split[ranks] = name
-    return split[row_patient]
+    draws = keyed_fraction(patients, seed, "split")
+    return np.array(SPLITS)[np.searchsorted(np.cumsum(fractions), draws, side="right")][row_patient]
