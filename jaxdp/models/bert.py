@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BERT for multi-label report classification, numerically that of transformers.
 
-Module and attribute names follow the published checkpoints (`encoder.layer.N.attention...`), so that
-the weight table in `pretrained.py` and PEFT's names in `peft.py` are read off the module paths.
+Module and attribute names follow the published checkpoints (`encoder.layer.N.attention...`), so
+that tensor names in `pretrained.py` and PEFT's in `peft.py` are read off the module paths.
 """
 
 import dataclasses

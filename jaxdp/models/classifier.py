@@ -2,9 +2,9 @@
 """A multi-label report classifier, cut into levels so that frozen work can be done once.
 
 Level 0 is token ids, level k (1 <= k <= depth) the hidden states after k layers, level depth + 1
-the pooled feature. `advance` carries one report from any level up to any later one, so "train only the
-last two layers on cached states" and "train a head on cached features" are the same
-call with another starting level.
+the pooled feature. `advance` carries one report from any level up to any later one, so "train only
+the last two layers on cached states" and "train a head on cached features" are the same call with
+another starting level.
 """
 
 import jax
@@ -17,8 +17,8 @@ POOLINGS = ("cls", "mean")
 class ReportClassifier(nnx.Module):
     """What every backbone provides; see `bert.BertClassifier` and `albert.AlbertClassifier`.
 
-    Subclasses set `depth` (layers applied), `pooling`, `classifier` ([H] -> [num_labels] logits) and
-    implement `embed`, `apply_layer` and, for "cls" pooling, `pool_first`.
+    Subclasses set `depth` (layers applied), `pooling` and `classifier` ([H] -> [num_labels]
+    logits), and implement `embed`, `apply_layer` and, for "cls" pooling, `pool_first`.
     """
 
     depth: int

@@ -20,20 +20,25 @@ MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
 class LoRALinear(nnx.Module):
     """base(x) + (alpha / rank) * (x A) B, with A [in, rank] and B [rank, out] (Hu et al., 2021).
 
-    B starts at zero, so a fresh adapter changes nothing, bit for bit. A is drawn as PEFT draws it,
-    uniform in +-1/sqrt(in).
+    Args:
+        base: the frozen layer.
+        a, b: the two factors.
+        alpha: the update is scaled by alpha / rank.
     """
 
-    def __init__(self, base: nnx.Linear, rank: int, alpha: float, *, rngs: nnx.Rngs):
-        in_features, out_features = base.kernel.shape
-        dtype = base.kernel.dtype
-        bound = in_features**-0.5
+    def __init__(self, base: nnx.Linear, a: jax.Array, b: jax.Array, alpha: float):
         self.base = base
-        self.scale = alpha / rank
-        self.lora_a = nnx.LoRAParam(
-            jax.random.uniform(rngs.params(), (in_features, rank), dtype, -bound, bound)
-        )
-        self.lora_b = nnx.LoRAParam(jnp.zeros((rank, out_features), dtype))
+        self.alpha = alpha
+        self.lora_a = nnx.LoRAParam(a)
+        self.lora_b = nnx.LoRAParam(b)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[1]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.base(x)
@@ -88,9 +93,10 @@ def add_lora(
     first_layer: int = 0,
     rngs: nnx.Rngs,
 ) -> list[tuple]:
-    """Puts a LoRALinear in place of each targeted Linear of layers >= `first_layer`, in place.
+    """Puts a fresh LoRALinear in place of each targeted Linear of layers >= `first_layer`.
 
-    Returns the paths changed. ValueError for rank < 1 or a target that names nothing.
+    B starts at zero, so it changes nothing, bit for bit. A is drawn as PEFT draws it, uniform in
+    +-1/sqrt(in). Returns the paths changed. ValueError for rank < 1 or a target that names nothing.
     """
     if rank < 1:
         raise ValueError(f"lora.rank must be at least 1, not {rank}")
@@ -101,11 +107,19 @@ def add_lora(
         if all(part >= first_layer for part in path if isinstance(part, int))
     ]
     for path in paths:
-        parent = model
-        for part in path[:-1]:
-            parent = parent[part] if isinstance(part, int) else getattr(parent, part)
-        setattr(parent, path[-1], LoRALinear(layers[path], rank, alpha, rngs=rngs))
+        in_features, out_features = layers[path].kernel.shape
+        dtype, bound = layers[path].kernel.dtype, in_features**-0.5
+        a = jax.random.uniform(rngs.params(), (in_features, rank), dtype, -bound, bound)
+        adapt(model, path, a, jnp.zeros((rank, out_features), dtype), alpha)
     return paths
+
+
+def adapt(model: nnx.Module, path: tuple, a: jax.Array, b: jax.Array, alpha: float) -> None:
+    """Puts LoRALinear(layer, a, b, alpha) in place of the Linear layer at `path`."""
+    parent = model
+    for part in path[:-1]:
+        parent = parent[part] if isinstance(part, int) else getattr(parent, part)
+    setattr(parent, path[-1], LoRALinear(getattr(parent, path[-1]), a, b, alpha))
 
 
 def trainable(mode: str):

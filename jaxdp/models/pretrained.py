@@ -6,24 +6,19 @@ initialised by an explicit rule; anything else is an error that names the tensor
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from .bert import BertClassifier, BertConfig
+from .checkpoints import Tensors, WeightsError, read_json, read_safetensors
 from .classifier import POOLINGS, ReportClassifier
 
 # Tensors of pretraining heads and buffers, which a classifier has no use for.
 _SURPLUS = re.compile(r"^(cls|predictions|sop_classifier|qa_outputs)\.|(^|\.)position_ids$")
-
-
-class WeightsError(ValueError):
-    """A checkpoint that does not fit; the message names file and tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +34,7 @@ class LoadReport:
 def read_config(directory: Path) -> dict:
     """The parsed config.json of a model directory; WeightsError if it cannot be had."""
     path = Path(directory) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist; a model directory holds config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from None
+    config = read_json(path)
     if config.get("model_type") != "bert":
         raise WeightsError(
             f"{path}: model_type must be bert, not {config.get('model_type')!r}; other types are "
@@ -53,15 +43,12 @@ def read_config(directory: Path) -> dict:
     return config
 
 
-def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """Name -> array of model.safetensors; WeightsError for a missing or damaged file."""
+def read_tensors(directory: Path) -> Tensors:
+    """Name -> reader of model.safetensors; WeightsError for a missing or damaged file."""
     path = Path(directory) / "model.safetensors"
     if not path.exists():
         raise WeightsError(f"{path} does not exist; weights are read from model.safetensors")
-    try:
-        return safetensors.numpy.load_file(path)
-    except Exception as error:  # safetensors raises its own type, not exported for numpy
-        raise WeightsError(f"{path} is not a complete safetensors file: {error}") from None
+    return read_safetensors(path)
 
 
 def source_name(path: tuple) -> str:
@@ -125,7 +112,8 @@ def load_classifier(
         name, shape = source_name(path), variable.shape
         if name in tensors:
             used.add(name)
-            value = tensors[name].T if path[-1] == "kernel" else tensors[name]
+            value = tensors[name]()
+            value = value.T if path[-1] == "kernel" else value
             if value.shape != shape:
                 misshapen.append(f"{name} {value.shape}, expected {shape}")
                 continue

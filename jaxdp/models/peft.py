@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters in and out, in the file format of Hugging Face PEFT.
+
+A directory holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, and
+beside them `jaxdp.json` with what PEFT has no field for: the pooling and the label names.
+
+What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
+
+    lora, lora-ffa   LoRA, and modules_to_save = classifier
+    head             the same without a LoRA layer (PEFT's own placeholder for "no targets")
+    bitfit           the same without a LoRA layer and with bias = "all"
+    full             no adapter exists; `merged.save_checkpoint` writes the whole model
+
+transformers has no mean-pooled classifier, so an adapter with pooling "mean" has the same tensors
+but no task_type: in PyTorch it belongs on a class that averages over the tokens.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from .checkpoints import WeightsError, read_json, read_safetensors, write_json
+from .classifier import ReportClassifier
+from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
+from .pretrained import source_name
+
+_PREFIX = "base_model.model."
+_NO_TARGETS = "dummy-target-modules"  # peft.utils.constants.DUMMY_TARGET_MODULES
+_TRANSPOSED = ("kernel", "lora_a", "lora_b")  # ours are [in, out], PEFT's [out, in]
+
+# Fields of LoraConfig that we honour, or that do not change what the finished adapter computes.
+# Any other field that is set means arithmetic we do not have.
+_UNDERSTOOD = {
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version",
+    "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules",
+    "bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "qalora_group_size",
+}  # fmt: skip
+# The other initialisations (pissa, olora, loftq, ...) change the base weights as well.
+_INITIALISATIONS = (True, False, "gaussian", "eva")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter directory says about the classifier it belongs to."""
+
+    base_model: str | None
+    """Name of the backbone: preset, hub id or directory."""
+    revision: str | None
+    pooling: str
+    label_names: tuple[str, ...]
+
+
+def save_adapter(
+    directory: Path,
+    model: ReportClassifier,
+    mode: str,
+    *,
+    base_model: str,
+    label_names: Iterable[str],
+    revision: str | None = None,
+    initialised: Iterable[str] = (),
+) -> None:
+    """Writes what `mode` trained; rank, alpha and targets are those of `model`.
+
+    Args:
+        directory: created if missing.
+        model: the whole model, `nnx.merge(graphdef, adapters, frozen)`.
+        mode: of `lora.MODES`, but "full".
+        base_model, revision: where the frozen weights come from, for the user of the adapter.
+        label_names: of the head's rows, in order.
+        initialised: `LoadReport.initialised`; a pooler among them is not in the base model, so it
+            travels with the adapter, although it was never trained.
+
+    Raises:
+        ValueError: mode "full", or another number of names than the head has rows.
+    """
+    if mode == "full":
+        raise ValueError("train.mode full has no adapter; save the whole model instead")
+    label_names = list(label_names)
+    if len(label_names) != model.classifier.out_features:
+        raise ValueError(
+            f"{len(label_names)} label names for a head of {model.classifier.out_features} labels"
+        )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    chosen = nnx.Any(nnx.LoRAParam, trainable(mode))
+    saved_modules = ["classifier"]
+    if any("pooler" in name.split(".") for name in initialised):
+        saved_modules.append("pooler")
+        chosen = nnx.Any(chosen, nnx.PathContains("pooler"))
+
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model, chosen)):
+        value = np.asarray(variable[...])
+        # safetensors writes the memory as it lies, whatever the strides.
+        tensors[_file_name(path)] = np.ascontiguousarray(
+            value.T if path[-1] in _TRANSPOSED else value
+        )
+    safetensors.numpy.save_file(
+        tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"}
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if model.pooling == "cls" else None,
+        "base_model_name_or_path": base_model,
+        "revision": revision,
+        "inference_mode": True,
+        **_lora_fields(model),
+        "lora_dropout": 0.0,
+        "bias": "all" if mode == "bitfit" else "none",
+        "modules_to_save": saved_modules,
+    }
+    write_json(directory / "adapter_config.json", config)
+    write_json(directory / "jaxdp.json", {"pooling": model.pooling, "label_names": label_names})
+
+
+def read_adapter_info(directory: Path) -> AdapterInfo:
+    """What is needed to rebuild the classifier; for an adapter of PEFT's own, pooling is "cls" and
+    labels are numbered.
+
+    Raises:
+        WeightsError: damaged files, or no classifier in the adapter.
+    """
+    directory = Path(directory)
+    config = read_json(directory / "adapter_config.json")
+    extra = read_json(directory / "jaxdp.json") if (directory / "jaxdp.json").exists() else {}
+    labels = extra.get("label_names")
+    if labels is None:
+        rows = len(_read_adapter(directory)["classifier.bias"])
+        labels = [f"LABEL_{i}" for i in range(rows)]
+    return AdapterInfo(
+        base_model=config.get("base_model_name_or_path"),
+        revision=config.get("revision"),
+        pooling=extra.get("pooling", "cls"),
+        label_names=tuple(labels),
+    )
+
+
+def load_adapter(directory: Path, model: ReportClassifier) -> None:
+    """Puts the adapter of `directory`, by us or by PEFT, on a model that has none, in place.
+
+    Any ranks and alphas, rsLoRA, trained biases and saved modules are honoured.
+
+    Raises:
+        WeightsError: damaged files, a setting whose arithmetic is not supported (by name), a
+            head of another size, or tensors that fit no layer of this backbone.
+    """
+    directory = Path(directory)
+    config = _read_supported_config(directory)
+    layers = {".".join(map(str, path)): path for path in linear_layers(model)}
+    parameters = {source_name(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
+    tensors = _read_adapter(directory)
+    problems = []
+
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    replaced = []
+    for name, value in tensors.items():
+        layer, is_lora, part = name.partition(".lora_")
+        if is_lora:
+            pairs.setdefault(layer, {})[part] = value
+        elif name in parameters:
+            path, variable = parameters[name]
+            value = value.T if path[-1] in _TRANSPOSED else value
+            if value.shape != variable.shape:
+                problems.append(f"{name} is {value.shape}, expected {variable.shape}")
+            replaced.append((path, variable, value))
+        else:
+            problems.append(f"{name} names no parameter")
+    for layer, pair in pairs.items():
+        if layer not in layers or set(pair) != {"A.weight", "B.weight"}:
+            problems.append(f"{layer} is no linear layer with an A and a B")
+            continue
+        a, b = pair["A.weight"].T, pair["B.weight"].T
+        kernel = parameters[f"{layer}.weight"][1]
+        if (a.shape[0], b.shape[1]) != kernel.shape or a.shape[1] != b.shape[0]:
+            problems.append(f"{layer}: A {a.shape} and B {b.shape} do not fit {kernel.shape}")
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise WeightsError(
+            f"{directory}: the adapter does not fit this model ({', '.join(problems[:4])}{more})"
+        )
+
+    nnx.update(
+        model,
+        nnx.from_flat_state(
+            [(path, v.replace(jnp.asarray(value, v.dtype))) for path, v, value in replaced]
+        ),
+    )
+    for layer, pair in pairs.items():
+        dtype = parameters[f"{layer}.weight"][1].dtype
+        a, b = (jnp.asarray(pair[name].T, dtype) for name in ("A.weight", "B.weight"))
+        adapt(model, layers[layer], a, b, _alpha(config, layer, rank=a.shape[1]))
+
+
+def _file_name(path: tuple) -> str:
+    """PEFT's name of the parameter at `path`."""
+    if path[-1] in ("lora_a", "lora_b"):
+        return f"{_PREFIX}{'.'.join(map(str, path[:-1]))}.lora_{path[-1][-1].upper()}.weight"
+    return _PREFIX + source_name(path)
+
+
+def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
+    """r, lora_alpha and target_modules, with patterns where layers differ."""
+    adapted = {
+        path: module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALinear)
+    }
+    if not adapted:
+        return {"r": 1, "lora_alpha": 1, "target_modules": _NO_TARGETS}
+    names = {".".join(map(str, path)): module for path, module in adapted.items()}
+    rank = Counter(m.rank for m in names.values()).most_common(1)[0][0]
+    alpha = Counter(m.alpha for m in names.values()).most_common(1)[0][0]
+    # PEFT adapts every layer whose name ends so: short names only where they hit these and no more.
+    short = sorted({str(path[-1]) for path in adapted})
+    everything = [p[:-1] if p[-1] == "base" else p for p in linear_layers(model)]
+    hits = select_targets(everything, short, pooler=True)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {n: m.rank for n, m in names.items() if m.rank != rank},
+        "alpha_pattern": {n: m.alpha for n, m in names.items() if m.alpha != alpha},
+        "target_modules": short if set(hits) == set(adapted) else sorted(names),
+    }
+
+
+def _read_supported_config(directory: Path) -> dict[str, Any]:
+    """adapter_config.json; WeightsError names the first setting that we would compute wrongly."""
+    path = directory / "adapter_config.json"
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise WeightsError(f"{path}: peft_type must be LORA, not {config.get('peft_type')!r}")
+    if config.get("init_lora_weights", True) not in _INITIALISATIONS:
+        raise WeightsError(
+            f"{path}: init_lora_weights {config['init_lora_weights']!r} changes the base weights "
+            "too and is not supported; convert the adapter to plain LoRA when saving it in PEFT"
+        )
+    for field, value in config.items():
+        if value and field not in _UNDERSTOOD:
+            raise WeightsError(f"{path}: {field} = {value!r} is not supported")
+    return config
+
+
+def _read_adapter(directory: Path) -> dict[str, np.ndarray]:
+    """The adapter's tensors by the names of the model's own parameters."""
+    path = directory / "adapter_model.safetensors"
+    tensors = {
+        name.removeprefix(_PREFIX).replace(".base_layer.", "."): value()
+        for name, value in read_safetensors(path).items()
+    }
+    for name in ("classifier.weight", "classifier.bias"):
+        if name not in tensors:
+            raise WeightsError(f"{path}: no {name}; was it trained as a sequence classifier?")
+    return tensors
+
+
+def _alpha(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    """The alpha that makes alpha / rank PEFT's scale; patterns match the end of a name."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = value
+            break
+    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
