@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MIMIC-CXR (Johnson et al., 2019) from the files as PhysioNet ships them.
+
+Reports are in MIMIC-CXR (`files/p10/p10000032/s50414267.txt`, or the archive with all of them),
+labels and the official split in MIMIC-CXR-JPG. Access is credentialed; nothing is fetched.
+"""
+
+import functools
+import itertools
+import os
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .dataset import DataError, ReportDataset
+from .labels import LabelPolicy, parse_cells
+from .mimic_sections import labelled_section, named_sections
+from .readers import clean_text, decode, read_rows
+
+LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+SECTIONS = {
+    "impression+findings": ("impression", "findings"),
+    "findings+impression": ("findings", "impression"),
+    "impression": ("impression",),
+    "findings": ("findings",),
+}
+TEXTS = (*SECTIONS, "labelled-section", "full")
+"""Choices of config.data.text. The first of joined sections survives truncation best."""
+LABELERS = {"chexpert": "CheXpert", "negbio": "NegBio"}
+
+_SPLITS = {"train": "train", "validate": "validation", "test": "test"}
+_GROUP = re.compile(r"p1\d")
+_REPORT = re.compile(r"(?:^|/)p(1\d{7})/s(5\d{7})\.txt\Z")
+_ARCHIVE = "mimic-cxr-reports.zip"
+_DEPTH = 5  # physionet.org/files/mimic-cxr/2.0.0/files is what `wget -r` makes
+_SOURCE = (
+    "reports: https://physionet.org/content/mimic-cxr; "
+    "labels and split: https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
+)
+
+Reports = dict[int, tuple[int, Callable[[], bytes]]]
+"""Study -> (patient, reads its report)."""
+
+
+def load_mimic(
+    root: Path,
+    *,
+    text: str = "labelled-section",
+    labels: Sequence[str] = LABELS,
+    labeler: str = "chexpert",
+    uncertain: str = "zeros",
+    blank: str = "zeros",
+) -> ReportDataset:
+    """Reads the collection; what cannot be used is dropped and counted.
+
+    Where a report lacks the chosen sections, its labelled section stands in; that is counted too.
+    A blank "No Finding" is always negative: the labelers write only 1 or blank there.
+
+    Args:
+        root: folder that holds, at most five levels down, the report tree or the archive (which
+            is preferred), the label table and the split table.
+        text: one of TEXTS.
+        labels: columns of the label table.
+        labeler: a key of LABELERS: whose table is read.
+        uncertain, blank: what becomes of such labels, see `LabelPolicy`.
+
+    Raises:
+        DataError: something is missing, damaged, contradictory or unknown.
+    """
+    if text not in TEXTS:
+        raise DataError(f"data.text must be one of {', '.join(TEXTS)}, not {text!r}")
+    if labeler not in LABELERS:
+        raise DataError(f"data.labeler must be one of {', '.join(LABELERS)}, not {labeler!r}")
+    policy = LabelPolicy(uncertain, blank)
+    label_table, split_table, reports = _locate(Path(root), labeler)
+    counts = Counter({"reports found": len(reports)})
+    split_of = _read_splits(split_table, counts)
+    cells = _read_labels(label_table, labels, split_of, counts)
+    counts["labelled studies without a report"] = len(cells.keys() - reports.keys())
+    counts["reports without labels, dropped"] = len(reports.keys() - cells.keys())
+    labelled = sorted(cells.keys() & reports.keys())
+    studies = [study for study in labelled if study in split_of]
+    counts["reports without a split, dropped"] = len(labelled) - len(studies)
+    texts, kept = [], []
+    for study in studies:
+        patient, read = reports[study]
+        if patient != split_of[study][0]:
+            raise DataError(f"{split_table} and the report tree disagree on a study's patient")
+        chosen = _choose(decode(read(), counts), study, text, counts)
+        if chosen:
+            texts.append(chosen)
+            kept.append(study)
+    counts["reports without text, dropped"] = len(studies) - len(kept)
+    table = np.array([cells[s] for s in kept], float).reshape(len(kept), len(labels))
+    if "No Finding" in labels:
+        column = table[:, list(labels).index("No Finding")]
+        column[np.isnan(column)] = 0
+    return ReportDataset(
+        name="MIMIC-CXR",
+        texts=texts,
+        labels=policy.apply(table),
+        label_names=tuple(labels),
+        report_ids=np.array([f"s{s}" for s in kept], dtype=str),
+        patient_ids=np.array([f"p{split_of[s][0]}" for s in kept], dtype=str),
+        splits=np.array([split_of[s][1] for s in kept], dtype=str),
+        counts=dict(counts),
+        label_origin=(
+            f"the rule-based {LABELERS[labeler]} labeler run on each report's labelled section, "
+            f"published with MIMIC-CXR-JPG ({policy})"
+        ),
+    )
+
+
+def _choose(content: str, study: int, text: str, counts: Counter) -> str:
+    """The text to classify, on one line."""
+    if text == "full":
+        return clean_text(content)
+    if text in SECTIONS:
+        if chosen := clean_text(named_sections(content, SECTIONS[text])):
+            return chosen
+        counts["reports without the chosen sections, labelled section used"] += 1
+    return clean_text(labelled_section(content, study))
+
+
+def _number(value: str, path: Path, row: int) -> int:
+    """A study or subject number, also as "s50414267" or as "50414267.0"."""
+    digits = value.strip().lstrip("sp").removesuffix(".0")
+    if not digits.isdigit():
+        raise DataError(f"{path}: row {row} has no whole number as study_id or subject_id")
+    return int(digits)
+
+
+def _read_splits(path: Path, counts: Counter) -> dict[int, tuple[int, str]]:
+    """Study -> (patient, split), from a table with one row per image."""
+    result: dict[int, tuple[int, str]] = {}
+    for row, (study, subject, split) in read_rows(
+        path, ("study_id", "subject_id", "split"), counts
+    ):
+        if split.strip() not in _SPLITS:
+            raise DataError(f"{path}: row {row} has a split that is not {', '.join(_SPLITS)}")
+        entry = (_number(subject, path, row), _SPLITS[split.strip()])
+        if result.setdefault(_number(study, path, row), entry) != entry:
+            raise DataError(f"{path}: row {row} gives its study another patient or split")
+    return result
+
+
+def _read_labels(
+    path: Path, labels: Sequence[str], split_of: dict[int, tuple[int, str]], counts: Counter
+) -> dict[int, list[float]]:
+    """Study -> label cells."""
+    result: dict[int, list[float]] = {}
+    for row, (study, subject, *values) in read_rows(
+        path, ("study_id", "subject_id", *labels), counts
+    ):
+        number = _number(study, path, row)
+        if number in result:
+            raise DataError(f"{path}: row {row} repeats a study")
+        if split_of.get(number, (_number(subject, path, row),))[0] != _number(subject, path, row):
+            raise DataError(f"{path}: row {row} gives its study another patient than the split")
+        result[number] = parse_cells(values, f"{path}: row {row}")
+    return result
+
+
+def _locate(root: Path, labeler: str) -> tuple[Path, Path, Reports]:
+    """(label table, split table, reports) below `root`."""
+    tables: dict[str, list[Path]] = {labeler: [], "split": []}
+    trees, archives = [], []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        if any(_GROUP.fullmatch(name) for name in subfolders):
+            trees.append(here)
+        for kind, found in tables.items():
+            pattern = re.compile(rf"mimic-cxr-2\.[\d.]+-{kind}\.csv(\.gz)?")
+            found += [here / name for name in files if pattern.fullmatch(name)]
+        archives += [here / name for name in files if name == _ARCHIVE]
+        deep = len(here.relative_to(root).parts) >= _DEPTH
+        subfolders[:] = sorted(n for n in subfolders if not deep and not _GROUP.fullmatch(n))
+    reports: Reports = {}
+    # the tree of MIMIC-CXR-JPG looks like that of MIMIC-CXR, but holds images, no reports
+    found_reports = map(_archived_reports, archives[:1]) if archives else map(_tree_reports, trees)
+    for path, read in itertools.chain.from_iterable(found_reports):
+        if match := _REPORT.search(path):
+            study = int(match[2])
+            if study in reports:
+                raise DataError(f"data.root = {root} holds two reports of one study")
+            reports[study] = (int(match[1]), read)
+    found = {
+        f"files/p10/p10000032/s50414267.txt and so on, or {_ARCHIVE}": bool(reports),
+        f"mimic-cxr-2.*-{labeler}.csv(.gz)": bool(tables[labeler]),
+        "mimic-cxr-2.*-split.csv(.gz)": bool(tables["split"]),
+    }
+    if not all(found.values()):
+        wanted = "; ".join(f"{name} ({'found' if ok else 'MISSING'})" for name, ok in found.items())
+        raise DataError(
+            f"data.root = {root} does not hold MIMIC-CXR. Expected at most {_DEPTH} folders below: "
+            f"{wanted}. At its top: {_listing(root)}. Where to get it: {_SOURCE}"
+        )
+    return _one_version(tables[labeler]), _one_version(tables["split"]), reports
+
+
+def _listing(root: Path) -> str:
+    """The first names in a folder, without any that could be a patient's or study's number."""
+    if not root.is_dir():
+        return "it is not a folder" if root.exists() else "it does not exist"
+    names = sorted(p.name for p in root.iterdir())
+    shown = [name for name in names if not re.search(r"\d{5}", name)][:10]
+    others = len(names) - len(shown)
+    return ", ".join(shown + [f"{others} other(s)"] * bool(others)) or "nothing"
+
+
+def _one_version(paths: list[Path]) -> Path:
+    """The table, of which an unpacked and a packed copy may lie side by side."""
+    names = sorted({p.name.removesuffix(".gz") for p in paths})
+    if len(names) > 1:
+        raise DataError(
+            f"{', '.join(names)} are several versions of one table; leave one under data.root"
+        )
+    return sorted(paths)[0]
+
+
+def _tree_reports(tree: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """(path, reads it) of all files in the patients' folders below p10 ... p19."""
+    for group in sorted(p for p in tree.iterdir() if _GROUP.fullmatch(p.name)):
+        for patient in (p for p in group.iterdir() if p.is_dir()):
+            for name in os.listdir(patient):
+                yield f"{patient.name}/{name}", (patient / name).read_bytes
+
+
+def _archived_reports(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """(path, reads it) of all members of the archive, which is never unpacked."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a complete zip archive: {error}") from None
+
+    def read(member: zipfile.ZipInfo) -> bytes:
+        try:
+            return archive.read(member)
+        except (EOFError, OSError, zipfile.BadZipFile, zlib.error):
+            raise DataError(f"{path} is damaged: a report in it cannot be read") from None
+
+    for member in archive.infolist():
+        yield member.filename, functools.partial(read, member)
