@@ -118,10 +118,9 @@ def split_sections(text: str) -> list[tuple[str, str]]:
         sections = [("preamble", text[: header.start(1)])]
         while header is not None:
             name, start = section_name(header.group(1)), header.end()
-            # The rest of the header's line cannot hold a header. Where the header ends its line,
-            # `start` is past that newline, so it is the NEXT line that cannot: as in the source.
-            newline = text.find("\n", start)
-            header = _HEADER.search(text, start if newline < 0 else newline)
+            # A newline that ends this header is not there to begin another: as in the source, the
+            # line below such a header is never one itself.
+            header = _HEADER.search(text, start)
             sections.append((name, text[start : header.start() if header else len(text)]))
     sections = [
         (name, body)
