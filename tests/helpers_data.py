@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small SYNTHETIC reports in every source's file format, quirks included. Nothing here is real."""
 
+import csv
 import gzip
 import io
 import shutil
@@ -161,3 +162,51 @@ def write_mimic(root: Path) -> MimicFiles:
         + [(study, 10000001, "train") for study in (50000007, 50000009, 50000010)]
     )
     return mimic
+
+
+CTRATE_LABELS = (
+    "Medical material,Arterial wall calcification,Cardiomegaly,Pericardial effusion,"
+    "Coronary artery wall calcification,Hiatal hernia,Lymphadenopathy,Emphysema,Atelectasis,"
+    "Lung nodule,Lung opacity,Pulmonary fibrotic sequela,Pleural effusion,"
+    "Mosaic attenuation pattern,Peribronchial thickening,Consolidation,Bronchiectasis,"
+    "Interlobular septal thickening"
+).split(",")
+CTRATE_PATHS = {
+    ("train", "reports"): "dataset/radiology_text_reports/train_reports.csv",
+    ("valid", "reports"): "dataset/radiology_text_reports/validation_reports.csv",
+    ("train", "labels"): "dataset/multi_abnormality_labels/train_predicted_labels.csv",
+    ("valid", "labels"): "dataset/multi_abnormality_labels/valid_predicted_labels.csv",
+}
+
+
+def write_table(path: Path, header, rows, delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    """A CSV file with every field that needs it quoted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=delimiter).writerows([header, *rows])
+    path.write_bytes(stream.getvalue().encode(encoding))
+    return path
+
+
+def write_ctrate(root: Path, reports: dict, labels: dict) -> Path:
+    """The four tables; {volume: (findings, impression)} and {volume: positive labels}."""
+    for part in ("train", "valid"):
+        write_table(
+            root / CTRATE_PATHS[part, "reports"],
+            "VolumeName ClinicalInformation_EN Technique_EN Findings_EN Impressions_EN".split(),
+            [
+                [f"{volume}.nii.gz", "Not given.", "CT, with contrast", *sections]
+                for volume, sections in reports.items()
+                if volume.startswith(part)
+            ],
+        )
+        write_table(
+            root / CTRATE_PATHS[part, "labels"],
+            ["VolumeName", *CTRATE_LABELS],
+            [
+                [f"{volume}.nii.gz", *(int(name in positive) for name in CTRATE_LABELS)]
+                for volume, positive in labels.items()
+                if volume.startswith(part)
+            ],
+        )
+    return root

@@ -19,6 +19,7 @@ import numpy as np
 
 from .dataset import DataError, ReportDataset
 from .labels import LabelPolicy, parse_cells
+from .locate import one_version, require_found, walk
 from .mimic_sections import labelled_section, named_sections
 from .readers import clean_text, decode, read_rows
 
@@ -52,7 +53,6 @@ _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 _GROUP = re.compile(r"p1\d")
 _REPORT = re.compile(r"(?:^|/)p(1\d{7})/s(5\d{7})\.txt\Z")
 _ARCHIVE = "mimic-cxr-reports.zip"
-_DEPTH = 5  # physionet.org/files/mimic-cxr/2.0.0/files is what `wget -r` makes
 _SOURCE = (
     "reports: https://physionet.org/content/mimic-cxr; "
     "labels and split: https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
@@ -185,16 +185,13 @@ def _locate(root: Path, labeler: str) -> tuple[Path, Path, Reports]:
     """(label table, split table, reports) below `root`."""
     tables: dict[str, list[Path]] = {labeler: [], "split": []}
     trees, archives = [], []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        here = Path(folder)
+    for here, subfolders, files in walk(root, _GROUP):
         if any(_GROUP.fullmatch(name) for name in subfolders):
             trees.append(here)
         for kind, found in tables.items():
             pattern = re.compile(rf"mimic-cxr-2\.[\d.]+-{kind}\.csv(\.gz)?")
             found += [here / name for name in files if pattern.fullmatch(name)]
         archives += [here / name for name in files if name == _ARCHIVE]
-        deep = len(here.relative_to(root).parts) >= _DEPTH
-        subfolders[:] = sorted(n for n in subfolders if not deep and not _GROUP.fullmatch(n))
     reports: Reports = {}
     # the tree of MIMIC-CXR-JPG looks like that of MIMIC-CXR, but holds images, no reports
     found_reports = map(_archived_reports, archives[:1]) if archives else map(_tree_reports, trees)
@@ -209,33 +206,8 @@ def _locate(root: Path, labeler: str) -> tuple[Path, Path, Reports]:
         f"mimic-cxr-2.*-{labeler}.csv(.gz)": bool(tables[labeler]),
         "mimic-cxr-2.*-split.csv(.gz)": bool(tables["split"]),
     }
-    if not all(found.values()):
-        wanted = "; ".join(f"{name} ({'found' if ok else 'MISSING'})" for name, ok in found.items())
-        raise DataError(
-            f"data.root = {root} does not hold MIMIC-CXR. Expected at most {_DEPTH} folders below: "
-            f"{wanted}. At its top: {_listing(root)}. Where to get it: {_SOURCE}"
-        )
-    return _one_version(tables[labeler]), _one_version(tables["split"]), reports
-
-
-def _listing(root: Path) -> str:
-    """The first names in a folder, without any that could be a patient's or study's number."""
-    if not root.is_dir():
-        return "it is not a folder" if root.exists() else "it does not exist"
-    names = sorted(p.name for p in root.iterdir())
-    shown = [name for name in names if not re.search(r"\d{5}", name)][:10]
-    others = len(names) - len(shown)
-    return ", ".join(shown + [f"{others} other(s)"] * bool(others)) or "nothing"
-
-
-def _one_version(paths: list[Path]) -> Path:
-    """The table, of which an unpacked and a packed copy may lie side by side."""
-    names = sorted({p.name.removesuffix(".gz") for p in paths})
-    if len(names) > 1:
-        raise DataError(
-            f"{', '.join(names)} are several versions of one table; leave one under data.root"
-        )
-    return sorted(paths)[0]
+    require_found(root, "MIMIC-CXR", found, _SOURCE)
+    return one_version(tables[labeler]), one_version(tables["split"]), reports
 
 
 def _tree_reports(tree: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

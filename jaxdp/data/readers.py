@@ -62,6 +62,8 @@ def open_text(path: Path):
 def _find_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> list[int]:
     positions = {name.strip(): i for i, name in reversed(list(enumerate(header)))}
     missing = [name for name in wanted if name not in positions]
+    if missing and header[0].startswith("version https://git-lfs"):
+        raise DataError(f"{path} is a Git LFS pointer; fetch the file itself (git lfs pull)")
     if missing:
         close = [m for name in missing for m in difflib.get_close_matches(name, positions, 1, 0.7)]
         hint = f"; did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
