@@ -5,66 +5,24 @@ Module and attribute names follow the published checkpoints (`encoder.layer.N.at
 that tensor names in `pretrained.py` and PEFT's in `peft.py` are read off the module paths.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from .classifier import ReportClassifier
-from .layers import ACTIVATIONS, SelfAttention, dense, layer_norm, padding_bias
+from .layers import (
+    ACTIVATIONS,
+    Embeddings,
+    EncoderConfig,
+    SelfAttention,
+    dense,
+    layer_norm,
+    padding_bias,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """The fields of a BERT config.json that decide the numbers."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int = 2
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> "BertConfig":
-        """Reads a parsed config.json; ValueError names a missing or unsupported field."""
-        names = {f.name: f for f in dataclasses.fields(cls)}
-        missing = [
-            n for n, f in names.items() if n not in config and f.default is dataclasses.MISSING
-        ]
-        if missing:
-            raise ValueError(f"config.json lacks {', '.join(missing)}")
-        if config.get("position_embedding_type", "absolute") != "absolute":
-            raise ValueError("config.json: position_embedding_type must be absolute")
-        self = cls(**{n: config[n] for n in names if n in config})
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"config.json: hidden_act must be one of {', '.join(ACTIVATIONS)}")
-        return self
-
-
-class Embeddings(nnx.Module):
-    """Word + position + segment embeddings (segment 0 throughout), normalised: [L] -> [L, E]."""
-
-    def __init__(self, cfg, width: int, *, rngs: nnx.Rngs):
-        def table(rows):
-            return nnx.Embed(rows, width, rngs=rngs)
-
-        self.word_embeddings = table(cfg.vocab_size)
-        self.position_embeddings = table(cfg.max_position_embeddings)
-        self.token_type_embeddings = table(cfg.type_vocab_size)
-        self.LayerNorm = layer_norm(width, cfg.layer_norm_eps, rngs=rngs)
-
-    def __call__(self, token_ids_L: jax.Array) -> jax.Array:
-        positions = jnp.arange(token_ids_L.shape[0])
-        words = self.word_embeddings(token_ids_L)
-        segment = self.token_type_embeddings(jnp.zeros_like(positions))
-        return self.LayerNorm(words + segment + self.position_embeddings(positions))
+class BertConfig(EncoderConfig):
+    """BERT has no fields of its own."""
 
 
 class SelfOutput(nnx.Module):

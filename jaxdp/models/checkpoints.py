@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a model directory -> Python values; errors name the file."""
+"""Files of a model directory -> Python values; errors name the file and what would help."""
 
 import functools
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import numpy as np
 import safetensors
 
@@ -32,18 +33,37 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Indented, with a final newline."""
     Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_tensors(directory: Path) -> Tensors:
+    """The tensors of a model directory, named and laid out ([out, in]) as PyTorch does.
+
+    The first of these that exists is read: model.safetensors, its sharded form
+    (model.safetensors.index.json), flax_model.msgpack of transformers' former Flax classes, and
+    pytorch_model.bin, which needs torch.
+
+    Raises:
+        WeightsError: none is there, or the file is damaged or unsafe.
+    """
+    for name, read in FORMATS.items():
+        path = Path(directory) / name
+        if path.exists():
+            return read(path)
+    raise WeightsError(f"{directory} holds no weights; expected one of {', '.join(FORMATS)}")
 
 
 def read_safetensors(path: Path) -> Tensors:
     """The tensors of one .safetensors file; WeightsError for a damaged one."""
-    return {name: functools.partial(_read_one, path, name) for name in _open(path).keys()}
+    with _open(path) as file:
+        return {name: functools.partial(_read_one, path, name) for name in file.keys()}
 
 
 def _open(path: Path):
     try:
         return safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, FileNotFoundError) as error:
         raise WeightsError(f"{path} is not a complete safetensors file: {error}") from None
 
 
@@ -51,3 +71,70 @@ def _read_one(path: Path, name: str) -> np.ndarray:
     # Opened anew for each tensor, so that the pages of those already read do not stay mapped.
     with _open(path) as file:
         return file.get_tensor(name)
+
+
+def _read_sharded(path: Path) -> Tensors:
+    """The tensors that an index file distributes over its neighbours."""
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise WeightsError(f"{path} has no weight_map")
+    tensors = {}
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard:
+            raise WeightsError(f"{path} names {shard!r}, which is not a file beside it")
+        tensors |= read_safetensors(path.parent / shard)
+    absent = sorted(set(shards) - set(tensors))
+    if absent:
+        raise WeightsError(f"{path} promises {', '.join(absent[:8])}, which its shards lack")
+    return tensors
+
+
+def _read_msgpack(path: Path) -> Tensors:
+    """The nested parameters that flax's `to_bytes` wrote, under the names PyTorch would use."""
+    try:
+        tree = flax.serialization.msgpack_restore(path.read_bytes())
+        flat = flax.traverse_util.flatten_dict(tree)
+    except Exception as error:  # msgpack raises a dozen unrelated types for damaged input
+        raise WeightsError(f"{path} is not a complete Flax checkpoint: {error}") from None
+    return {_msgpack_name(keys): _constant(keys, value) for keys, value in flat.items()}
+
+
+def _msgpack_name(keys: tuple[str, ...]) -> str:
+    leaf = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(keys[-1], keys[-1])
+    return ".".join([*keys[:-1], leaf])
+
+
+def _constant(keys, value):
+    value = np.asarray(value)
+    return lambda: value.T if keys[-1] == "kernel" else value
+
+
+def _read_torch(path: Path) -> Tensors:
+    """torch.load with weights_only=True: it builds tensors and nothing else from the pickle."""
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(
+            f"{path} needs PyTorch to be read safely: pip install torch, or convert it to "
+            "model.safetensors on another machine"
+        ) from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: functools.partial(_to_numpy, value) for name, value in tensors.items()}
+    except Exception as error:  # damaged archive, or a pickle that asks for more than tensors
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{path} is damaged, or holds more than tensors: {reason}") from None
+
+
+def _to_numpy(tensor) -> np.ndarray:
+    # numpy has no bfloat16 of its own.
+    return (tensor.float() if tensor.element_size() < 4 else tensor).numpy()
+
+
+FORMATS: dict[str, Callable[[Path], Tensors]] = {
+    "model.safetensors": read_safetensors,
+    "model.safetensors.index.json": _read_sharded,
+    "flax_model.msgpack": _read_msgpack,
+    "pytorch_model.bin": _read_torch,
+}
+"""File name -> reader, in the order of preference."""

@@ -30,6 +30,27 @@ class ReportClassifier(nnx.Module):
         """The level of the pooled feature, the last one before the head."""
         return self.depth + 1
 
+    def first_use(self, number: int) -> int:
+        """The depth at which the `number`-th layer (of those that exist) is first applied."""
+        return number
+
+    def level_of(self, path: tuple) -> int:
+        """The highest level whose value the parameter or layer at `path` cannot influence."""
+        if path[0] == "classifier":
+            return self.feature_level
+        if "pooler" in path:
+            return self.depth
+        numbers = (part for part in path if isinstance(part, int))
+        return self.first_use(next(numbers, 0))
+
+    def start_level(self, adapters: nnx.State) -> int:
+        """The highest level that no parameter in `adapters` influences.
+
+        Everything up to it can be computed once per report and kept.
+        """
+        levels = [self.level_of(path) for path, _ in nnx.to_flat_state(adapters)]
+        return min(levels, default=self.feature_level)
+
     def embed(self, token_ids_L: jax.Array) -> jax.Array:
         """Token ids [L] -> [L, H]."""
         raise NotImplementedError

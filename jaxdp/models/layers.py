@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers that BERT-family encoders share.
+"""What BERT-family encoders share: the fields of config.json, embeddings, attention.
 
 Every module here works on ONE report, [L, H]; batches are made with `jax.vmap`. A model built from
 them cannot mix two reports, which is what per-report clipping relies on.
@@ -7,6 +7,10 @@ them cannot mix two reports, which is what per-report clipping relies on.
 `dtype` is the type matrix products run in (None: that of their operands). Layer norms, residuals,
 softmax and logits stay in the parameters' own type, float32 or wider.
 """
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,44 @@ ACTIVATIONS = {
 """`hidden_act` of a config.json -> function, as transformers defines them."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The fields of a config.json that decide the numbers, with transformers' defaults."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        """Reads a parsed config.json; ValueError names a missing or unsupported field."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        missing = [
+            n for n, f in fields.items() if n not in config and f.default is dataclasses.MISSING
+        ]
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
+        for name, field in fields.items():
+            value = config.get(name, field.default)
+            if field.type is int and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"config.json: {name} must be a positive integer, not {value!r}")
+        for name, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+            if config.get(name, wanted) != wanted:
+                raise ValueError(f"config.json: {name} must be {wanted}, not {config[name]!r}")
+        self = cls(**{n: config[n] for n in fields if n in config})
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"config.json: hidden_act must be one of {', '.join(ACTIVATIONS)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("config.json: hidden_size must be a multiple of num_attention_heads")
+        return self
+
+
 def layer_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over [..., width], with the two-pass variance that the reference uses."""
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
@@ -29,6 +71,29 @@ def layer_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def dense(in_features: int, out_features: int, dtype, *, rngs: nnx.Rngs) -> nnx.Linear:
     """x @ kernel + bias with kernel [in, out]; the product runs in `dtype`."""
     return nnx.Linear(in_features, out_features, dtype=dtype, rngs=rngs)
+
+
+class Embeddings(nnx.Module):
+    """Word + position + segment embeddings (segment 0 throughout), normalised: [L] -> [L, E]."""
+
+    def __init__(self, cfg: EncoderConfig, width: int, *, rngs: nnx.Rngs):
+        def table(rows):
+            return nnx.Embed(rows, width, rngs=rngs)
+
+        self.word_embeddings = table(cfg.vocab_size)
+        self.position_embeddings = table(cfg.max_position_embeddings)
+        self.token_type_embeddings = table(cfg.type_vocab_size)
+        self.LayerNorm = layer_norm(width, cfg.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, token_ids_L: jax.Array) -> jax.Array:
+        """ValueError for more tokens than there are positions, which JAX would quietly clamp."""
+        length, longest = token_ids_L.shape[0], self.position_embeddings.num_embeddings
+        if length > longest:
+            raise ValueError(f"{length} tokens, but this backbone has {longest} positions")
+        positions = jnp.arange(length)
+        words = self.word_embeddings(token_ids_L)
+        segment = self.token_type_embeddings(jnp.zeros_like(positions))
+        return self.LayerNorm(words + segment + self.position_embeddings(positions))
 
 
 class SelfAttention(nnx.Module):
@@ -55,9 +120,9 @@ class SelfAttention(nnx.Module):
 def attend(q_LxNxD, k_LxNxD, v_LxNxD, key_bias_L) -> jax.Array:
     """softmax(q k^T / sqrt(D) + bias) v, per head; scores and softmax in float32 or wider."""
     scale = q_LxNxD.shape[-1] ** -0.5
-    scores = jnp.einsum("qnd,knd->nqk", q_LxNxD * scale, k_LxNxD)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) + key_bias_L
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_LxNxD.dtype)
+    wide = jnp.promote_types(q_LxNxD.dtype, jnp.float32)
+    scores = jnp.einsum("qnd,knd->nqk", q_LxNxD * scale, k_LxNxD, preferred_element_type=wide)
+    weights = jax.nn.softmax(scores + key_bias_L, axis=-1).astype(v_LxNxD.dtype)
     return jnp.einsum("nqk,knd->qnd", weights, v_LxNxD)
 
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .classifier import ReportClassifier
+
 MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
 """What `split` trains: adapters + head; B only + head; head; biases + head; everything."""
 
@@ -85,7 +87,7 @@ def select_targets(paths: Iterable[tuple], targets: Iterable[str], pooler: bool 
 
 
 def add_lora(
-    model: nnx.Module,
+    model: ReportClassifier,
     *,
     rank: int,
     alpha: float,
@@ -101,11 +103,14 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"lora.rank must be at least 1, not {rank}")
     layers = linear_layers(model)
-    paths = [
-        path
-        for path in select_targets(layers, targets)
-        if all(part >= first_layer for part in path if isinstance(part, int))
-    ]
+    targeted = select_targets(layers, targets)
+    paths = [path for path in targeted if model.level_of(path) >= first_layer]
+    if not paths:
+        latest = max(map(model.level_of, targeted))
+        raise ValueError(
+            f"lora.layers: every targeted layer acts from layer {latest} of {model.depth} or earlier, "
+            f"so last:k needs k >= {model.depth - latest}"
+        )
     for path in paths:
         in_features, out_features = layers[path].kernel.shape
         dtype, bound = layers[path].kernel.dtype, in_features**-0.5

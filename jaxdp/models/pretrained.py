@@ -7,15 +7,20 @@ initialised by an explicit rule; anything else is an error that names the tensor
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from .albert import AlbertClassifier, AlbertConfig
 from .bert import BertClassifier, BertConfig
-from .checkpoints import Tensors, WeightsError, read_json, read_safetensors
+from .checkpoints import WeightsError, read_json, read_tensors
 from .classifier import POOLINGS, ReportClassifier
+
+MODELS = {"bert": (BertConfig, BertClassifier), "albert": (AlbertConfig, AlbertClassifier)}
+"""model_type of a config.json, which is also the prefix of its tensors -> our classes."""
 
 # Tensors of pretraining heads and buffers, which a classifier has no use for.
 _SURPLUS = re.compile(r"^(cls|predictions|sop_classifier|qa_outputs)\.|(^|\.)position_ids$")
@@ -32,31 +37,22 @@ class LoadReport:
 
 
 def read_config(directory: Path) -> dict:
-    """The parsed config.json of a model directory; WeightsError if it cannot be had."""
+    """The parsed config.json of a model directory; WeightsError if it is none of `MODELS`."""
     path = Path(directory) / "config.json"
     config = read_json(path)
-    if config.get("model_type") != "bert":
+    if config.get("model_type") not in MODELS:
         raise WeightsError(
-            f"{path}: model_type must be bert, not {config.get('model_type')!r}; other types are "
-            "not supported"
+            f"{path}: model_type must be {' or '.join(MODELS)}, not {config.get('model_type')!r}"
         )
     return config
 
 
-def read_tensors(directory: Path) -> Tensors:
-    """Name -> reader of model.safetensors; WeightsError for a missing or damaged file."""
-    path = Path(directory) / "model.safetensors"
-    if not path.exists():
-        raise WeightsError(f"{path} does not exist; weights are read from model.safetensors")
-    return read_safetensors(path)
-
-
 def source_name(path: tuple) -> str:
-    """The checkpoint's name of the parameter at `path`.
+    """The checkpoint's name of the parameter at `path`, with or without an adapter on its layer.
 
     ("bert", "encoder", "layer", 0, ..., "kernel") -> "bert.encoder.layer.0. ... .weight".
     """
-    *parents, leaf = (str(part) for part in path)
+    *parents, leaf = (str(part) for part in path if part != "base")
     leaf = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
     return ".".join([*parents, leaf])
 
@@ -76,12 +72,13 @@ def load_classifier(
     """Builds the classifier that `directory`/config.json describes and fills it.
 
     Args:
-        directory: holds config.json and model.safetensors, as transformers writes them, with or
-            without the `bert.` prefix, with LayerNorm named weight/bias or gamma/beta.
+        directory: holds config.json and weights in any format of `checkpoints.read_tensors`, with
+            or without the `bert.` prefix, with LayerNorm named weight/bias or gamma/beta.
         num_labels: rows of the head. A head in the checkpoint is used if it has as many; one of
             another size is an error, not a silent replacement.
         pooling: "cls" (pooler on the first token) or "mean".
-        dtype: the type matrix products run in; None for that of the weights.
+        dtype: the type matrix products run in; None for that of the parameters: float32, or float64
+            where the checkpoint has it and JAX allows it. Narrower weights are widened.
         rngs: draws what the checkpoint lacks: the head (N(0, 0.02), bias 0) and the pooler.
 
     Raises:
@@ -91,27 +88,27 @@ def load_classifier(
         raise ValueError(f"model.pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
     directory = Path(directory)
     config = read_config(directory)
+    prefix = config["model_type"]
+    config_class, model_class = MODELS[prefix]
     try:
-        cfg = BertConfig.from_json(config)
+        cfg = config_class.from_json(config)
     except ValueError as error:
         raise WeightsError(f"{directory}: {error}") from None
-    model = nnx.eval_shape(
-        lambda: BertClassifier(cfg, num_labels, pooling, dtype, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: model_class(cfg, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
     )
-    prefix = config["model_type"]
 
-    tensors = {_canonical(k, prefix): v for k, v in read_tensors(directory).items()}
+    tensors = {_canonical(name, prefix): read for name, read in read_tensors(directory).items()}
     dropped = {name for name in tensors if _SURPLUS.search(name)}
     if pooling == "mean":
         dropped |= {name for name in tensors if name.startswith(f"{prefix}.pooler.")}
+    unused = set(tensors) - dropped
 
-    graphdef, state = nnx.split(model)
-    filled, missing, misshapen, initialised = [], [], [], []
-    used = set(dropped)
+    filled, initialised, missing, misshapen = [], [], [], []
     for path, variable in nnx.to_flat_state(state):
         name, shape = source_name(path), variable.shape
-        if name in tensors:
-            used.add(name)
+        if name in unused:
+            unused.remove(name)
             value = tensors[name]()
             value = value.T if path[-1] == "kernel" else value
             if value.shape != shape:
@@ -124,14 +121,24 @@ def load_classifier(
         else:
             missing.append(name)
             continue
-        filled.append((path, variable.replace(jnp.asarray(value))))
-    surplus = sorted(set(tensors) - used)
-    problems = [
-        f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for kind, names in (("missing", missing), ("surplus", surplus), ("misshapen", misshapen))
-        if names
-    ]
-    if problems:
-        raise WeightsError(f"{directory}: weights do not fit config.json; " + "; ".join(problems))
+        filled.append((path, variable.replace(_parameter(value))))
+    problems = {"missing": missing, "surplus": sorted(unused), "misshapen": misshapen}
+    if any(problems.values()):
+        raise WeightsError(f"{directory}: weights do not fit config.json; {_listed(problems)}")
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
     return model, LoadReport(tuple(initialised), tuple(sorted(dropped)))
+
+
+def _parameter(value: np.ndarray) -> jnp.ndarray:
+    """On the device, float32 or wider."""
+    return jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _listed(problems: Mapping[str, list[str]]) -> str:
+    """The first names of each kind of problem, on one line."""
+    parts = []
+    for kind, names in problems.items():
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            parts.append(f"{kind}: {', '.join(names[:8])}{more}")
+    return "; ".join(parts)

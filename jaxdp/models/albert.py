@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ALBERT for multi-label report classification, numerically that of transformers.
+
+A narrow embedding is widened once, and few groups of layers are applied many times. A parameter of
+a group, or an adapter on it, is one, and acts at every depth that uses the group.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .classifier import ReportClassifier
+from .layers import (
+    ACTIVATIONS,
+    Embeddings,
+    EncoderConfig,
+    SelfAttention,
+    dense,
+    layer_norm,
+    padding_bias,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlbertConfig(EncoderConfig):
+    """What ALBERT adds."""
+
+    embedding_size: int = 128
+    num_hidden_groups: int = 1
+    inner_group_num: int = 1
+    hidden_act: str = "gelu_new"
+
+
+class Attention(SelfAttention):
+    """Self-attention with its projection, residual and layer norm: ALBERT keeps them in one."""
+
+    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+        super().__init__(cfg.hidden_size, cfg.num_attention_heads, dtype, rngs=rngs)
+        self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
+        self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key_bias: jax.Array) -> jax.Array:
+        return self.LayerNorm(self.dense(super().__call__(x, key_bias)) + x)
+
+
+class Layer(nnx.Module):
+    """One encoder layer: [L, H] and key bias [L] -> [L, H]."""
+
+    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+        self.activation = ACTIVATIONS[cfg.hidden_act]
+        self.attention = Attention(cfg, dtype, rngs=rngs)
+        self.ffn = dense(cfg.hidden_size, cfg.intermediate_size, dtype, rngs=rngs)
+        self.ffn_output = dense(cfg.intermediate_size, cfg.hidden_size, dtype, rngs=rngs)
+        self.full_layer_layer_norm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key_bias: jax.Array) -> jax.Array:
+        x = self.attention(x, key_bias)
+        return self.full_layer_layer_norm(self.ffn_output(self.activation(self.ffn(x))) + x)
+
+
+class Group(nnx.Module):
+    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+        self.albert_layers = nnx.List(
+            Layer(cfg, dtype, rngs=rngs) for _ in range(cfg.inner_group_num)
+        )
+
+
+class Encoder(nnx.Module):
+    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+        self.embedding_hidden_mapping_in = dense(
+            cfg.embedding_size, cfg.hidden_size, dtype, rngs=rngs
+        )
+        self.albert_layer_groups = nnx.List(
+            Group(cfg, dtype, rngs=rngs) for _ in range(cfg.num_hidden_groups)
+        )
+
+
+class AlbertBackbone(nnx.Module):
+    def __init__(self, cfg: AlbertConfig, pooling: str, dtype, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(cfg, cfg.embedding_size, rngs=rngs)
+        self.encoder = Encoder(cfg, dtype, rngs=rngs)
+        if pooling == "cls":
+            self.pooler = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
+
+
+class AlbertClassifier(ReportClassifier):
+    """transformers' AlbertForSequenceClassification ("cls"), or the same with mean pooling."""
+
+    def __init__(
+        self, cfg: AlbertConfig, num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
+    ):
+        self.depth = cfg.num_hidden_layers
+        # Which group each depth uses, in the floating-point form that defines it upstream.
+        per_group = self.depth / cfg.num_hidden_groups
+        self.groups = tuple(int(index / per_group) for index in range(self.depth))
+        self.pooling = pooling
+        self.albert = AlbertBackbone(cfg, pooling, dtype, rngs=rngs)
+        self.classifier = nnx.Linear(cfg.hidden_size, num_labels, rngs=rngs)
+
+    def first_use(self, number):
+        return self.groups.index(number)
+
+    def embed(self, token_ids_L):
+        narrow = self.albert.embeddings(token_ids_L)
+        wide = self.albert.encoder.embedding_hidden_mapping_in(narrow)
+        return wide.astype(narrow.dtype)  # the residual stream is not rounded to `dtype`
+
+    def apply_layer(self, index, x_LxH, length):
+        key_bias = padding_bias(length, x_LxH.shape[0])
+        for layer in self.albert.encoder.albert_layer_groups[self.groups[index]].albert_layers:
+            x_LxH = layer(x_LxH, key_bias)
+        return x_LxH
+
+    def pool_first(self, x_H):
+        return jnp.tanh(self.albert.pooler(x_H))
