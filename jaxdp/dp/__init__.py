@@ -12,7 +12,7 @@ from .clipping import ClipDiagnostics, clip_and_sum, clipped_gradient_sum
 from .mechanism import SubsampledGaussian
 from .noise import add_noise_and_average, dp_aggregate
 from .sampling import PoissonSampler
-from .statement import privacy_statement, statement_markdown
+from .statement import event_from_json, privacy_statement, statement_markdown
 
 __all__ = [
     "CalibrationError",
@@ -26,6 +26,7 @@ __all__ = [
     "dp_aggregate",
     "epsilon_pld",
     "epsilon_rdp",
+    "event_from_json",
     "privacy_statement",
     "statement_markdown",
 ]

@@ -28,7 +28,7 @@ def per_report_norms(gradients: Any) -> jax.Array:
 
     def squares(g):
         g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
-        return jnp.sum(jnp.square(g.reshape(g.shape[0], -1)), axis=1)
+        return jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)))
 
     return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(gradients)))
 
@@ -39,8 +39,10 @@ def sum_clipped(
     """Clips each report's gradient to `l2_clip_norm` and adds them up.
 
     Guarantee: adding or removing one report changes the sum by a vector of L2 norm at most
-    `l2_clip_norm` over all leaves together (up to rounding of the sum's type); the report's
-    values cannot influence how any other report is clipped.
+    `l2_clip_norm` over all leaves together, and the report's values cannot influence how any other
+    report is clipped (Abadi et al., 2016, with one global norm). In exact arithmetic: float32
+    rounding adds a relative 1e-6 or so to a clipped norm, and to the sum of B reports at most
+    B^2 * 6e-8 * C, typically sqrt(B) * 6e-8 * C; the accounting does not count it.
 
     =============================  ====================================================
     A report whose                 contributes
@@ -54,13 +56,21 @@ def sum_clipped(
 
     Args:
         gradients: tree with leaves [B, ...], one row per report; B may be 0.
-        l2_clip_norm: C > 0; infinity means no clipping (non-finite and padding rules still hold).
+        l2_clip_norm: C > 0 (within `mechanism.CLIP_NORM_RANGE` for the guarantee); infinity means
+            no clipping (non-finite and padding rules still hold).
         is_padding: [B] bool, rows that stand for no report.
 
     Returns:
         (sum, norms): the tree without the leading axis, in float32 or wider, and the norms [B]
         before clipping, 0 where the row was dropped.
+
+    Raises:
+        AssertionError: while tracing, if the leaves and `is_padding` differ in B, which would
+            broadcast one report over others, or `is_padding` is not boolean.
     """
+    chex.assert_type(is_padding, bool)
+    chex.assert_rank(is_padding, 1)
+    chex.assert_equal_shape_prefix([is_padding, *jax.tree.leaves(gradients)], 1)
     norms = per_report_norms(gradients)
     counts = jnp.isfinite(norms) & ~is_padding
     norms = jnp.where(counts, norms, 0.0)
@@ -110,9 +120,8 @@ def clip_and_sum(l2_clip_norm: float) -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        leaves = jax.tree.leaves(updates)
-        chex.assert_equal_shape_prefix(leaves, 1)
-        total, _ = sum_clipped(updates, l2_clip_norm, jnp.zeros(leaves[0].shape[0], bool))
+        rows = jax.tree.leaves(updates)[0].shape[0]
+        total, _ = sum_clipped(updates, l2_clip_norm, jnp.zeros(rows, bool))
         return total, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -3,13 +3,18 @@
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from .clipping import clip_and_sum
 from .mechanism import SubsampledGaussian
+
+DRAWS = 4
+"""Normal draws per noise value. One float32 draw takes only 2^23 values and never exceeds 5.42
+standard deviations, so with little noise a value beyond that proves that a report was there, with
+a probability that is not small beside delta. The sum of four, halved, is as normal, reaches 10.8,
+and leaves no invertible grid (Holohan and Braghin, 2021)."""
 
 
 class NoiseState(NamedTuple):
@@ -21,22 +26,39 @@ class NoiseState(NamedTuple):
     """Number of releases so far, int32."""
 
 
+def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    """N(0, 1) with tails: see DRAWS. Fused by XLA; costs about 30 ns a value on a CPU core."""
+    draws = [jax.random.normal(k, shape, dtype) for k in jax.random.split(key, DRAWS)]
+    return sum(draws) / DRAWS**0.5
+
+
 def add_noise_and_average(
     mechanism: SubsampledGaussian, key: jax.Array
 ) -> optax.GradientTransformation:
     """Releases a clipped sum: (sum + N(0, stddev^2)) / expected_batch_size.
 
-    Guarantee: one update is one Gaussian mechanism of the given noise_multiplier, provided the
-    incoming sum has sensitivity l2_clip_norm (`clipping.sum_clipped`). Noise is independent
-    between coordinates, leaves and steps, and the same for the same (key, step), whatever the number of
-    devices or microbatches. The divisor is configuration: neither the sum's size nor the number of
-    reports drawn leaks through it (an empty draw is a zero sum, and is noised like any other).
+    Guarantee (add/remove one unit): one update is one Gaussian mechanism of the given
+    noise_multiplier (Dwork and Roth, 2014, A.1), provided the incoming sum has sensitivity
+    l2_clip_norm (`clipping.sum_clipped`). Noise is independent between coordinates, leaves and
+    steps, and the same for the same (key, step), whatever the number of devices or microbatches.
+    The divisor is configuration: neither the sum's size nor the number of reports drawn leaks
+    through it (an empty draw is a zero sum, and is noised like any other).
 
     Put it first in an `optax.chain`; whatever follows is post-processing.
 
+    The guarantee is against an adversary who cannot guess the key, and up to floating point. One
+    key serves all steps: Threefry is a block cipher, so folding in different steps gives different
+    subkeys for certain; among the subkeys of all leaves two coincide with probability below 1e-5
+    at 10^7 of them. But a Threefry-2x32 key has 64 bits and JAX does not claim it to be
+    cryptographic: someone with the whole adapter history and 2^64 trials could find it.
+
     Args:
         mechanism: the stage's numbers; noise_multiplier 0 adds exact zeros.
-        key: typed PRNG key (`jax.random.key`), secret, used for nothing else.
+        key: typed PRNG key (`jax.random.key`) from OS entropy, secret, used for nothing else.
+
+    Raises:
+        TypeError: (update) a leaf is narrower than float32: noise would be rounded onto a coarse
+            grid that shows the sum through it.
     """
 
     def init(params):
@@ -50,8 +72,9 @@ def add_noise_and_average(
         leaf_keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
         released = []
         for leaf_key, leaf in zip(leaf_keys, leaves, strict=True):
-            chex.assert_type(leaf, float)
-            noise = mechanism.stddev * jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
+            if leaf.dtype not in (jnp.float32, jnp.float64):
+                raise TypeError(f"a clipped sum must be float32 or float64, not {leaf.dtype}")
+            noise = mechanism.stddev * standard_normal(leaf_key, leaf.shape, leaf.dtype)
             released.append((leaf + noise) / mechanism.expected_batch_size)
         return jax.tree.unflatten(treedef, released), NoiseState(state.key, state.step + 1)
 
@@ -62,8 +85,8 @@ def dp_aggregate(mechanism: SubsampledGaussian, key: jax.Array) -> optax.Gradien
     """Clip + sum + noise in one transform, for anyone's own loop: per-report gradients in.
 
     Takes updates with leaves [B, ...], one row per report of ONE whole logical batch, and gives
-    the noisy mean. Same guarantee as `add_noise_and_average`, with the clipping included. Batches that
-    do not fit in memory are summed in microbatches by `clipping.clipped_gradient_sum` first, and go to
-    `add_noise_and_average` once.
+    the noisy mean. Same guarantee as `add_noise_and_average`, with the clipping included. Batches
+    that do not fit in memory are summed in microbatches by `clipping.clipped_gradient_sum` first,
+    and go to `add_noise_and_average` once.
     """
     return optax.chain(clip_and_sum(mechanism.l2_clip_norm), add_noise_and_average(mechanism, key))

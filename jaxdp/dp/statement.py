@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The privacy statement: what is claimed, from the numbers that ran."""
 
+import decimal
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import dp_accounting
 
 from .accounting import accountant_version, composed_event, epsilon_pld, epsilon_rdp
 from .mechanism import SubsampledGaussian
@@ -29,8 +32,9 @@ def privacy_statement(
 ) -> dict[str, Any]:
     """The JSON-ready statement of a run.
 
-    Guarantee: epsilon and delta hold for the released adapter under add/remove of one privacy unit, if
-    `mechanisms` are what ran, with `steps` the number of steps TAKEN.
+    Guarantee: epsilon and delta hold for the released adapter under add/remove of one privacy
+    unit, if `mechanisms` are what ran, with `steps` the number of steps TAKEN. `dp_event` is the
+    same as a dp-accounting event: `event_from_json` reads it back, so anyone can recompute epsilon.
 
     Args:
         mechanisms: stage name -> mechanism, in the order they ran. Empty: training without
@@ -39,13 +43,22 @@ def privacy_statement(
         privacy_unit: "report" or "patient".
         seed_policy: "os-entropy" or "fixed-for-research".
         label_origin: who made the labels.
+
+    Raises:
+        ValueError: stages of one run differ in `units`, or see `epsilon_pld`.
     """
     stages = list(mechanisms.values())
     private = bool(stages)
-    units = min((m.units for m in stages), default=None)
+    if len({m.units for m in stages}) > 1:
+        raise ValueError("units must be the same number in all stages of a run")
+    units = stages[0].units if private else None
+    epsilon = epsilon_pld(stages, delta) if private else None
+    event = composed_event(stages) if private else dp_accounting.NonPrivateDpEvent()
     warnings = []
     if not private:
         warnings.append("trained WITHOUT differential privacy: the adapter may reveal reports")
+    if private and math.isinf(epsilon):
+        warnings.append("a stage ran without noise: epsilon is infinite and nothing is guaranteed")
     if private and delta >= 1 / units:
         warnings.append(
             f"delta {delta:g} is not below 1/units = {1 / units:.3g}: a mechanism that publishes a "
@@ -56,7 +69,6 @@ def privacy_statement(
             "sampling and noise come from a seed in the configuration, for reproducible research: "
             "whoever knows it can undo the noise, so this adapter must be treated as unprotected"
         )
-    epsilon = epsilon_pld(stages, delta) if private else None
     return {
         "epsilon": _json_number(epsilon),
         "delta": delta if private else None,
@@ -80,11 +92,25 @@ def privacy_statement(
             }
             for name, m in mechanisms.items()
         ],
-        "dp_event": _event_json(composed_event(stages).to_named_tuple()),
+        "dp_event": _event_json(event.to_named_tuple()),
         "labels": label_origin,
         "not_covered": list(NOT_COVERED),
         "warnings": warnings,
     }
+
+
+def event_from_json(value: Any) -> Any:
+    """`dp_event` of a statement as the `dp_accounting.DpEvent` it was written from."""
+    if isinstance(value, list):
+        return [event_from_json(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {k: event_from_json(v) for k, v in value.items() if not k.endswith("_name")}
+    # By name, within dp_accounting only: a statement from elsewhere must not choose what to run.
+    kind = getattr(dp_accounting, value.get("class_name", ""), None)
+    if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
+        raise ValueError(f"dp_event: class_name {value.get('class_name')!r} is no DpEvent")
+    return kind(**fields)
 
 
 def _json_number(value: float | None) -> float | str | None:
@@ -104,29 +130,39 @@ def _event_json(value: Any) -> Any:
 def statement_markdown(statement: Mapping[str, Any]) -> str:
     """PRIVACY.md: the statement in words, ending with the JSON it was written from."""
     unit = statement["privacy_unit"]
+    epsilon = statement["epsilon"]
     lines = ["# Privacy statement", ""]
-    if statement["epsilon"] is None:
+    if epsilon is None:
         lines += [
             "This adapter was trained **without** differential privacy. It carries no guarantee",
             "and may reveal the reports it was trained on.",
         ]
+    elif epsilon == "infinite":
+        lines += [
+            "Reports were clipped, but a stage ran **without noise**: epsilon is infinite. This",
+            "adapter carries no guarantee and may reveal the reports it was trained on.",
+        ]
     else:
         lines += [
-            f"This adapter is **(epsilon = {_short(statement['epsilon'])}, "
+            f"This adapter is **(epsilon = {_rounded_up(epsilon)}, "
             f"delta = {statement['delta']:g})-differentially private** with respect to adding or "
             f"removing one **{unit}**.",
             "",
-            f"In words: whatever is done with the adapter, what anyone learns from it about one {unit} "
-            f"is nearly what they would have learnt had that {unit} not been there. The odds of any "
-            "conclusion change by a factor of at most "
-            f"e^epsilon{_odds(statement['epsilon'])}, except with probability delta.",
+            f"In words: whatever is done with the adapter, what anyone learns from it about one "
+            f"{unit} is nearly what they would have learnt had that {unit} not been there. The "
+            "odds of any conclusion change by a factor of at most "
+            f"e^epsilon = {_rounded_up(math.exp(epsilon))}, except with probability delta.",
             "",
             f"Accounting: privacy loss distributions ({statement['accountant_version']}); "
-            f"the looser Renyi bound is {_short(statement['epsilon_rdp'])}. "
+            f"the looser Renyi bound is {_rounded_up(statement['epsilon_rdp'])}. "
             f"Units: {statement['units']:,} {unit}s, as configured. Randomness: "
             f"{statement['seed_policy']}.",
+        ]
+    if statement["mechanisms"]:
+        lines += [
             "",
-            "| stage | sampling | probability | noise multiplier | clip norm | expected batch | steps |",
+            "| stage | sampling | probability | noise multiplier | clip norm | expected batch "
+            "| steps |",
             "|---|---|---|---|---|---|---|",
         ]
         lines += [
@@ -138,8 +174,8 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
     if unit == "report":
         lines += [
             "",
-            "The unit is one report. A patient with several reports is protected less: the guarantee "
-            "for k reports of one patient is weaker than the one stated here.",
+            "The unit is one report. A patient with several reports is protected less: the "
+            "guarantee for k reports of one patient is weaker than the one stated here.",
         ]
     lines += ["", f"Labels: {statement['labels']}.", "", "Not covered:", ""]
     lines += [f"- {item}" for item in statement["not_covered"]]
@@ -149,9 +185,8 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _short(epsilon: float | str) -> str:
-    return epsilon if isinstance(epsilon, str) else f"{epsilon:.4g}"
-
-
-def _odds(epsilon: float | str) -> str:
-    return "" if isinstance(epsilon, str) else f" = {math.exp(epsilon):.3g}"
+def _rounded_up(value: float) -> str:
+    """Four significant digits, never below the value: a rounded-down epsilon is a false claim."""
+    exact = decimal.Decimal(value)
+    context = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
+    return f"{float(context.plus(exact)):.4g}"
