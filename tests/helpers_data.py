@@ -210,3 +210,15 @@ def write_ctrate(root: Path, reports: dict, labels: dict) -> Path:
             ],
         )
     return root
+
+
+def write_padchest(path: Path, rows) -> Path:
+    """PadChest's table; rows: (ReportID, PatientID, Report, Labels, MethodLabel)."""
+    header = ["", "ImageID", "PatientID", "ReportID", "Report", "MethodLabel", "Labels"]
+    lines = [
+        [i, f"{i}.png", patient, report, text, method, labels]
+        for i, (report, patient, text, labels, method) in enumerate(rows)
+    ]
+    write_table(path, header, lines)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return path

@@ -20,6 +20,7 @@ from jaxdp.data.dataset import SPLITS, UNKNOWN, DataError, assign_splits, keyed_
         ({"report_ids": np.array(["a", "b", "c", "b"])}, "row 3 repeats a report id"),
         ({"report_ids": np.array(["a", "b", "c"])}, "report_ids has 3 rows, not 4"),
         ({"patient_ids": np.array(["a"])}, "patient_ids has 1 rows, not 4"),
+        ({"labelled_by": np.array(["a"])}, "labelled_by has 1 rows, not 4"),
         ({"splits": np.array(["train"] * 3 + ["valid"])}, "splits must be among train, valid"),
         ({"splits": np.array(["train", "test"] * 2)}, "1 patients are in more than one split"),
     ],
@@ -36,9 +37,12 @@ def test_repr_holds_no_text():
 
 
 def test_subset_keeps_rows_together():
-    data = make_dataset(splits=["train", "train", "test", "train"])
+    data = make_dataset(
+        splits=["train", "train", "test", "train"], labelled_by=np.array(list("xyzx"))
+    )
     train, test = data.subset("train"), data.subset("test")
     assert train.report_ids.tolist() == ["r0", "r1", "r3"]
+    assert train.labelled_by.tolist() == ["x", "y", "x"] and test.labelled_by.tolist() == ["z"]
     assert test.texts == [data.texts[2]] and test.labels.tolist() == [data.labels[2].tolist()]
     with pytest.raises(DataError, match="validation split is empty"):
         data.subset("validation")

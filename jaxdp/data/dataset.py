@@ -31,6 +31,7 @@ class ReportDataset:
         counts: what the loader read, dropped and repaired, for people. Keys are sentences' subjects
             ("reports without text, dropped"), values numbers.
         label_origin: who or what made the labels; goes into the privacy statement.
+        labelled_by: [n] strings, who or what labelled each report, where the source tells; or None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ReportDataset:
     splits: np.ndarray
     counts: Mapping[str, int]
     label_origin: str
+    labelled_by: np.ndarray | None = None
 
     def __post_init__(self):
         n = len(self.texts)
@@ -52,11 +54,10 @@ class ReportDataset:
                 f"{self.name}: labels have shape {self.labels.shape}, expected "
                 f"({n} reports, {len(self.label_names)} labels)"
             )
-        for field in ("report_ids", "patient_ids", "splits"):
-            if len(getattr(self, field)) != n:
-                raise DataError(
-                    f"{self.name}: {field} has {len(getattr(self, field))} rows, not {n}"
-                )
+        for field in ("report_ids", "patient_ids", "splits", "labelled_by"):
+            column = getattr(self, field)
+            if column is not None and len(column) != n:
+                raise DataError(f"{self.name}: {field} has {len(column)} rows, not {n}")
         if len(set(self.label_names)) != len(self.label_names):
             raise DataError(f"{self.name}: label names are not unique")
         bad = np.flatnonzero(~np.isin(self.labels, (0, 1, UNKNOWN)).all(axis=1))
@@ -87,6 +88,10 @@ class ReportDataset:
         rows = np.flatnonzero(self.splits == split)
         if not len(rows):
             raise DataError(f"{self.name}: the {split} split is empty")
+        return self.take(rows)
+
+    def take(self, rows: np.ndarray) -> "ReportDataset":
+        """The reports at [k] row numbers; DataError if there are none."""
         return dataclasses.replace(
             self,
             texts=[self.texts[i] for i in rows],
@@ -94,6 +99,7 @@ class ReportDataset:
             report_ids=self.report_ids[rows],
             patient_ids=self.patient_ids[rows],
             splits=self.splits[rows],
+            labelled_by=None if self.labelled_by is None else self.labelled_by[rows],
         )
 
     def warnings(self) -> list[str]:
