@@ -108,8 +108,8 @@ def add_lora(
     if not paths:
         latest = max(map(model.level_of, targeted))
         raise ValueError(
-            f"lora.layers: every targeted layer acts from layer {latest} of {model.depth} or earlier, "
-            f"so last:k needs k >= {model.depth - latest}"
+            f"lora.layers: every targeted layer acts from layer {latest} of {model.depth} or "
+            f"earlier, so last:k needs k >= {model.depth - latest}"
         )
     for path in paths:
         in_features, out_features = layers[path].kernel.shape

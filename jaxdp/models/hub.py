@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models from the Hugging Face hub, through its own client: its cache, tokens and offline mode."""
+
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from .checkpoints import WeightsError
+
+_SMALL_FILES = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "spiece.model",
+]
+# One format is enough, and repositories often hold several: the first that exists is fetched.
+_WEIGHTS = (
+    ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"],
+    ["flax_model.msgpack"],
+    ["pytorch_model.bin"],
+)
+
+
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """The directory, in the hub's own cache, that holds a model; its name is the commit.
+
+    Only configuration, tokenizer and one set of weights are fetched, and only what is not cached.
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+
+    Args:
+        repo_id: "owner/name".
+        revision: commit, tag or branch; None is the main branch.
+
+    Raises:
+        WeightsError: no such model or revision, no access, no network and not in the cache, or a
+            model without weights that can be read.
+    """
+    try:
+        for weights in _WEIGHTS:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repo_id, revision=revision, allow_patterns=[*_SMALL_FILES, *weights]
+                )
+            )
+            if any(any(folder.glob(pattern)) for pattern in weights):
+                return folder
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise WeightsError(f"hub model {repo_id}: {_reason(error, revision)}") from error
+    raise WeightsError(
+        f"hub model {repo_id} holds no weights; expected one of "
+        + ", ".join(names[0] for names in _WEIGHTS)
+    )
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    """One line that says what to do; the client's own messages are paragraphs."""
+    if isinstance(error, errors.GatedRepoError):
+        return "access is restricted; set HF_TOKEN to a token of an account that was granted it"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such model, or a private one; set HF_TOKEN for those"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision!r}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "not (completely) in the cache, and the hub cannot be reached; give a directory"
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones by name."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Where a backbone is published, and how it is used."""
+
+    hub_id: str
+    pooling: str
+    """"cls": it has a pretrained pooler; "mean": it was trained to be averaged."""
+    max_length: int
+    """Tokens per text that it was pretrained with; more have positions, but less well trained."""
+
+
+PRESETS = {
+    "bert-tiny": Preset("google/bert_uncased_L-2_H-128_A-2", "cls", 512),
+    "bert-mini": Preset("google/bert_uncased_L-4_H-256_A-4", "cls", 512),
+    "bert-small": Preset("google/bert_uncased_L-4_H-512_A-8", "cls", 512),
+    "bert-medium": Preset("google/bert_uncased_L-8_H-512_A-8", "cls", 512),
+    "bert-base": Preset("google-bert/bert-base-uncased", "cls", 512),
+    "albert-base-v2": Preset("albert/albert-base-v2", "cls", 512),
+    "bio-clinical-bert": Preset("emilyalsentzer/Bio_ClinicalBERT", "cls", 128),
+    "minilm-l6": Preset("sentence-transformers/all-MiniLM-L6-v2", "mean", 256),
+}
+"""Name in config.model.backbone -> preset."""
