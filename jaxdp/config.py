@@ -111,6 +111,30 @@ MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
 
 
 @dataclasses.dataclass(frozen=True)
+class CenteringConfig:
+    """An optional private estimate of the mean feature, which training then subtracts.
+
+    Features of similar reports point the same way; their common part dominates every head gradient
+    and its clipping. One noisy mean removes it at little cost. The finished adapter is an ordinary
+    one: the shift is folded into the head's bias. Off where l2_clip_norm is None.
+    """
+
+    l2_clip_norm: float | None = None
+    """Bound on a report's feature vector; a public guess of the usual feature norm."""
+    epsilon_share: float = 0.1
+    """The mean alone costs this share of privacy.epsilon."""
+
+    def __post_init__(self):
+        norm = self.l2_clip_norm
+        _require(
+            norm is None or 0 < norm < math.inf, "centering.l2_clip_norm", "positive or None", norm
+        )
+        _require(
+            0 < self.epsilon_share < 1, "centering.epsilon_share", "in (0, 1)", self.epsilon_share
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class HeadStageConfig:
     """An optional first stage: the head alone, on features computed once. Off at 0 steps.
 
@@ -268,6 +292,7 @@ class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
+    centering: CenteringConfig = CenteringConfig()
     head_stage: HeadStageConfig = HeadStageConfig()
     train: TrainConfig = TrainConfig()
     privacy: PrivacyConfig = PrivacyConfig()

@@ -2,13 +2,14 @@
 """One training step as one jitted function: the un-noised sum never leaves it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdp.data.batching import Buckets
+from jaxdp.data.batching import Buckets, Plan
 from jaxdp.data.packed import Packed
 from jaxdp.dp.clipping import ClipDiagnostics
 
@@ -35,16 +36,37 @@ def multilabel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.where(labels >= 0, losses, 0.0))
 
 
+def plain_gradient_sum(loss_fn: Callable[..., jax.Array]):
+    """The non-private peer of `dp.clipped_gradient_sum`: one gradient of the summed loss.
+
+    Same signature; norms are not computed and reported as 0.
+    """
+
+    def gradient_sum(params, *batch, is_padding):
+        def total(params):
+            losses = jax.vmap(loss_fn, in_axes=(None,) + (0,) * len(batch))(params, *batch)
+            losses = jnp.where(is_padding, 0.0, losses)
+            return jnp.sum(losses), losses
+
+        gradient, losses = jax.grad(total, has_aux=True)(params)
+        return gradient, ClipDiagnostics(losses, jnp.zeros_like(losses))
+
+    return gradient_sum
+
+
 def make_train_step(
-    gradient_sum: Callable[..., tuple[Any, ClipDiagnostics]],
+    loss_fn: Callable[..., jax.Array],
+    gradient_sum: Callable[..., Callable[..., tuple[Any, ClipDiagnostics]]],
     optimizer: optax.GradientTransformation,
     buckets: Buckets,
 ) -> Callable[..., tuple[TrainState, ClipDiagnostics]]:
     """The step of one stage, to be jitted by the caller.
 
     Args:
-        gradient_sum: (adapters, frozen, values, lengths, labels, is_padding=) -> (sum,
-            diagnostics), as made by `dp.clipped_gradient_sum`.
+        loss_fn: (adapters, frozen, values, length, labels) -> scalar loss of one report.
+        gradient_sum: turns a one-report loss (params, *report) -> scalar into (params, *batch,
+            is_padding=) -> (sum of gradients, diagnostics): `dp.clipped_gradient_sum` with its clip
+            norm, or `plain_gradient_sum`.
         optimizer: starts with the release (`dp.add_noise_and_average`).
         buckets: the shapes that plans are made of.
 
@@ -53,32 +75,34 @@ def make_train_step(
         microbatches is data for the program, not shape: one compilation serves every step.
     """
 
-    def step(state: TrainState, frozen, data: LabelledData, plan):
-        def microbatch(start, rows, width, total):
-            index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
-            values, lengths = data.reports.gather(index, width)
-            labels = data.labels[jnp.maximum(index, 0)]
-            part, diagnostics = gradient_sum(
-                state.adapters, frozen, values, lengths, labels, is_padding=index < 0
-            )
-            return jax.tree.map(jnp.add, total, part), diagnostics
+    def step(state: TrainState, frozen, data: LabelledData, plan: Plan):
+        summed = gradient_sum(lambda adapters, *report: loss_fn(adapters, frozen, *report))
 
         total = jax.tree.map(jnp.zeros_like, state.adapters)
         diagnostics = ClipDiagnostics(*(jnp.zeros(plan.rows.shape) for _ in range(2)))
         for i, (width, rows) in enumerate(zip(buckets.widths, buckets.rows, strict=True)):
 
-            def body(k, carry, i=i, width=width, rows=rows):
-                total, diagnostics = carry
+            def microbatch(k, carry, i=i, width=width, rows=rows):
                 start = plan.starts[i] + k * rows
-                total, part = microbatch(start, rows, width, total)
-                diagnostics = jax.tree.map(
-                    lambda whole, d: jax.lax.dynamic_update_slice(whole, d, (start,)),
-                    diagnostics,
-                    part,
+                index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
+                values, lengths = data.reports.gather(index, width)
+                part = summed(
+                    state.adapters,
+                    values,
+                    lengths,
+                    data.labels[jnp.maximum(index, 0)],
+                    is_padding=index < 0,
                 )
-                return total, diagnostics
+                place = partial(jax.lax.dynamic_update_slice, start_indices=(start,))
+                total, diagnostics = carry
+                return jax.tree.map(jnp.add, total, part[0]), jax.tree.map(
+                    place, diagnostics, part[1]
+                )
 
-            total, diagnostics = jax.lax.fori_loop(0, plan.counts[i], body, (total, diagnostics))
+            # A trip count, not a shape: how full a bucket is differs from step to step.
+            total, diagnostics = jax.lax.fori_loop(
+                0, plan.counts[i], microbatch, (total, diagnostics)
+            )
         updates, optimizer_state = optimizer.update(total, state.optimizer, state.adapters)
         adapters = optax.apply_updates(state.adapters, updates)
         return TrainState(adapters, optimizer_state), diagnostics

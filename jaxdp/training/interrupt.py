@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGINT and SIGTERM as a request to stop at the next step."""
+
+import signal
+
+
+class Interrupt:
+    """Context in which the first SIGINT or SIGTERM only sets `received`; a second one kills."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame) -> None:
+        del frame
+        self.received = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)

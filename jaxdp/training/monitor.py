@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people see while a run goes on, and the private record of it.
+
+The console shows counts, rates, epsilon and validation metrics. TensorBoard files under private/
+also hold un-noised diagnostics. Neither ever holds a report's text or an id.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from jaxdp.config import Config
+from jaxdp.dp import ClipDiagnostics
+from jaxdp.models import lora
+from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.pretrained import LoadReport
+
+from .checkpoint import Position
+from .rundir import RunDirectory
+from .setup import Inputs
+from .stages import RunPlan, Stage
+
+
+def _epsilon(value: float | str | None) -> str:
+    if value is None:
+        return "none (not private)"
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+class Monitor:
+    """Prints to `console`, and writes TensorBoard files once a stage runs."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._began = time.perf_counter()
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[dim]{time.perf_counter() - self._began:6.1f} s[/]  {text}")
+
+    def planned(self, config: Config, plan: RunPlan) -> None:
+        """Noise is calibrated."""
+        target = config.privacy.epsilon if config.privacy.private else None
+        self._say(f"run [bold]{config.run.name}[/], target epsilon {_epsilon(target)}")
+        for stage in plan.stages:
+            self._say(f"  {stage.name}: {stage.mode}, {stage.steps} steps")
+        for name, m in plan.mechanisms().items():
+            self._say(
+                f"  {name}: expected batch {m.expected_batch_size:g} of {m.units:,} "
+                f"{config.privacy.unit}s, clip norm {m.l2_clip_norm:g}, noise multiplier "
+                f"{m.noise_multiplier:.4g}"
+            )
+        if config.privacy.private and config.run.research_seed is not None:
+            self._say("[yellow]research_seed is set: repeatable, and hence unprotected[/]")
+
+    def loaded(self, inputs: Inputs) -> None:
+        """Reports are in memory."""
+        sizes = ", ".join(f"{len(t):,} {split}" for split, t in inputs.tokens.items())
+        self._say(f"{inputs.dataset.name}: {sizes} reports, {inputs.num_labels} labels")
+        for what, count in inputs.dataset.counts.items():
+            self._say(f"  {what}: {count:,}")
+        if inputs.cut:
+            self._say(f"  reports cut to data.max_length: {inputs.cut:,}")
+        for warning in inputs.dataset.warnings():
+            self._say(f"  [yellow]{warning}[/]")
+
+    def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
+        """The model is in memory."""
+        _, adapters, frozen = lora.split(model, mode)
+        trained, rest = (
+            sum(leaf.size for leaf in jax.tree.leaves(state)) for state in (adapters, frozen)
+        )
+        self._say(
+            f"{type(model).__name__} on {jax.default_backend()}: {trained + rest:,} parameters, "
+            f"{trained:,} trained ({100 * trained / (trained + rest):.2g} %)"
+        )
+        if weights.initialised:
+            self._say(f"  initialised at random: {', '.join(weights.initialised)}")
+
+    @contextlib.contextmanager
+    def stage(
+        self, run: RunDirectory, stages: tuple[Stage, ...], begin: Position
+    ) -> Iterator[None]:
+        """Shows progress of one stage while it runs."""
+        stage = stages[begin.stage]
+        # Steps of all stages on one axis; what a killed run wrote beyond its checkpoint is dropped.
+        self._offset = sum(s.steps for s in stages[: begin.stage])
+        self._writer = SummaryWriter(
+            str(run.private / "tensorboard"), purge_step=self._offset + begin.step
+        )
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(
+            stage.name, total=stage.steps, completed=begin.step, status="compiling"
+        )
+        self._rates: list[float] = []
+        self._spent = ""
+        self._clip_norm = stage.mechanism.l2_clip_norm if stage.mechanism else None
+        if begin.step:
+            self._say(f"{stage.name} resumes after step {begin.step}")
+        try:
+            with self._progress:
+                yield
+        finally:
+            self._writer.close()
+
+    def stepped(
+        self,
+        done: Position,
+        diagnostics: ClipDiagnostics,
+        reports: int,
+        fill: float,
+        started: float,
+    ) -> None:
+        """A step's diagnostics have arrived; `reports` took part, `started` is its clock time."""
+        losses = np.asarray(diagnostics.loss)[:reports]
+        norms = np.asarray(diagnostics.norm)[:reports]
+        self._rates.append(reports / (time.perf_counter() - started))
+        values = {"reports": reports, "fill": fill, "reports_per_second": self._rates[-1]}
+        if reports:
+            values["loss"] = losses.mean()
+        if reports and self._clip_norm:
+            values["gradient_norm_median"] = np.median(norms)
+            values["clipped_fraction"] = np.mean(norms > self._clip_norm)
+        for name, value in values.items():
+            self._writer.add_scalar(f"unnoised/{name}", value, self._offset + done.step)
+        # The first step of a process compiles; the rate shown is the median of the others.
+        rate = np.median(self._rates[1:] or self._rates)
+        self._progress.update(
+            self._task, completed=done.step, status=f"{rate:.0f} reports/s {self._spent}"
+        )
+
+    def evaluated(self, done: Position, metrics: dict[str, Any], epsilon: float | None) -> None:
+        """Validation metrics after `done.step` steps."""
+        self._spent = "" if epsilon is None else f"epsilon {epsilon:.3g}"
+        for name in ("weighted_f1", "micro_f1", "macro_f1"):
+            self._writer.add_scalar(f"validation/{name}", metrics[name], self._offset + done.step)
+        if epsilon is not None:
+            self._writer.add_scalar("epsilon", epsilon, self._offset + done.step)
+        rate = np.median(self._rates[1:] or self._rates)
+        self._say(
+            f"step {done.step}: validation weighted F1 {metrics['weighted_f1']:.4f}, "
+            f"{rate:.0f} reports/s {self._spent}"
+        )
+
+    def finished(
+        self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]
+    ) -> None:
+        """Everything is written."""
+        table = Table(title=f"Test split, {metrics['reports']:,} reports", title_justify="left")
+        for column in ("label", "F1", "AUROC", "support", "predicted"):
+            table.add_column(column, justify="left" if column == "label" else "right")
+        for name, row in metrics["per_label"].items():
+            auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
+            table.add_row(
+                name, f"{row['f1']:.3f}", auroc, str(row["support"]), str(row["predicted"])
+            )
+        self._console.print(table)
+        self._say(
+            f"weighted F1 [bold]{metrics['weighted_f1']:.4f}[/], micro {metrics['micro_f1']:.4f}, "
+            f"macro {metrics['macro_f1']:.4f}"
+        )
+        if statement["epsilon"] is None:
+            self._say("[yellow]trained without privacy: the adapter may reveal reports[/]")
+        else:
+            self._say(
+                f"epsilon [bold]{_epsilon(statement['epsilon'])}[/] at delta "
+                f"{statement['delta']:g}, per {statement['privacy_unit']}"
+            )
+        for warning in statement["warnings"]:
+            self._say(f"[yellow]{warning}[/]")
+        self._say(f"may be shared under that statement: {run.release}")

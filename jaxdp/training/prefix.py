@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen part of the model, run once per report; and the private mean of what it gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdp import dp
+from jaxdp.data.batching import Buckets
+from jaxdp.data.packed import Packed
+from jaxdp.data.units import PrivacyUnits
+from jaxdp.evaluation.inference import cache_level
+from jaxdp.models.classifier import ReportClassifier
+
+from .randomness import RunSecret
+
+
+class FrozenPrefix:
+    """Training and validation reports at any level below the trainable parameters, cached.
+
+    Valid as long as nothing below the asked level is trained, which is what `start_level` says.
+
+    Args:
+        model: as it is before training.
+        tokens: split -> token ids.
+        buckets: shapes for token ids.
+    """
+
+    def __init__(self, model: ReportClassifier, tokens: dict[str, Packed], buckets: Buckets):
+        self._parts = nnx.split(model)
+        self._tokens = tokens
+        self._buckets = buckets
+        self._levels: dict[int, dict[str, Packed]] = {}
+
+    def at(self, level: int) -> dict[str, Packed]:
+        """Split ("train", "validation") -> the reports at `level`, on the host."""
+        if level not in self._levels:
+            self._levels[level] = {
+                split: cache_level(*self._parts, self._tokens[split], level, self._buckets)
+                for split in ("train", "validation")
+            }
+        return self._levels[level]
+
+
+def mean_feature(
+    features: Packed,
+    units: PrivacyUnits,
+    mechanism: dp.SubsampledGaussian | None,
+    secret: RunSecret,
+) -> np.ndarray:
+    """The mean training feature [H], float32: one release of `mechanism`, or exact without one.
+
+    A pure function of its arguments: a resumed run gets the same noise, so it releases once. Each
+    unit shows one report, as in a training step.
+    """
+    if mechanism is None:
+        return features.values.mean(axis=0)
+    sampler = dp.PoissonSampler(
+        secret.sampling_seed("feature mean"), mechanism.sampling_probability, units.num_units
+    )
+    shown = jnp.asarray(features.values[units.reports_at(0, sampler)])
+    release = dp.dp_aggregate(mechanism, secret.noise_key("feature mean"))
+    mean, _ = jax.jit(release.update)(shown, release.init(shown[0]))
+    return np.asarray(mean)

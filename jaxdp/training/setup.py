@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to data and model in memory."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxdp.config import Config
+from jaxdp.data.batching import Buckets
+from jaxdp.data.dataset import SPLITS, ReportDataset
+from jaxdp.data.load import load_reports
+from jaxdp.data.packed import Packed
+from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.data.units import PrivacyUnits
+from jaxdp.evaluation.inference import Predictor
+from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.models import lora
+from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.pretrained import LoadReport, load_classifier
+
+from .backbone import Backbone, resolve_backbone
+from .randomness import RunSecret
+
+ADAPTER_MODES = ("lora", "lora-ffa")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inputs:
+    """What a run reads: labelled reports by split, as token ids."""
+
+    dataset: ReportDataset
+    tokens: dict[str, Packed]
+    """Split -> token ids, in the order of `dataset.subset(split)`."""
+    labels: dict[str, np.ndarray]
+    cut: int
+    """Reports longer than data.max_length."""
+    units: PrivacyUnits
+    """The training reports by privacy unit."""
+    backbone: Backbone
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.dataset.label_names)
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Reads and tokenises all splits."""
+    backbone = resolve_backbone(config.model)
+    dataset = load_reports(config.data)
+    tokenizer = load_tokenizer(backbone.directory)
+    tokens, labels, cut = {}, {}, 0
+    for split in SPLITS:
+        part = dataset.subset(split)
+        tokens[split], part_cut = tokenize(part.texts, tokenizer, config.data.max_length)
+        labels[split] = part.labels
+        cut += part_cut
+    units = PrivacyUnits.of(dataset.subset("train"), config.privacy.unit)
+    return Inputs(dataset, tokens, labels, cut, units, backbone)
+
+
+def build_model(
+    config: Config, backbone: Backbone, num_labels: int, secret: RunSecret
+) -> tuple[ReportClassifier, LoadReport]:
+    """The pretrained classifier, with fresh adapters where config.lora puts them."""
+    rngs = nnx.Rngs(secret.init_seed())
+    model, report = load_classifier(
+        backbone.directory,
+        num_labels,
+        backbone.pooling,
+        dtype=None if config.model.dtype == "float32" else config.model.dtype,
+        rngs=rngs,
+    )
+    if config.train.mode in ADAPTER_MODES:
+        lora.add_lora(
+            model,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            targets=config.lora.targets,
+            first_layer=config.lora.first_layer(model.depth),
+            rngs=rngs,
+        )
+    return model, report
+
+
+def token_buckets(config: Config) -> Buckets:
+    """The microbatch shapes for whole reports."""
+    return Buckets.for_lengths(config.data.max_length, config.train.microbatch_tokens)
+
+
+def test_metrics(config: Config, model: ReportClassifier, inputs: Inputs) -> dict[str, Any]:
+    """Metrics of the finished model on the test split, from token ids."""
+    graphdef, adapters, frozen = lora.split(model, config.train.mode)
+    probabilities = Predictor(graphdef, 0, token_buckets(config))(
+        adapters, frozen, inputs.tokens["test"]
+    )
+    return classification_metrics(probabilities, inputs.labels["test"], inputs.dataset.label_names)

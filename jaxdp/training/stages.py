@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will do to the private reports: every mechanism, calibrated before any is run."""
+
+import dataclasses
+
+import optax
+
+from jaxdp import dp
+from jaxdp.config import Config, ConfigError, HeadStageConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: unique in the run; names its random streams and its row in the statement.
+        mode: what it trains, see `models.lora.MODES`.
+        settings: steps, batch, learning rate, optimizer and schedule.
+        mechanism: what is released each step; None without privacy.
+    """
+
+    name: str
+    mode: str
+    settings: HeadStageConfig | TrainConfig
+    mechanism: dp.SubsampledGaussian | None
+
+    @property
+    def steps(self) -> int:
+        return self.settings.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """All mechanisms of a run, in order.
+
+    Attributes:
+        centering: the release of the mean feature, before the first stage; None if there is none,
+            or without privacy.
+        stages: at least the main stage.
+    """
+
+    centering: dp.SubsampledGaussian | None
+    stages: tuple[Stage, ...]
+
+    def mechanisms(
+        self, stage: int | None = None, step: int = 0
+    ) -> dict[str, dp.SubsampledGaussian]:
+        """Name -> mechanism with the steps TAKEN, after `step` steps of stage number `stage`.
+
+        No arguments: all of them, to the end. Empty for training without privacy.
+        """
+        done = {} if self.centering is None else {"feature mean": self.centering}
+        for index, planned in enumerate(self.stages):
+            if planned.mechanism is None or (stage is not None and index > stage):
+                continue
+            steps = step if index == stage else planned.steps
+            done[planned.name] = planned.mechanism.replace(steps=steps)
+        return done
+
+
+def plan_run(config: Config) -> RunPlan:
+    """The run's mechanisms, noise calibrated so that together they meet privacy.epsilon.
+
+    Mean feature and head stage get the noise at which each alone costs its share of epsilon (the
+    head stage: or its fixed noise_multiplier); the main stage gets what the target then leaves, or
+    its fixed noise_multiplier.
+
+    Raises:
+        ConfigError: the target cannot be met, or fixed noise multipliers exceed it.
+    """
+    head, main, privacy = config.head_stage, config.train, config.privacy
+    if not privacy.private:
+        stages = [Stage("main stage", main.mode, main, None)]
+        if head.steps:
+            stages.insert(0, Stage("head stage", "head", head, None))
+        return RunPlan(None, tuple(stages))
+
+    def calibrated(batch, steps, clip_norm, *, share=1.0, fixed=None, others=()):
+        mechanism = dp.SubsampledGaussian(
+            units=privacy.units,
+            expected_batch_size=batch,
+            steps=steps,
+            l2_clip_norm=clip_norm,
+            noise_multiplier=0.0 if fixed is None else fixed,
+        )
+        if fixed is not None:
+            return mechanism
+        return dp.calibrate_noise(mechanism, share * privacy.epsilon, privacy.delta, others=others)
+
+    centering, stages = None, []
+    try:
+        if config.centering.l2_clip_norm is not None:
+            centering = calibrated(
+                privacy.units,
+                1,
+                config.centering.l2_clip_norm,
+                share=config.centering.epsilon_share,
+            )
+        if head.steps:
+            mechanism = calibrated(
+                head.expected_batch_size,
+                head.steps,
+                head.l2_clip_norm,
+                share=head.epsilon_share,
+                fixed=head.noise_multiplier,
+            )
+            stages.append(Stage("head stage", "head", head, mechanism))
+        before = list(RunPlan(centering, tuple(stages)).mechanisms().values())
+        mechanism = calibrated(
+            main.expected_batch_size,
+            main.steps,
+            privacy.l2_clip_norm,
+            fixed=privacy.noise_multiplier,
+            others=before,
+        )
+        stages.append(Stage("main stage", main.mode, main, mechanism))
+        plan = RunPlan(centering, tuple(stages))
+        total = dp.epsilon_pld(list(plan.mechanisms().values()), privacy.delta)
+    except ValueError as error:
+        raise ConfigError(f"config.privacy: {error}") from None
+    if total > privacy.epsilon:
+        raise ConfigError(
+            f"config.privacy.epsilon is {privacy.epsilon:g}, but the fixed noise multipliers cost "
+            f"{total:.4g}; raise them, or let them be calibrated (None)"
+        )
+    return plan
+
+
+def make_optimizer(settings: HeadStageConfig | TrainConfig) -> optax.GradientTransformation:
+    """The optimizer that follows the release; everything in it is post-processing."""
+    schedule = {
+        "constant": lambda: settings.learning_rate,
+        "linear": lambda: optax.linear_schedule(settings.learning_rate, 0.0, settings.steps),
+        "cosine": lambda: optax.cosine_decay_schedule(settings.learning_rate, settings.steps),
+    }[settings.schedule]()
+    return {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}[
+        settings.optimizer
+    ](schedule)
