@@ -113,3 +113,11 @@ def test_refusals():
         PrivacyUnits.of(data, "patient", max_reports_per_patient=0)
     with pytest.raises(ValueError, match="sampler has 4 units, the data 3"):
         PrivacyUnits.of(data, "patient").reports_at(0, PoissonSampler(0, 0.5, 4))
+
+
+def test_patients_that_are_not_known_cannot_be_protected():
+    data = make_dataset("abc", patients_known=False)
+    assert PrivacyUnits.of(data, "report").num_units == 3
+    for unit, cap in (("patient", None), ("report", 1)):
+        with pytest.raises(DataError, match="synthetic does not tell patients apart"):
+            PrivacyUnits.of(data, unit, max_reports_per_patient=cap)

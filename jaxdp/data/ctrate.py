@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import DataError, ReportDataset, keyed_fraction
+from .dataset import DataError, ReportDataset, hold_out_validation
 from .labels import parse_cells
 from .locate import one_version, require_found, walk
 from .readers import clean_text, read_rows
@@ -81,8 +81,6 @@ def load_ctrate(
     """
     if text not in SECTIONS:
         raise DataError(f"data.text must be one of {', '.join(SECTIONS)}, not {text!r}")
-    if not 0 <= validation_fraction < 1:
-        raise DataError(f"data.validation_fraction must be in [0, 1), not {validation_fraction}")
     tables = _locate(Path(root))
     counts: Counter[str] = Counter()
     texts: dict[Scan, str] = {}
@@ -97,8 +95,7 @@ def load_ctrate(
     kept = sorted(scan for scan in labelled if texts[scan])
     counts["reports without text, dropped"] = len(labelled) - len(kept)
     patients = np.array([patient for patient, _ in kept], dtype=str)
-    held_out = keyed_fraction(patients, split_seed, "validation") < validation_fraction
-    official_validation = np.char.startswith(patients, "valid_")
+    splits = np.where(np.char.startswith(patients, "valid_"), "test", "train")
     return ReportDataset(
         name="CT-RATE",
         texts=[texts[scan] for scan in kept],
@@ -106,7 +103,7 @@ def load_ctrate(
         label_names=tuple(labels),
         report_ids=np.array(["_".join(scan) for scan in kept], dtype=str),
         patient_ids=patients,
-        splits=np.where(official_validation, "test", np.where(held_out, "validation", "train")),
+        splits=hold_out_validation(splits, patients, split_seed, validation_fraction),
         counts=dict(counts),
         label_origin="predicted from the reports by RadBERT, published with CT-RATE",
     )

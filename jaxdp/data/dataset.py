@@ -32,6 +32,7 @@ class ReportDataset:
             ("reports without text, dropped"), values numbers.
         label_origin: who or what made the labels; goes into the privacy statement.
         labelled_by: [n] strings, who or what labelled each report, where the source tells; or None.
+        patients_known: whether `patient_ids` tell patients apart; if not, every report has its own.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ReportDataset:
     counts: Mapping[str, int]
     label_origin: str
     labelled_by: np.ndarray | None = None
+    patients_known: bool = True
 
     def __post_init__(self):
         n = len(self.texts)
@@ -146,3 +148,19 @@ def assign_splits(
     patients, row_patient = np.unique(patient_ids, return_inverse=True)
     draws = keyed_fraction(patients, seed, "split")
     return np.array(SPLITS)[np.searchsorted(np.cumsum(fractions), draws, side="right")][row_patient]
+
+
+def hold_out_validation(
+    splits: np.ndarray, patient_ids: np.ndarray, seed: int, fraction: float
+) -> np.ndarray:
+    """Moves training patients to validation, for sources without a validation split.
+
+    Each with chance `fraction`, independently of the others (see `keyed_fraction`).
+
+    Raises:
+        DataError: `fraction` is not in [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise DataError(f"data.validation_fraction must be in [0, 1), not {fraction}")
+    moved = (splits == "train") & (keyed_fraction(patient_ids, seed, "validation") < fraction)
+    return np.where(moved, "validation", splits)

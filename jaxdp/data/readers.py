@@ -40,7 +40,8 @@ def decode(content: bytes, counts: Counter) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _repair(value: str, counts: Counter) -> str:
+def repair(value: str, counts: Counter) -> str:
+    """A value from `open_text`, re-read as Latin-1 (and counted) if it was not UTF-8."""
     # surrogateescape kept the undecodable bytes; only the value that holds them is re-read
     if value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value):
         return value
@@ -106,17 +107,8 @@ def read_rows(
                     raise DataError(
                         f"{path}: row {number} has {len(row)} fields, the header has {len(header)}"
                     )
-                yield number, [_repair(row[i], counts) for i in wanted]
+                yield number, [repair(row[i], counts) for i in wanted]
     except csv.Error as error:
         raise DataError(f"{path}: cannot read row {number + 1}: {error}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is not a complete gzip file: {error}") from None
-
-
-def column_names(path: Path, *, delimiter: str = ",") -> list[str]:
-    """The header row, as it stands; DataError as `read_rows`. May be private: do not print it."""
-    try:
-        with open_text(path) as stream:
-            return [n.strip() for n in next(csv.reader(stream, delimiter=delimiter), [])]
-    except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile):
-        raise DataError(f"{path} is not a complete delimited file") from None

@@ -52,10 +52,15 @@ class PrivacyUnits:
             seed: public.
 
         Raises:
-            DataError: unknown unit, or a cap below 1.
+            DataError: unknown unit, a cap below 1, or patients of whom the source tells nothing.
         """
         if unit not in UNITS:
             raise DataError(f"privacy.unit must be one of {', '.join(UNITS)}, not {unit!r}")
+        if not dataset.patients_known and (unit == "patient" or max_reports_per_patient):
+            raise DataError(
+                f"{dataset.name} does not tell patients apart, so they cannot be the privacy unit "
+                "nor be capped; set data.patient_column or privacy.unit = report"
+            )
         patient = np.unique(dataset.patient_ids, return_inverse=True)[1]
         if max_reports_per_patient is None:
             rows = np.argsort(patient, kind="stable")

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anyone's labelled reports: CSV, TSV, JSON lines, Parquet, or a `datasets` data set."""
+
+import ast
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .dataset import DataError, ReportDataset, assign_splits, hold_out_validation
+from .labels import LabelPolicy, parse_cells
+from .readers import clean_text
+from .table_rows import stream_rows
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "validate": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+def load_table(
+    source: str,
+    *,
+    labels: Sequence[str],
+    text_columns: Sequence[str] = ("text",),
+    label_column: str | None = None,
+    id_column: str | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    uncertain: str = "zeros",
+    blank: str = "zeros",
+    validation_fraction: float = 0.1,
+    split_seed: int = 0,
+    label_origin: str = "as given in the table",
+) -> ReportDataset:
+    """Reads a table with one row per report, in one pass.
+
+    Splits are those of `split_column`, else those that the data set is stored in. Where that is
+    train alone or nothing, they are 80/10/10 at random by patient; where only validation is
+    missing, a part of train becomes it.
+
+    Args:
+        source: see `table_rows.stream_rows`.
+        labels: names of the labels. Naming them is required: a list read off private reports would
+            itself tell what is in them.
+        text_columns: joined by newlines, in this order.
+        label_column: one column that lists each report's positive labels, as a list of names, as
+            "[...]" in JSON or Python, separated by ; or |, or as 0/1 for each of `labels`; names
+            not in `labels` are ignored and counted. None: every label has a column of its own.
+        id_column: of unique report ids; None numbers the rows.
+        patient_column: None makes every report its own patient, which then cannot be the unit.
+        split_column: of split names.
+        uncertain, blank: what becomes of such labels, see `LabelPolicy`.
+        validation_fraction: chance of each training patient, where there is no validation split.
+        split_seed: public seed of the random splits.
+        label_origin: for the privacy statement.
+
+    Raises:
+        DataError: as `stream_rows`, or a cell that cannot be used; it names file and row.
+    """
+    if not labels or not text_columns:
+        raise DataError("data.labels and data.text_columns must name the columns of a table")
+    policy = LabelPolicy(uncertain, blank)
+    optional = {"id": id_column, "patient": patient_column, "split": split_column}
+    optional = {role: column for role, column in optional.items() if column is not None}
+    label_columns = [label_column] if label_column is not None else list(labels)
+    wanted = [*text_columns, *label_columns, *optional.values()]
+    counts = Counter({"rows read": 0, "reports without text, dropped": 0})
+    texts, cells, ids, patients, splits = [], [], {}, [], []
+    for part, number, values in stream_rows(source, wanted, counts):
+        where = f"{source}{f' ({part})' if part else ''}: row {number}"
+        counts["rows read"] += 1
+        text = "\n".join(filter(None, map(_text, values[: len(text_columns)])))
+        if not text:
+            counts["reports without text, dropped"] += 1
+            continue
+        given = values[len(text_columns) : len(text_columns) + len(label_columns)]
+        extra = dict(zip(optional, map(_text, values[len(values) - len(optional) :]), strict=True))
+        if "" in extra.values():
+            raise DataError(f"{where} has an empty id, patient or split")
+        report = extra.get("id", f"{part}{number}")
+        if report in ids:
+            raise DataError(f"{where} repeats a report id")
+        split = extra.get("split", part).lower()
+        if split and split not in _SPLITS:
+            raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
+        texts.append(text)
+        cells.append(_listed(given[0], labels, where, counts) if label_column else given)
+        cells[-1] = parse_cells(list(map(_cell, cells[-1])), where)
+        ids[report] = None
+        patients.append(extra.get("patient", report))
+        splits.append(_SPLITS.get(split, ""))
+    table = np.array(cells, float).reshape(len(texts), len(labels))
+    if label_column and texts:
+        for label, column in zip(labels, table.T, strict=True):
+            if not column.any():
+                raise DataError(f"data.labels: no report of {source} carries {label!r}")
+    patient_ids = np.array(patients, dtype=str)
+    return ReportDataset(
+        name=Path(source).name,
+        texts=texts,
+        labels=policy.apply(table),
+        label_names=tuple(labels),
+        report_ids=np.array(list(ids), dtype=str),
+        patient_ids=patient_ids,
+        splits=_complete(
+            np.array(splits, dtype="U10"), patient_ids, split_seed, validation_fraction
+        ),
+        counts=dict(counts),
+        label_origin=f"{label_origin} ({policy})",
+        patients_known=patient_column is not None,
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""  # str() of a missing value would be the text "nan"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # an id in a column with gaps comes back as a float
+    return clean_text(str(value))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> list[Any]:
+    """A list of positive labels, or of 0/1 -> one cell per label."""
+    if isinstance(value, str):
+        value = value.strip()
+        try:
+            value = ast.literal_eval(value) if value[:1] == "[" else re.split("[;|]", value)
+        except (ValueError, SyntaxError):
+            raise DataError(f"{where} has a label list that cannot be read") from None
+    names = [] if value is None or isinstance(value, float) else list(value)
+    if names and all(isinstance(v, int | float) for v in names):
+        if len(names) != len(labels):
+            raise DataError(f"{where} has {len(names)} numbers as labels, not {len(labels)}")
+        return names
+    positive = {str(name).strip() for name in names} - {""}
+    counts["labels not in data.labels, ignored"] += len(positive - set(labels))
+    return [int(label in positive) for label in labels]
+
+
+def _complete(
+    splits: np.ndarray, patient_ids: np.ndarray, seed: int, validation_fraction: float
+) -> np.ndarray:
+    """Splits where there are none, validation where there is none."""
+    if np.isin(splits, ("", "train")).all():
+        return assign_splits(patient_ids, seed)
+    if (splits == "validation").any():
+        return splits
+    return hold_out_validation(splits, patient_ids, seed, validation_fraction)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same SYNTHETIC reports in every format that a table can have."""
+
+import gzip
+import json
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers_data import CANARY, write_table
+
+from jaxdp.data.dataset import DataError
+from jaxdp.data.readers import REPAIRED
+from jaxdp.data.tables import load_table
+
+COLUMNS = {
+    "study": ["s1", "s2", "s3", "s4", "s5"],
+    "who": ["a", "a", "b", "c", "d"],
+    "findings": ["Line one.\nLine two.", "Two, with comma", "Three", None, "Five"],
+    "impression": ["I1", None, "I3", "", "I5"],
+    "part": ["train", "train", "Val", "test", "test"],
+    "edema": [1, 0, None, 1, 0],
+    "mass": [0, 1, 1, 0, -1],
+    "tags": [["edema"], ["mass"], ["mass", "other"], ["edema"], []],
+}
+CHOICE = dict(
+    labels=("edema", "mass"),
+    text_columns=("impression", "findings"),
+    id_column="study",
+    patient_column="who",
+    split_column="part",
+)
+TEXTS = ["I1\nLine one. Line two.", "Two, with comma", "I3\nThree", "I5\nFive"]
+LABELS = [[1, 0], [0, 1], [0, 1], [0, 0]]
+
+
+def records():
+    return [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
+
+
+def write(folder, kind):
+    """The table in one format."""
+    path = folder / f"table.{kind}"
+    if kind.startswith(("csv", "tsv")):
+        rows = [["" if v is None else v for v in r.values()] for r in records()]
+        write_table(path, COLUMNS, rows, delimiter="\t" if kind.startswith("tsv") else ",")
+    elif kind.startswith(("jsonl", "ndjson")):
+        path.write_text("\n".join(map(json.dumps, records())) + "\n\n")
+    elif kind == "parquet":
+        pq.write_table(pa.table(COLUMNS), path)
+    elif kind == "on_disk":
+        datasets.Dataset.from_dict(COLUMNS).save_to_disk(path)
+    elif kind == "folder":
+        path.mkdir()
+        pq.write_table(pa.table(COLUMNS), path / "train.parquet")
+    if kind.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return str(path)
+
+
+KINDS = ["csv", "csv.gz", "tsv", "jsonl", "ndjson.gz", "parquet", "on_disk", "folder"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_the_same(tmp_path, kind):
+    data = load_table(write(tmp_path, kind), **CHOICE)
+    assert data.texts == TEXTS and data.labels.tolist() == LABELS
+    assert data.report_ids.tolist() == ["s1", "s2", "s3", "s5"]
+    assert data.patient_ids.tolist() == ["a", "a", "b", "d"]
+    assert data.splits.tolist() == ["train", "train", "validation", "test"]
+    assert data.counts == {"rows read": 5, "reports without text, dropped": 1}
+    assert data.patients_known and data.name == f"table.{kind}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_columns(tmp_path, kind):
+    source = write(tmp_path, kind)
+    with pytest.raises(DataError, match="'impresion'") as error:
+        load_table(source, **(CHOICE | {"text_columns": ("impresion",)}))
+    assert "Two, with comma" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_label_list(tmp_path, kind):
+    data = load_table(write(tmp_path, kind), **CHOICE, label_column="tags")
+    assert data.labels.tolist() == LABELS
+    assert data.counts["labels not in data.labels, ignored"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("edema;mass", [1, 1]),
+        (" mass | x", [0, 1]),
+        ('["edema", "x"]', [1, 0]),
+        ("['mass']", [0, 1]),
+        ("[0, 1]", [0, 1]),
+        ("[1.0, 0.0]", [1, 0]),
+        ("", [0, 0]),
+        ("[]", [0, 0]),
+    ],
+)
+def test_label_list_in_one_cell(tmp_path, cell, expected):
+    rows = [["x", cell], ["y", "edema;mass"]]
+    path = write_table(tmp_path / "t.csv", ["text", "tags"], rows)
+    data = load_table(str(path), labels=("edema", "mass"), label_column="tags")
+    assert data.labels.tolist() == [expected, [1, 1]]
+
+
+def test_splits_of_a_stored_dataset(tmp_path):
+    parts = {
+        name: datasets.Dataset.from_dict({"text": [f"{name} {i}" for i in range(9)], "x": [0] * 9})
+        for name in ("train", "test")
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
+    data = load_table(str(tmp_path / "d"), labels=("x",), validation_fraction=0.4)
+    assert set(data.splits[[t.startswith("test") for t in data.texts]]) == {"test"}
+    assert set(data.splits[[t.startswith("train") for t in data.texts]]) == {"train", "validation"}
+    assert len(set(data.report_ids)) == 18
+
+
+def test_without_splits_they_are_random_by_patient(tmp_path):
+    rows = [[f"text {i}", f"p{i // 3}", i % 2] for i in range(600)]
+    path = str(write_table(tmp_path / "t.csv", ["text", "who", "x"], rows))
+    data = load_table(path, labels=("x",), patient_column="who")
+    sizes = {name: (data.splits == name).sum() for name in ("train", "validation", "test")}
+    assert 400 < sizes["train"] < 560 and min(sizes.values()) > 15
+    other = load_table(path, labels=("x",), patient_column="who", split_seed=1)
+    assert (other.splits != data.splits).any()
+
+
+def test_without_patients_they_are_not_claimed(tmp_path):
+    path = write_table(tmp_path / "t.csv", ["text", "x"], [["a", 1], ["b", 0]])
+    data = load_table(str(path), labels=("x",))
+    assert not data.patients_known and len(np.unique(data.patient_ids)) == 2
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "", "  ", "Not given."])
+def test_words_for_missing_text_are_not_text(tmp_path, missing):
+    path = write_table(tmp_path / "t.csv", ["text", "x"], [[missing, 1], ["real", 0]])
+    assert load_table(str(path), labels=("x",)).texts == ["real"]
+
+
+def test_missing_values_of_parquet_are_not_the_text_nan(tmp_path):
+    table = {"text": ["a", None], "x": [1.0, None], "who": [3.0, 4.0]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    source = str(tmp_path / "t.parquet")
+    data = load_table(source, labels=("x",), patient_column="who", blank="ignore")
+    assert data.texts == ["a"] and data.patient_ids.tolist() == ["3"]
+
+
+def test_policies_and_origin(tmp_path):
+    source = write(tmp_path, "csv")
+    data = load_table(source, **CHOICE, uncertain="ones", blank="ignore", label_origin="a nurse")
+    assert data.labels.tolist() == [[1, 0], [0, 1], [-1, 1], [0, 1]]
+    assert data.label_origin == "a nurse (uncertain: ones, blank: ignore)"
+
+
+def test_latin1_values_are_repaired_one_by_one(tmp_path):
+    content = b"text,x\n\xc3\xb6dem,1\n\xf6dem,0\n"
+    (tmp_path / "t.csv").write_bytes(content)
+    data = load_table(str(tmp_path / "t.csv"), labels=("x",))
+    assert data.texts == ["ödem", "ödem"] and data.counts[REPAIRED] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", f"text,x\n{CANARY},2\n", r"t.csv: row 2: label 1 of 1 is not 0, 1, -1 or blank"),
+        ("t.csv", f"text,x\n{CANARY}\n", r"t.csv: row 2 has 1 fields, the header has 2"),
+        ("t.csv", f'text,x\n"{CANARY},1\n', r"t.csv: cannot read row 2: unexpected end of data"),
+        ("t.csv", "", "t.csv is empty"),
+        ("t.csv", f"{CANARY},1\n", "row 1 must name the columns; 'text', 'x' is not among its 2"),
+        ("t.csv", "text,x\n", "no usable report"),
+        ("t.jsonl", f'{{"text": "{CANARY}", "x": 1}}\n["{CANARY}"]', "row 2 is not a JSON object"),
+        ("t.jsonl", f'{{"text": "{CANARY}", "x": 1', "row 1 is not a JSON object"),
+        ("t.jsonl", f'{{"text": "{CANARY}"}}', "row 1 lacks 'x'"),
+        ("t.parquet", CANARY, "t.parquet is not a complete Parquet file"),
+        ("t.csv.gz", "text,x", r"row 1 must|no usable report"),
+        ("t.xlsx", CANARY, r"t.xlsx is not a table: it must end in .csv, .tsv, .jsonl"),
+    ],
+)
+def test_unusable_files(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        load_table(str(tmp_path / name), labels=("x",))
+    assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"study": "s1"}, "row 6 repeats a report id"),
+        ({"study": None}, "row 6 has an empty id, patient or split"),
+        ({"part": CANARY}, "row 6 has a split that is not one of train"),
+        ({"who": "a"}, "1 patients are in more than one split"),
+        ({"tags": [1, 0, 1]}, "row 6 has 3 numbers as labels, not 2"),
+        ({"tags": f"['{CANARY}"}, "row 6 has a label list that cannot be read"),
+    ],
+)
+def test_unusable_rows(tmp_path, change, message):
+    path = tmp_path / "t.jsonl"
+    extra = {"study": "s6", "who": "e", "findings": CANARY, "part": "test", "tags": []}
+    rows = [*records(), records()[0] | extra | change]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=message) as error:
+        load_table(str(path), **CHOICE, label_column="tags")
+    assert CANARY not in str(error.value)
+
+
+def test_a_label_that_no_list_holds_is_a_typing_error(tmp_path):
+    choice = CHOICE | {"labels": ("edema", "mas")}
+    with pytest.raises(DataError, match="no report of .* carries 'mas'"):
+        load_table(write(tmp_path, "jsonl"), **choice, label_column="tags")
+
+
+def test_labels_must_be_named(tmp_path):
+    with pytest.raises(DataError, match="data.labels and data.text_columns must name"):
+        load_table("t.csv", labels=())
+
+
+def test_hub_id_that_cannot_be_had(monkeypatch):
+    def refuse(source, streaming):
+        assert source == "owner/name" and streaming
+        raise ConnectionError(CANARY)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match="owner/name is no data set .*ConnectionError") as error:
+        load_table("owner/name", labels=("x",))
+    assert CANARY not in str(error.value)
+
+
+def test_hub_dataset_is_streamed(monkeypatch):
+    rows = datasets.Dataset.from_list(records()).to_iterable_dataset()
+    stored = datasets.IterableDatasetDict({"train": rows})
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, streaming: stored)
+    assert load_table("owner/name", **CHOICE).texts == TEXTS
