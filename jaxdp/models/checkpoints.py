@@ -3,13 +3,15 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import numpy as np
 import safetensors
+
+from .classifier import POOLINGS
 
 Tensors = Mapping[str, Callable[[], np.ndarray]]
 """Name -> function that reads the tensor: a model need not be in memory twice to be loaded."""
@@ -35,6 +37,22 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Indented, with a final newline."""
     Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_description(directory: Path, pooling: str, label_names: Sequence[str]) -> None:
+    """jaxdp.json: what a classifier needs and neither PEFT nor config.json has a field for."""
+    description = {"pooling": pooling, "label_names": list(label_names)}
+    write_json(Path(directory) / "jaxdp.json", description)
+
+
+def read_description(directory: Path) -> tuple[str, tuple[str, ...]]:
+    """(pooling, label names) as written by `write_description`; WeightsError if absent or odd."""
+    path = Path(directory) / "jaxdp.json"
+    description = read_json(path)
+    pooling, labels = description.get("pooling"), description.get("label_names")
+    if pooling not in POOLINGS or not isinstance(labels, list):
+        raise WeightsError(f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names")
+    return pooling, tuple(labels)
 
 
 def read_tensors(directory: Path) -> Tensors:

@@ -42,6 +42,10 @@ class LoRALinear(nnx.Module):
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    def merged_kernel(self) -> jax.Array:
+        """The kernel of the one Linear layer that computes the same: [in, out]."""
+        return self.base.kernel[...] + self.lora_a[...] @ self.lora_b[...] * self.scale
+
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.base(x)
         x = x.astype(y.dtype)
@@ -145,24 +149,3 @@ def trainable(mode: str):
 def split(model: nnx.Module, mode: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, adapters, frozen): every parameter is in exactly one of the two trees."""
     return nnx.split(model, trainable(mode), nnx.Param)
-
-
-def start_level(adapters: nnx.State, feature_level: int, *, shared_layers: bool = False) -> int:
-    """The highest level whose value no trainable parameter influences (see `classifier.py`).
-
-    Everything up to it can be computed once per report. Parameters of `encoder.layer.N` act from
-    level N on; those of the pooler or the head from the feature or the state below it; any other
-    (embeddings) from level 0. Layers shared across depths act from the first.
-    """
-    level = feature_level
-    for path, _ in nnx.to_flat_state(adapters):
-        numbers = [part for part in path if isinstance(part, int)]
-        if path[0] == "classifier":
-            continue
-        if "pooler" in path:
-            level = min(level, feature_level - 1)
-        elif numbers and not shared_layers:
-            level = min(level, numbers[0])
-        else:
-            level = 0
-    return level

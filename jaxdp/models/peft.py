@@ -28,14 +28,20 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from .checkpoints import WeightsError, read_json, read_safetensors, write_json
+from .checkpoints import (
+    WeightsError,
+    read_description,
+    read_json,
+    read_safetensors,
+    write_description,
+    write_json,
+)
 from .classifier import ReportClassifier
 from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
-from .pretrained import source_name
+from .pretrained import relayout, source_name
 
 _PREFIX = "base_model.model."
 _NO_TARGETS = "dummy-target-modules"  # peft.utils.constants.DUMMY_TARGET_MODULES
-_TRANSPOSED = ("kernel", "lora_a", "lora_b")  # ours are [in, out], PEFT's [out, in]
 
 # Fields of LoraConfig that we honour, or that do not change what the finished adapter computes.
 # Any other field that is set means arithmetic we do not have.
@@ -99,13 +105,10 @@ def save_adapter(
         saved_modules.append("pooler")
         chosen = nnx.Any(chosen, nnx.PathContains("pooler"))
 
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, chosen)):
-        value = np.asarray(variable[...])
-        # safetensors writes the memory as it lies, whatever the strides.
-        tensors[_file_name(path)] = np.ascontiguousarray(
-            value.T if path[-1] in _TRANSPOSED else value
-        )
+    tensors = {
+        _file_name(path): relayout(path, np.asarray(variable[...]))
+        for path, variable in nnx.to_flat_state(nnx.state(model, chosen))
+    }
     safetensors.numpy.save_file(
         tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"}
     )
@@ -121,7 +124,7 @@ def save_adapter(
         "modules_to_save": saved_modules,
     }
     write_json(directory / "adapter_config.json", config)
-    write_json(directory / "jaxdp.json", {"pooling": model.pooling, "label_names": label_names})
+    write_description(directory, model.pooling, label_names)
 
 
 def read_adapter_info(directory: Path) -> AdapterInfo:
@@ -133,16 +136,13 @@ def read_adapter_info(directory: Path) -> AdapterInfo:
     """
     directory = Path(directory)
     config = read_json(directory / "adapter_config.json")
-    extra = read_json(directory / "jaxdp.json") if (directory / "jaxdp.json").exists() else {}
-    labels = extra.get("label_names")
-    if labels is None:
+    if (directory / "jaxdp.json").exists():
+        pooling, labels = read_description(directory)
+    else:
         rows = len(_read_adapter(directory)["classifier.bias"])
-        labels = [f"LABEL_{i}" for i in range(rows)]
+        pooling, labels = "cls", tuple(f"LABEL_{i}" for i in range(rows))
     return AdapterInfo(
-        base_model=config.get("base_model_name_or_path"),
-        revision=config.get("revision"),
-        pooling=extra.get("pooling", "cls"),
-        label_names=tuple(labels),
+        config.get("base_model_name_or_path"), config.get("revision"), pooling, labels
     )
 
 
@@ -170,7 +170,7 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             pairs.setdefault(layer, {})[part] = value
         elif name in parameters:
             path, variable = parameters[name]
-            value = value.T if path[-1] in _TRANSPOSED else value
+            value = relayout(path, value)
             if value.shape != variable.shape:
                 problems.append(f"{name} is {value.shape}, expected {variable.shape}")
             replaced.append((path, variable, value))

@@ -57,6 +57,12 @@ def source_name(path: tuple) -> str:
     return ".".join([*parents, leaf])
 
 
+def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
+    """The parameter at `path` as checkpoints lay it out, or back: matrices are [out, in] there."""
+    # safetensors writes the memory as it lies, whatever the strides.
+    return np.ascontiguousarray(value.T if path[-1] in ("kernel", "lora_a", "lora_b") else value)
+
+
 def _canonical(name: str, prefix: str) -> str:
     """Undoes the naming habits of older and of headless checkpoints."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
@@ -109,8 +115,7 @@ def load_classifier(
         name, shape = source_name(path), variable.shape
         if name in unused:
             unused.remove(name)
-            value = tensors[name]()
-            value = value.T if path[-1] == "kernel" else value
+            value = relayout(path, tensors[name]())
             if value.shape != shape:
                 misshapen.append(f"{name} {value.shape}, expected {shape}")
                 continue

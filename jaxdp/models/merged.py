@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole model out: a plain Hugging Face checkpoint, adapters merged into the weights.
+
+`AutoModelForSequenceClassification` loads one with pooling "cls" and computes the same logits.
+transformers has no mean-pooled classifier, so one with pooling "mean" announces itself as the bare
+encoder; its head is in the file all the same. `jaxdp.json` says which it is.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from .checkpoints import WeightsError, read_description, write_description, write_json
+from .classifier import ReportClassifier
+from .lora import LoRALinear
+from .pretrained import load_classifier, relayout, source_name
+
+_CLASS_PREFIX = {"bert": "Bert", "albert": "Albert"}
+
+
+def save_checkpoint(
+    directory: Path,
+    model: ReportClassifier,
+    config: Mapping[str, Any],
+    label_names: Iterable[str],
+) -> None:
+    """Writes config.json, model.safetensors and jaxdp.json; `model` is left as it is.
+
+    Args:
+        directory: created if missing.
+        model: with or without adapters.
+        config: the backbone's, from `pretrained.read_config`.
+        label_names: of the head's rows, in order; they become id2label.
+    """
+    label_names = list(label_names)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    merged = {
+        (*path, "base", "kernel"): module.merged_kernel()
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, LoRALinear)
+    }
+    tensors = {
+        source_name(path): relayout(path, np.asarray(merged.get(path, variable[...])))
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+        if path[-1] not in ("lora_a", "lora_b")
+    }
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    task = "ForSequenceClassification" if model.pooling == "cls" else "Model"
+    write_json(
+        directory / "config.json",
+        {
+            **config,
+            "architectures": [_CLASS_PREFIX[config["model_type"]] + task],
+            "problem_type": "multi_label_classification",
+            "id2label": {str(i): name for i, name in enumerate(label_names)},
+            "label2id": {name: i for i, name in enumerate(label_names)},
+        },
+    )
+    write_description(directory, model.pooling, label_names)
+
+
+def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, tuple[str, ...]]:
+    """(model, label names) of a directory that `save_checkpoint` wrote; WeightsError otherwise."""
+    pooling, labels = read_description(directory)
+    model, report = load_classifier(directory, len(labels), pooling, dtype=dtype, rngs=nnx.Rngs(0))
+    if report.initialised:
+        raise WeightsError(f"{directory} lacks {', '.join(report.initialised)}")
+    return model, labels
