@@ -165,6 +165,12 @@ def test_latin1_values_are_repaired_one_by_one(tmp_path):
     assert data.texts == ["ödem", "ödem"] and data.counts[REPAIRED] == 1
 
 
+def test_broken_escapes_in_json_are_repaired(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a \\ud800 b", "x": 1}')
+    data = load_table(str(tmp_path / "t.jsonl"), labels=("x",))
+    assert data.texts == ["a ? b"] and data.counts[REPAIRED] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -43,10 +43,13 @@ def decode(content: bytes, counts: Counter) -> str:
 def repair(value: str, counts: Counter) -> str:
     """A value from `open_text`, re-read as Latin-1 (and counted) if it was not UTF-8."""
     # surrogateescape kept the undecodable bytes; only the value that holds them is re-read
-    if value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value):
+    if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value):
         return value
     counts[REPAIRED] += 1
-    return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    except UnicodeEncodeError:  # half of a pair, written out in JSON: no text has such a character
+        return value.encode("utf-8", "replace").decode()
 
 
 def open_text(path: Path):
