@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privacy statement: true, complete, and recomputable by anyone from its JSON."""
+
+import json
+import math
+
+import dp_accounting
+import pytest
+from dp_accounting import pld
+
+from jaxdp.dp import (
+    SubsampledGaussian,
+    epsilon_pld,
+    epsilon_rdp,
+    event_from_json,
+    privacy_statement,
+    statement_markdown,
+)
+
+DELTA = 1e-5
+HEAD = SubsampledGaussian(
+    units=3164, expected_batch_size=3164, steps=50, l2_clip_norm=1.0, noise_multiplier=40.0
+)
+LORA = SubsampledGaussian(
+    units=3164, expected_batch_size=512, steps=100, l2_clip_norm=0.1, noise_multiplier=3.0
+)
+
+
+def statement(mechanisms=None, **changes):
+    arguments = dict(
+        delta=DELTA, privacy_unit="report", seed_policy="os-entropy", label_origin="MeSH"
+    )
+    stages = {"head": HEAD, "lora": LORA} if mechanisms is None else mechanisms
+    return privacy_statement(stages, **{**arguments, **changes})
+
+
+def recomputed(text: str) -> float:
+    """The README's recipe: epsilon from privacy.json by dp-accounting alone."""
+
+    def event(value):
+        if isinstance(value, list):
+            return [event(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        fields = {k: event(v) for k, v in value.items() if not k.endswith("_name")}
+        return getattr(dp_accounting, value["class_name"])(**fields)
+
+    claim = json.loads(text)
+    accountant = pld.PLDAccountant().compose(event(claim["dp_event"]))
+    return accountant.get_epsilon(claim["delta"])
+
+
+def test_states_what_ran():
+    s = statement()
+    assert s["epsilon"] == epsilon_pld([HEAD, LORA], DELTA)
+    assert s["epsilon_rdp"] == epsilon_rdp([HEAD, LORA], DELTA) > s["epsilon"]
+    assert s["delta"] == DELTA and s["units"] == 3164 and s["privacy_unit"] == "report"
+    assert s["neighboring_relation"] == "add-or-remove-one"
+    assert s["accountant"] == "pld" and s["accountant_version"].startswith("dp-accounting 0.")
+    assert s["seed_policy"] == "os-entropy" and s["labels"] == "MeSH"
+    assert s["mechanisms"][1] == {
+        "stage": "lora",
+        "sampling": "poisson",
+        "sampling_probability": 512 / 3164,
+        "noise_multiplier": 3.0,
+        "l2_clip_norm": 0.1,
+        "expected_batch_size": 512,
+        "steps": 100,
+    }
+    assert s["warnings"] == []
+
+
+def test_epsilon_recomputes_from_the_json_by_dp_accounting_alone():
+    s = statement()
+    assert recomputed(json.dumps(s)) == s["epsilon"]
+
+
+def test_event_survives_json():
+    s = json.loads(json.dumps(statement()))
+    assert event_from_json(s["dp_event"]) == dp_accounting.ComposedDpEvent(
+        [HEAD.dp_event, LORA.dp_event]
+    )
+
+
+@pytest.mark.parametrize("name", ["os", "ComposedEvent", "calibrate_dp_mechanism", "", None])
+def test_a_forged_event_is_refused(name):
+    with pytest.raises(ValueError, match="class_name"):
+        event_from_json(
+            {"module_name": "os", "class_name": name, "command": "true"}
+            if name is not None
+            else {"x": 1}
+        )
+
+
+def test_every_step_taken_counts():
+    fewer = statement({"lora": LORA.replace(steps=99)})
+    assert fewer["epsilon"] < statement({"lora": LORA})["epsilon"]
+    assert fewer["mechanisms"][0]["steps"] == 99
+
+
+def test_stopped_before_the_first_step():
+    s = statement({"lora": LORA.replace(steps=0)})
+    assert s["epsilon"] == s["epsilon_rdp"] == 0.0
+    assert recomputed(json.dumps(s)) == 0.0
+    assert "epsilon = 0," in statement_markdown(s)
+
+
+def test_without_privacy_nothing_is_claimed():
+    s = statement({})
+    assert s["epsilon"] is s["delta"] is s["epsilon_rdp"] is s["units"] is None
+    assert s["mechanisms"] == [] and "WITHOUT" in s["warnings"][0]
+    event = event_from_json(s["dp_event"])
+    assert pld.PLDAccountant().compose(event).get_epsilon(DELTA) == math.inf
+    text = statement_markdown(s)
+    assert "**without** differential privacy" in text and "differentially private**" not in text
+
+
+def test_a_stage_without_noise_makes_epsilon_infinite_in_words_too():
+    s = statement({"head": HEAD, "lora": LORA.replace(noise_multiplier=0.0)})
+    assert s["epsilon"] == s["epsilon_rdp"] == "infinite"
+    assert any("without noise" in w for w in s["warnings"])
+    json.dumps(s, allow_nan=False)
+    text = statement_markdown(s)
+    assert "differentially private**" not in text and "**without noise**" in text
+    assert recomputed(json.dumps(s)) == math.inf
+
+
+@pytest.mark.parametrize(("delta", "warned"), [(1 / 3164, True), (1e-3, True), (3.1e-4, False)])
+def test_delta_not_below_one_over_units_is_warned_about(delta, warned):
+    s = statement(delta=delta)
+    assert any("1/units" in w for w in s["warnings"]) is warned
+    assert ("1/units" in statement_markdown(s)) is warned
+
+
+def test_a_public_seed_is_warned_about():
+    s = statement(seed_policy="fixed-for-research")
+    assert any("unprotected" in w for w in s["warnings"])
+    assert "unprotected" in statement_markdown(s)
+
+
+def test_stages_must_share_their_units():
+    with pytest.raises(ValueError, match="units"):
+        statement({"head": HEAD.replace(units=9999), "lora": LORA})
+
+
+def test_words_hold_the_numbers_and_end_with_the_json():
+    s = statement()
+    text = statement_markdown(s)
+    assert "adding or removing one **report**" in text
+    assert "| lora | poisson | 0.16182 | 3 | 0.1 | 512 | 100 |" in text
+    assert json.loads(text.split("```json\n")[1].split("```")[0]) == s
+    assert all(item in text for item in s["not_covered"])
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "printed"),
+    [(1.00001, "1.001"), (7.9991, "8"), (8.0, "8"), (0.009991231, "0.009992"), (12.341, "12.35")],
+)
+def test_printed_epsilon_is_never_below_the_epsilon(epsilon, printed):
+    text = statement_markdown({**statement(), "epsilon": epsilon})
+    assert f"(epsilon = {printed}, " in text
+
+
+def test_patient_level_statement_names_the_patient():
+    text = statement_markdown(statement(privacy_unit="patient"))
+    assert "removing one **patient**" in text and "The unit is one report" not in text
