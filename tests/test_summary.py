@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_data import CANARY, make_dataset, openi_xml, write_openi
+
+from jaxdp.data.summary import summarize
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_counts():
+    data = make_dataset(
+        patients="aaabcd",
+        splits=["train"] * 5 + ["test"],
+        labels=np.array([[1, 0], [1, -1], [0, -1], [0, 0], [0, 0], [1, 1]], np.int8),
+        labelled_by=np.array(["physician", "model", "model", "model", "model", "physician"]),
+    )
+    summary = summarize(data, np.array([5, 9, 10, 11, 30, 4]), max_length=10)
+    assert list(summary["splits"]) == ["train", "test"]
+    assert summary["splits"]["train"] == {
+        "reports": 5,
+        "patients": 3,
+        "reports_per_patient": {"median": 1, "largest": 3},
+        "tokens": {"median": 10.0, "p95": pytest.approx(26.2), "longest": 30, "reports_cut": 2},
+        "labels": {
+            "even": {"positive": 2, "negative": 3, "unknown": 0},
+            "odd": {"positive": 0, "negative": 3, "unknown": 2},
+        },
+        "labelled_by": {"model": 4, "physician": 1},
+    }
+    assert "label 'odd' is never positive in the train split" in summary["warnings"]
+    assert CANARY not in json.dumps(summary)
+
+
+def run_script(workspace, *arguments):
+    command = [sys.executable, "scripts/inspect_data.py", "--config", "configs/smoke.py"]
+    command += [f"--config.data.root={workspace}", f"--config.model.backbone={workspace}/backbone"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_script_prints_and_saves_counts_but_no_report(workspace):
+    members = {
+        f"{CANARY}{i}.xml": openi_xml(CANARY, f"{CANARY} {i}", patient=f"{CANARY}{i}")
+        for i in range(60)
+    }
+    write_openi(workspace / "NLMCXR_reports.tgz", members)
+    out = workspace / "out"
+    result = run_script(
+        workspace, "--config.data.labels=('normal',)", "--output", out, "--json", out / "s.json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "60 reports" in result.stdout and "normal" in result.stdout
+    assert CANARY not in result.stdout + result.stderr + (out / "s.json").read_text()
+    assert json.loads((out / "s.json").read_text())["reports"] == 60
+    for name in ("lengths.png", "labels.png"):
+        content = (out / name).read_bytes()
+        assert content.startswith(b"\x89PNG") and CANARY.encode() not in content
+
+
+def test_script_refuses_in_one_line(workspace):
+    result = run_script(workspace, f"--config.data.root={workspace}/absent")
+    assert result.returncode == 1 and result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
