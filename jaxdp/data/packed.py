@@ -32,12 +32,14 @@ class Packed:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[: len(lengths)]
         return cls(values, offsets.astype(np.int32), lengths)
 
-    def gather(self, rows: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-        """(values [B, width, ...], lengths [B]) of the given rows; row -1 has length 0.
+    def gather(self, rows, width: int):
+        """(values [B, width, ...], lengths [B]) of the given rows [B]; row -1 has length 0.
 
         Positions beyond a row's length repeat its last value; the model's mask keeps them out.
+        NumPy arrays in, NumPy arrays out; jax arrays likewise.
         """
-        index = jnp.maximum(rows, 0)
-        lengths = jnp.where(rows >= 0, jnp.minimum(self.lengths[index], width), 0)
-        position = jnp.minimum(jnp.arange(width), jnp.maximum(lengths - 1, 0)[:, None])
+        xp = np if isinstance(self.values, np.ndarray) else jnp
+        index = xp.maximum(rows, 0)
+        lengths = xp.where(rows >= 0, xp.minimum(self.lengths[index], width), 0)
+        position = xp.minimum(xp.arange(width), xp.maximum(lengths - 1, 0)[:, None])
         return self.values[self.offsets[index][:, None] + position], lengths

@@ -12,6 +12,7 @@ from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.pretrained import LoadReport
 
 from .checkpoint import Checkpoints, Position
 from .interrupt import Interrupt
@@ -67,7 +68,9 @@ def train(
         monitor.loaded(inputs)
         checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
         try:
-            model = _train_stages(config, plan, inputs, checkpoints, run, interrupt, monitor)
+            model, weights = _train_stages(
+                config, plan, inputs, checkpoints, run, interrupt, monitor
+            )
         finally:
             checkpoints.close()
 
@@ -78,7 +81,16 @@ def train(
             seed_policy=seed_policy(config.run.research_seed),
             label_origin=inputs.dataset.label_origin,
         )
-        write_release(run.release, model, config, inputs, statement)
+        write_release(
+            run.release,
+            model,
+            config.train.mode,
+            backbone=inputs.backbone,
+            label_names=inputs.dataset.label_names,
+            max_length=config.data.max_length,
+            initialised=weights.initialised,
+            statement=statement,
+        )
         metrics = {"note": NOT_COVERED, "test": test_metrics(config, model, inputs)}
         write_json(run.path / "metrics.json", metrics)
         monitor.finished(run, statement, metrics["test"])
@@ -95,8 +107,8 @@ def _train_stages(
     run: RunDirectory,
     interrupt: Interrupt,
     monitor: Monitor,
-) -> ReportClassifier:
-    """The trained model, from the beginning or from the newest checkpoint."""
+) -> tuple[ReportClassifier, LoadReport]:
+    """The trained model, from the beginning or from the newest checkpoint; how it was loaded."""
     saved = checkpoints.latest()
     position, secret = saved or (Position(0, 0), RunSecret.create(config.run.research_seed))
     model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
@@ -128,7 +140,7 @@ def _train_stages(
         loop = _StageLoop(config, plan, inputs, trainer, checkpoints, secret, interrupt, monitor)
         with monitor.stage(run, plan.stages, begin):
             trainer.install(loop.run(begin, state))
-    return model
+    return model, weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """The release bundle: everything that may be shared under the statement, and nothing else."""
 
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
-def write_release(*a):
-    pass
+from jaxdp.backbone import Backbone
+from jaxdp.dp import statement_markdown
+from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.peft import save_adapter
+
+from .rundir import write_json
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "special_tokens_map.json")
+
+
+def write_release(
+    release: Path,
+    model: ReportClassifier,
+    mode: str,
+    *,
+    backbone: Backbone,
+    label_names: Iterable[str],
+    max_length: int,
+    initialised: Iterable[str],
+    statement: Mapping[str, Any],
+) -> None:
+    """Writes adapter/, privacy.json and PRIVACY.md; the directory appears whole or not at all.
+
+    adapter/ is in PEFT's format, with the backbone's tokenizer (its `model_max_length` is what the
+    model was trained with) and the label names.
+
+    Args:
+        release: where; replaced if it exists.
+        model: trained, with an ordinary head.
+        mode: what was trained, see `models.lora.MODES`.
+        backbone: the frozen weights' origin.
+        label_names: of the head's rows.
+        max_length: tokens per report.
+        initialised: parameters drawn at random because the checkpoint lacked them.
+        statement: from `dp.privacy_statement`.
+    """
+    scratch = release.with_name(".release.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    adapter = scratch / "adapter"
+    adapter.mkdir(parents=True)
+    save_adapter(
+        adapter,
+        model,
+        mode,
+        base_model=backbone.name,
+        revision=backbone.revision,
+        label_names=label_names,
+        initialised=initialised,
+    )
+    for name in _TOKENIZER_FILES:
+        if (backbone.directory / name).exists():
+            shutil.copyfile(backbone.directory / name, adapter / name)
+    config_file = backbone.directory / "tokenizer_config.json"
+    config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
+    write_json(adapter / "tokenizer_config.json", config | {"model_max_length": max_length})
+    write_json(scratch / "privacy.json", statement)
+    (scratch / "PRIVACY.md").write_text(statement_markdown(statement), encoding="utf-8")
+    shutil.rmtree(release, ignore_errors=True)
+    scratch.rename(release)

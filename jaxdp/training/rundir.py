@@ -39,7 +39,7 @@ class RunDirectory:
 
     Args:
         config: decides where the directory is.
-        resume: continue a run that was started before; otherwise the directory must be new.
+        resume: continue a run that was started before; otherwise no step may have been saved.
 
     Raises:
         RunError: the directory is in use, exists without `resume`, or was started with settings
@@ -61,10 +61,12 @@ class RunDirectory:
         except BlockingIOError:
             self._lock.close()
             raise RunError(f"{self.path} is in use by another process") from None
-        if not config_file.exists():
+        # Before its first checkpoint a run has touched nothing private: it starts afresh.
+        if not any(self.checkpoints.glob("*")):
             write_json(config_file, config.to_dict())
             return
         if not resume:
+            self.close()
             raise RunError(
                 f"{self.path} holds a run already; continue it with --resume, or choose another "
                 "config.run.name"
@@ -72,6 +74,7 @@ class RunDirectory:
         started = Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
         changed = _differences(started, config)
         if changed:
+            self.close()
             raise RunError(
                 f"{self.path} was started with other settings; it can only be resumed with the "
                 "same " + ", ".join(f"config.{name} = {value!r}" for name, value in changed)

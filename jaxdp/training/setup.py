@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from jaxdp.backbone import Backbone, resolve_backbone
 from jaxdp.config import Config
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import SPLITS, ReportDataset
@@ -20,7 +21,6 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport, load_classifier
 
-from .backbone import Backbone, resolve_backbone
 from .randomness import RunSecret
 
 ADAPTER_MODES = ("lora", "lora-ffa")
@@ -47,7 +47,7 @@ class Inputs:
 
 def load_inputs(config: Config) -> Inputs:
     """Reads and tokenises all splits."""
-    backbone = resolve_backbone(config.model)
+    backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
     dataset = load_reports(config.data)
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0

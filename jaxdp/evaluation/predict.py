@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels for new reports, from a release bundle, in constant memory."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer
+
+from jaxdp.backbone import resolve_backbone
+from jaxdp.data.batching import Buckets
+from jaxdp.data.dataset import DataError
+from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.models import lora
+from jaxdp.models.peft import load_adapter, read_adapter_info
+from jaxdp.models.pretrained import load_classifier
+
+from .inference import Predictor
+from .metrics import DECISION_THRESHOLD
+
+CHUNK = 2048
+"""Reports held in memory at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One input row: a text, or what is wrong with it."""
+
+    number: int
+    """Of the data row, from 1."""
+    text: str = dataclasses.field(repr=False)
+    problem: str | None = None
+
+
+def read_rows(path: Path, text_column: str) -> Iterator[Row]:
+    """Rows of a CSV (.csv, .tsv) or JSON-lines (.jsonl) file, one at a time.
+
+    A row without usable text is yielded with its problem; texts are never part of a message.
+
+    Raises:
+        DataError: missing file, unknown type, no such column, or bytes that are not UTF-8.
+    """
+    path = Path(path)
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: expected a .csv, .tsv or .jsonl file")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, (text, problem) in enumerate(readers[path.suffix](file, text_column), 1):
+                if problem is None and not text.strip():
+                    problem = "has no text"
+                yield Row(number, text, problem)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _read_csv(file, text_column: str) -> Iterator[tuple[str, str | None]]:
+    rows = csv.reader(file, delimiter="\t" if file.name.endswith(".tsv") else ",")
+    header = next(rows, [])
+    if text_column not in header:
+        raise DataError(f"no column {text_column!r}; there are {', '.join(header) or 'none'}")
+    column = header.index(text_column)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield "", f"is not CSV: {error}"
+            continue
+        if len(row) != len(header):
+            yield "", f"has {len(row)} fields, the header {len(header)}"
+        else:
+            yield row[column], None
+
+
+def _read_jsonl(file, text_column: str) -> Iterator[tuple[str, str | None]]:
+    for line in file:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            yield "", "is not JSON"
+            continue
+        text = value.get(text_column) if isinstance(value, dict) else None
+        if isinstance(text, str):
+            yield text, None
+        else:
+            yield "", f"has no string field {text_column!r}"
+
+
+class ReleasedClassifier:
+    """A release bundle, ready to label texts.
+
+    Args:
+        release: a run's release/ directory.
+        base_model: directory of the frozen weights, if they are not where the adapter says.
+        microbatch_tokens: positions computed at once.
+
+    Raises:
+        WeightsError, ConfigError, DataError: the bundle or its base model cannot be used.
+    """
+
+    def __init__(
+        self, release: Path, *, base_model: str | None = None, microbatch_tokens: int = 2048
+    ):
+        adapter = Path(release) / "adapter"
+        if not adapter.is_dir():
+            raise DataError(f"{adapter} does not exist; expected the release/ of a finished run")
+        info = read_adapter_info(adapter)
+        backbone = resolve_backbone(base_model or info.base_model, info.pooling, info.revision)
+        self.label_names = info.label_names
+        model, _ = load_classifier(
+            backbone.directory, len(info.label_names), info.pooling, rngs=nnx.Rngs(0)
+        )
+        load_adapter(adapter, model)
+        self._tokenizer: Tokenizer = load_tokenizer(adapter)
+        config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
+        self._max_length = int(config["model_max_length"])
+        graphdef, *self._states = lora.split(model, "head")
+        buckets = Buckets.for_lengths(self._max_length, microbatch_tokens)
+        self._predict = Predictor(graphdef, 0, buckets)
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Probabilities [n, num_labels] of non-empty texts, float32."""
+        tokens, _ = tokenize(texts, self._tokenizer, self._max_length)
+        return self._predict(*self._states, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How many rows were labelled, and which were not, with the reason."""
+
+    labelled: int
+    skipped: tuple[Row, ...]
+
+
+def label_file(
+    classifier: ReleasedClassifier,
+    source: Path,
+    target: Path,
+    *,
+    text_column: str,
+    skip_bad_rows: bool,
+) -> Outcome:
+    """Labels every row of `source`: CSV with row, then probability and decision of each label.
+
+    `target` appears when all rows are done; memory does not grow with their number.
+
+    Raises:
+        DataError: unreadable input; or a bad row, unless they are to be skipped.
+    """
+    scratch = target.with_name(f".{target.name}.tmp")
+    labelled, skipped = 0, []
+    names = classifier.label_names
+    try:
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["row", *names, *(f"probability_{name}" for name in names)])
+            rows = read_rows(source, text_column)
+            while chunk := list(itertools.islice(rows, CHUNK)):
+                bad = [row for row in chunk if row.problem]
+                if bad and not skip_bad_rows:
+                    raise DataError(f"{source}: row {bad[0].number} {bad[0].problem}")
+                skipped += bad
+                good = [row for row in chunk if not row.problem]
+                if not good:
+                    continue
+                for row, values in zip(good, classifier([r.text for r in good]), strict=True):
+                    decisions = (values >= DECISION_THRESHOLD).astype(int)
+                    writer.writerow([row.number, *decisions, *(f"{v:.6f}" for v in values)])
+                labelled += len(good)
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return Outcome(labelled, tuple(skipped))

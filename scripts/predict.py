@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels new reports with a finished run, or with its release/ directory alone.
+
+    python scripts/predict.py --run runs/openi_eps8 --input new.csv --output labels.csv
+    python scripts/predict.py --release release --base_model minilm/ --input new.jsonl \
+        --output labels.csv --bad_rows skip
+
+Output: one CSV row per report, with its row number in the input (from 1), the decision (0 or 1) and
+the probability of each label. The predictions are about the reports given: they are as private as
+those are.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.evaluation.predict import ReleasedClassifier, label_file
+
+_RUN = flags.DEFINE_string("run", None, "Directory of a finished run.")
+_RELEASE = flags.DEFINE_string("release", None, "A release/ directory, instead of --run.")
+_BASE_MODEL = flags.DEFINE_string(
+    "base_model", None, "Directory of the frozen weights, if not where the adapter says."
+)
+_INPUT = flags.DEFINE_string(
+    "input", None, "A .csv, .tsv or .jsonl file of reports.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
+_TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Column or field with the report.")
+_BAD_ROWS = flags.DEFINE_enum("bad_rows", "fail", ["fail", "skip"], "What to do with bad rows.")
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}")
+    if (_RUN.value is None) == (_RELEASE.value is None):
+        fail("give either --run or --release")
+    prepare()
+    release = Path(_RELEASE.value) if _RELEASE.value else Path(_RUN.value) / "release"
+    try:
+        classifier = ReleasedClassifier(release, base_model=_BASE_MODEL.value)
+        outcome = label_file(
+            classifier,
+            Path(_INPUT.value),
+            Path(_OUTPUT.value),
+            text_column=_TEXT_COLUMN.value,
+            skip_bad_rows=_BAD_ROWS.value == "skip",
+        )
+    except USER_ERRORS as error:
+        fail(error)
+    for row in outcome.skipped:
+        print(f"skipped row {row.number}: {row.problem}", file=sys.stderr)
+    print(f"{outcome.labelled:,} reports labelled, {len(outcome.skipped):,} rows skipped")
+
+
+if __name__ == "__main__":
+    app.run(main)

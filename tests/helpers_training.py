@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny synthetic collection and a tiny random BERT, for whole runs in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from helpers_data import openi_xml, write_openi
+from ml_collections import config_dict
+
+from jaxdp.config import Config, inherit
+
+REPOSITORY = Path(__file__).parents[1]
+WORDS = "heart lungs clear normal enlarged opacity effusion small large left right no acute".split()
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
+
+
+def write_collection(path: Path, reports: int = 120) -> Path:
+    """An Open-I archive in which the words of a report decide its labels; synthetic."""
+    rng = np.random.default_rng(0)
+    members = {}
+    for number in range(reports):
+        words = list(rng.choice(WORDS, rng.integers(1, 12)))
+        majors = [heading for word, heading in _HEADINGS.items() if word in words]
+        content = openi_xml(None, " ".join(words) + ".", tuple(majors), str(number))
+        members[f"reports/{number}.xml"] = content
+    return write_openi(path, members)
+
+
+_HEADINGS = {"normal": "normal", "enlarged": "Cardiomegaly", "effusion": "Pleural Effusion"}
+LABELS = ("normal", "cardiomegaly", "pleural_effusion")
+
+
+def write_backbone(directory: Path, hidden: int = 16, layers: int = 2, seed: int = 0) -> Path:
+    """A random BERT in Hugging Face format, with a vocabulary that fits the collection."""
+    directory.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    tensors = {}
+
+    def add(name, *shape):
+        tensors[name] = (0.2 * rng.standard_normal(shape)).astype(np.float32)
+
+    def norm(name):
+        tensors[f"{name}.weight"] = np.ones(hidden, np.float32)
+        tensors[f"{name}.bias"] = np.zeros(hidden, np.float32)
+
+    def linear(name, outputs, inputs):
+        add(f"{name}.weight", outputs, inputs)
+        add(f"{name}.bias", outputs)
+
+    add("bert.embeddings.word_embeddings.weight", len(VOCABULARY), hidden)
+    add("bert.embeddings.position_embeddings.weight", 32, hidden)
+    add("bert.embeddings.token_type_embeddings.weight", 2, hidden)
+    norm("bert.embeddings.LayerNorm")
+    for i in range(layers):
+        layer = f"bert.encoder.layer.{i}"
+        for part in ("query", "key", "value"):
+            linear(f"{layer}.attention.self.{part}", hidden, hidden)
+        linear(f"{layer}.attention.output.dense", hidden, hidden)
+        norm(f"{layer}.attention.output.LayerNorm")
+        linear(f"{layer}.intermediate.dense", 2 * hidden, hidden)
+        linear(f"{layer}.output.dense", hidden, 2 * hidden)
+        norm(f"{layer}.output.LayerNorm")
+    linear("bert.pooler.dense", hidden, hidden)
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+    config = {
+        "model_type": "bert",
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * hidden,
+        "max_position_embeddings": 32,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    return directory
+
+
+def smoke_settings(workspace: Path, **changes) -> config_dict.ConfigDict:
+    """configs/smoke.py on the tiny data and model; changes are section__field=value."""
+    config = inherit(str(REPOSITORY / "configs" / "smoke.py"), "smoke")
+    config.data.root = str(workspace / "NLMCXR_reports.tgz")
+    config.data.labels = LABELS
+    config.model.backbone = str(workspace / "backbone")
+    config.run.dir = str(workspace / "runs")
+    config.run.research_seed = 7
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return config
+
+
+def smoke_config(workspace: Path, **changes) -> Config:
+    """`smoke_settings`, validated."""
+    return Config.from_dict(smoke_settings(workspace, **changes).to_dict())
+
+
+def as_flags(settings: config_dict.ConfigDict) -> list[str]:
+    """Flags that make scripts/train.py --config configs/smoke.py run `settings`."""
+    base = inherit(str(REPOSITORY / "configs" / "smoke.py"), "smoke")
+    flags = [f"--config={REPOSITORY / 'configs' / 'smoke.py'}"]
+    for section in settings:
+        for field in settings[section]:
+            value = settings[section][field]
+            if value != base[section][field]:
+                flags.append(f"--config.{section}.{field}={value}")
+    return flags
+
+
+def start_script(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts scripts/<name> in its own process."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "scripts" / name), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+    )
+
+
+def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs scripts/<name> to its end."""
+    process = start_script(name, *arguments, **environment)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

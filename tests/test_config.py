@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: typed, validated, and errors that name the field."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers_training import REPOSITORY, run_script
+
+from jaxdp.config import Config, ConfigError, default_config, inherit
+
+PRIVATE = {"privacy": {"units": 1000}, "train": {"expected_batch_size": 10.0}}
+
+
+def test_defaults_of_config_files_are_the_dataclasses():
+    values = default_config().to_dict()
+    values["privacy"] |= PRIVATE["privacy"]
+    assert Config.from_dict(values) == Config.from_dict({"privacy": {"units": 1000}})
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"data": {"rot": "x"}}, r"config\.data\.rot is not a setting; did you mean root"),
+        ({"dta": {}}, r"config\.dta is not a setting; did you mean data"),
+        ({"data": 3}, r"config\.data must be a section"),
+        ({"lora": {"rank": 0}}, r"config\.lora\.rank must be at least 1, not 0"),
+        ({"lora": {"rank": 2.5}}, r"config\.lora\.rank must be of type int, not 2\.5"),
+        ({"lora": {"rank": True}}, r"config\.lora\.rank must be of type int"),
+        ({"lora": {"targets": "query"}}, r"config\.lora\.targets must be a list"),
+        ({"lora": {"targets": ()}}, r"config\.lora\.targets must be non-empty"),
+        ({"lora": {"layers": "last:0"}}, r"config\.lora\.layers must be all or last:k"),
+        ({"privacy": {"epsilon": 0.0}}, r"config\.privacy\.epsilon must be positive"),
+        ({"privacy": {"epsilon": -1.0}}, r"config\.privacy\.epsilon must be positive"),
+        ({"privacy": {"epsilon": float("nan")}}, r"config\.privacy\.epsilon must be a number"),
+        ({"privacy": {"delta": 1.0}}, r"config\.privacy\.delta must be in \(0, 1\)"),
+        ({"privacy": {"unit": "scan"}}, r"config\.privacy\.unit must be report or patient"),
+        ({"privacy": {"units": None}}, r"config\.privacy\.units must be set"),
+        ({"privacy": {"l2_clip_norm": 0.0}}, r"config\.privacy\.l2_clip_norm must be positive"),
+        ({"train": {"mode": "lorra"}}, r"config\.train\.mode must be one of lora"),
+        ({"train": {"steps": 0}}, r"config\.train\.steps must be >= 1"),
+        ({"train": {"optimizer": "adamw"}}, r"config\.train\.optimizer must be one of"),
+        (
+            {"train": {"expected_batch_size": 1001.0}},
+            r"expected_batch_size must be at most privacy\.units = 1000.*sampling probability",
+        ),
+        ({"centering": {"l2_clip_norm": -1.0}}, r"config\.centering\.l2_clip_norm"),
+        ({"head_stage": {"epsilon_share": 1.0}}, r"config\.head_stage\.epsilon_share"),
+        ({"model": {"dtype": "float16"}}, r"config\.model\.dtype must be float32 or bfloat16"),
+        ({"run": {"name": "a/b"}}, r"config\.run\.name must be a folder name"),
+    ],
+)
+def test_errors_name_the_field(values, words):
+    merged = {k: PRIVATE.get(k, {}) | v if isinstance(v, dict) else v for k, v in values.items()}
+    with pytest.raises(ConfigError, match=words):
+        Config.from_dict(PRIVATE | merged)
+
+
+@pytest.mark.parametrize("epsilon", [None, float("inf")])
+def test_no_epsilon_means_no_privacy_and_no_units(epsilon):
+    assert not Config.from_dict({"privacy": {"epsilon": epsilon}}).privacy.private
+
+
+def test_whole_numbers_are_accepted_for_floats():
+    assert Config.from_dict(PRIVATE | {"lora": {"alpha": 8}}).lora.alpha == 8.0
+
+
+def test_layers_count_from_the_head():
+    config = Config.from_dict(PRIVATE | {"lora": {"layers": "last:2"}})
+    assert config.lora.first_layer(6) == 4
+    with pytest.raises(ConfigError, match="at most last:1"):
+        config.lora.first_layer(1)
+
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_are_valid_and_state_their_command(path: Path):
+    config = inherit(str(path), path.stem)
+    assert Config.from_dict(config.to_dict()).run.name == path.stem
+    assert f"--config configs/{path.name}" in re.sub(r"\s+", " ", path.read_text())
+
+
+def test_command_line_errors_are_one_line():
+    smoke = f"--config={REPOSITORY / 'configs' / 'smoke.py'}"
+    for flag, words in [
+        ("--config.lora.rank=0", "error: config.lora.rank must be at least 1, not 0"),
+        ("--config.privacy.epsilon=-2", "error: config.privacy.epsilon must be positive"),
+        ("--config.data.root=/nowhere.tgz", "error: /nowhere.tgz does not exist"),
+    ]:
+        done = run_script("train.py", smoke, flag, "--config.run.dir=/dev/null/x")
+        assert done.returncode == 1
+        assert done.stderr.strip().startswith(words) and done.stderr.count("\n") == 1
+    assert run_script("train.py", smoke, "--config.lora.rnk=3").returncode != 0

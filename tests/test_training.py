@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs on a tiny collection: what they write, what they refuse, and how they survive."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers_training import (
+    LABELS,
+    as_flags,
+    run_script,
+    smoke_config,
+    smoke_settings,
+    start_script,
+)
+from rich.console import Console
+
+from jaxdp.config import ConfigError
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import Interrupted, train
+from jaxdp.training.monitor import Monitor
+from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.stages import plan_run
+
+
+def run(config, *, resume=False, interrupt=None):
+    console = Console(record=True, width=100, force_terminal=False, file=open("/dev/null", "w"))
+    with console.file:
+        result = train(
+            config, resume=resume, interrupt=interrupt or Interrupt(), monitor=Monitor(console)
+        )
+    return result, console.export_text()
+
+
+def adapter(workspace, name="smoke"):
+    path = workspace / "runs" / name / "release" / "adapter" / "adapter_model.safetensors"
+    return safetensors.numpy.load_file(path)
+
+
+def assert_same_adapter(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_run_writes_exactly_the_contract(workspace):
+    result, _ = run(smoke_config(workspace))
+    root = workspace / "runs" / "smoke"
+    assert sorted(p.name for p in root.iterdir()) == [
+        "config.json", "metrics.json", "private", "release",
+    ]  # fmt: skip
+    released = sorted(
+        str(p.relative_to(root / "release")) for p in (root / "release").rglob("*") if p.is_file()
+    )
+    assert released == [
+        "PRIVACY.md",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/jaxdp.json",
+        "adapter/tokenizer_config.json",
+        "adapter/vocab.txt",
+        "privacy.json",
+    ]
+    assert (root / "private").stat().st_mode & 0o077 == 0
+    statement = json.loads((root / "release" / "privacy.json").read_text())
+    assert statement == result["privacy"]
+    assert [m["stage"] for m in statement["mechanisms"]] == [
+        "feature mean", "head stage", "main stage",
+    ]  # fmt: skip
+    assert [m["steps"] for m in statement["mechanisms"]] == [1, 4, 6]
+    assert 0.98 * 8 < statement["epsilon"] <= 8
+    metrics = json.loads((root / "metrics.json").read_text())
+    assert set(metrics["test"]["per_label"]) == set(LABELS)
+    assert "not covered" in metrics["note"]
+    tensors = adapter(workspace)
+    assert all(np.isfinite(t).all() for t in tensors.values())
+    lora_b = [t for name, t in tensors.items() if "lora_B" in name]
+    assert lora_b and all(np.abs(t).max() > 0 for t in lora_b), "an adapter that does nothing"
+
+
+def test_random_seed_comes_from_the_operating_system_by_default(workspace):
+    results = [
+        run(smoke_config(workspace, run__research_seed=None, run__name=name))[0]
+        for name in ("one", "two")
+    ]
+    assert {r["privacy"]["seed_policy"] for r in results} == {"os-entropy"}
+    one, two = adapter(workspace, "one"), adapter(workspace, "two")
+    assert all((one[name] != two[name]).any() for name in one)
+
+
+def test_research_seed_repeats_the_run(workspace):
+    run(smoke_config(workspace, run__name="one"))
+    run(smoke_config(workspace, run__name="two"))
+    assert_same_adapter(adapter(workspace, "one"), adapter(workspace, "two"))
+    run(smoke_config(workspace, run__name="three", run__research_seed=8))
+    other = adapter(workspace, "three")
+    assert all((adapter(workspace, "one")[name] != other[name]).any() for name in other)
+
+
+def test_nonprivate_training_learns_and_says_so(workspace):
+    settings = dict(
+        privacy__epsilon=None,
+        train__steps=150,
+        train__expected_batch_size=48.0,
+        train__learning_rate=0.02,
+        head_stage__steps=0,
+        lora__layers="all",
+        run__eval_every=150,
+        run__checkpoint_every=150,
+    )
+    result, text = run(smoke_config(workspace, **settings))
+    assert result["privacy"]["epsilon"] is None
+    assert result["privacy"]["mechanisms"] == []
+    assert result["metrics"]["test"]["weighted_f1"] > 0.9
+    assert "without privacy" in text
+    assert "WITHOUT" in (workspace / "runs/smoke/release/privacy.json").read_text()
+
+
+@pytest.mark.parametrize("mode", ["head", "lora-ffa", "bitfit"])
+def test_every_mode_trains_only_its_parameters(workspace, mode):
+    run(smoke_config(workspace, train__mode=mode, head_stage__steps=0))
+    names = set(adapter(workspace))
+    has_lora = any("lora" in name for name in names)
+    assert has_lora == (mode == "lora-ffa")
+    assert any(name.endswith("query.bias") for name in names) == (mode == "bitfit")
+
+
+def test_interrupt_saves_and_resume_continues_identically(workspace):
+    run(smoke_config(workspace, run__name="whole"))
+
+    class StopAfter(Monitor):
+        """Asks for a stop, as SIGTERM does, once a given step of a given stage was read."""
+
+        def stepped(self, done, *rest):
+            super().stepped(done, *rest)
+            if done == self.at:
+                interrupt.received = signal.SIGTERM
+
+    for number, at in enumerate([(0, 1), (0, 4), (1, 3)]):
+        config = smoke_config(workspace, run__name=f"stopped{number}")
+        interrupt = Interrupt()
+        monitor = StopAfter(Console(file=open("/dev/null", "w")))
+        monitor.at = at
+        with pytest.raises(Interrupted) as stop:
+            train(config, resume=False, interrupt=interrupt, monitor=monitor)
+        spent = plan_run(config).mechanisms(*stop.value.position)
+        assert sum(m.steps for m in spent.values()) < 11
+        assert 0 < stop.value.epsilon < 8
+        assert not (workspace / "runs" / config.run.name / "release").exists()
+        run(config, resume=True)
+        assert_same_adapter(adapter(workspace, "whole"), adapter(workspace, config.run.name))
+        statements = [
+            (workspace / "runs" / name / "release" / "privacy.json").read_text()
+            for name in ("whole", config.run.name)
+        ]
+        assert statements[0] == statements[1]
+
+
+def test_sigkill_at_several_points_changes_nothing(workspace):
+    changes = dict(head_stage__steps=120, train__steps=160, run__checkpoint_every=10)
+    changes |= dict(run__eval_every=1000)
+    whole = smoke_settings(workspace, run__name="whole", **changes)
+    assert run_script("train.py", *as_flags(whole), JAXDP_CACHE=str(workspace)).returncode == 0
+    killed = smoke_settings(workspace, run__name="killed", **changes)
+    checkpoints = workspace / "runs" / "killed" / "private" / "checkpoints"
+    # Orbax's number of a checkpoint is 10^9 * stage + step.
+    for point in (0, 40, 120, 10**9 + 30, 10**9 + 110):
+        resume = ["--resume"] if checkpoints.exists() else []
+        process = start_script("train.py", *as_flags(killed), *resume, JAXDP_CACHE=str(workspace))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not (checkpoints / str(point)).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.kill()
+        process.communicate()
+        assert not (workspace / "runs" / "killed" / "release").exists()
+    done = run_script("train.py", *as_flags(killed), "--resume", JAXDP_CACHE=str(workspace))
+    assert done.returncode == 0, done.stderr
+    assert_same_adapter(adapter(workspace, "whole"), adapter(workspace, "killed"))
+    assert json.loads((workspace / "runs/whole/release/privacy.json").read_text()) == json.loads(
+        (workspace / "runs/killed/release/privacy.json").read_text()
+    )
+
+
+def test_sigterm_exits_with_a_way_to_go_on(workspace):
+    settings = smoke_settings(workspace, train__steps=5000, run__checkpoint_every=100)
+    process = start_script("train.py", *as_flags(settings), JAXDP_CACHE=str(workspace))
+    checkpoints = workspace / "runs" / "smoke" / "private" / "checkpoints"
+    while process.poll() is None and not (checkpoints / str(10**9 + 100)).exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "--resume" in errors and "epsilon" in errors
+
+
+def test_run_directory_is_protected(workspace):
+    config = smoke_config(workspace)
+    held = RunDirectory(config, resume=False)
+    with pytest.raises(RunError, match="in use"):
+        RunDirectory(config, resume=False)
+    held.close()
+    run(config)
+    with pytest.raises(RunError, match="--resume"):
+        run(config)
+    with pytest.raises(RunError, match="finished"):
+        run(config, resume=True)
+    with pytest.raises(RunError, match=r"config\.privacy\.epsilon = 8\.0"):
+        run(smoke_config(workspace, privacy__epsilon=9.0), resume=True)
+    # How often to save changes neither mechanism nor result.
+    with pytest.raises(RunError, match="finished"):
+        run(smoke_config(workspace, run__checkpoint_every=1), resume=True)
+
+
+def test_adapter_that_is_not_finite_is_never_saved(workspace):
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        run(smoke_config(workspace, train__learning_rate=1e38, train__optimizer="sgd"))
+    assert not (workspace / "runs" / "smoke" / "release").exists()
+
+
+def test_plan_composes_to_the_target(workspace):
+    plan = plan_run(smoke_config(workspace))
+    assert list(plan.mechanisms()) == ["feature mean", "head stage", "main stage"]
+    taken = plan.mechanisms(0, 3)
+    assert {name: m.steps for name, m in taken.items()} == {"feature mean": 1, "head stage": 3}
+    assert plan.mechanisms(1, 2)["head stage"].steps == 4
+    assert plan_run(smoke_config(workspace, privacy__epsilon=None)).mechanisms() == {}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(privacy__noise_multiplier=0.3), "cost"),
+        (dict(head_stage__noise_multiplier=0.3), "other stages already cost"),
+        (dict(privacy__epsilon=60.0), "epsilon must be in"),
+    ],
+)
+def test_unreachable_targets_are_refused_before_data_is_read(workspace, changes, words):
+    config = smoke_config(workspace, data__root="/nowhere", **changes)
+    with pytest.raises(ConfigError, match=words):
+        run(config)
+
+
+def test_head_stage_on_cached_features_equals_training_from_tokens(workspace):
+    # Mode "head" starts from features; the same steps from token ids must give the same head.
+    from jaxdp.training import trainer as module
+
+    config = smoke_config(workspace, train__mode="head", head_stage__steps=0)
+    run(config)
+    cached = adapter(workspace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.ReportClassifier, "start_level", lambda self, adapters: 0)
+        run(smoke_config(workspace, train__mode="head", head_stage__steps=0, run__name="direct"))
+    direct = adapter(workspace, "direct")
+    for name in cached:
+        # float32 sums in another order, and Adam's division by small second moments
+        np.testing.assert_allclose(cached[name], direct[name], atol=2e-5, err_msg=name)
+
+
+def test_console_and_private_files_never_show_a_report(workspace):
+    _, text = run(smoke_config(workspace))
+    files = [p for p in (workspace / "runs").rglob("*") if p.is_file()]
+    for phrase in ("opacity effusion", "lungs clear", "small large"):
+        assert phrase not in text
+        assert all(phrase.encode() not in p.read_bytes() for p in files)
+    assert jax.default_backend() == "cpu"
