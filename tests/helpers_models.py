@@ -5,11 +5,22 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import peft
+import pytest
 import torch
 import transformers
 from flax import nnx
+from safetensors.numpy import load_file
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from jaxdp.models import lora
+from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import load_classifier
+
+IGNORE_PEFT = pytest.mark.filterwarnings(
+    # PEFT asks transformers for a property by its old name.
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 SIZES = {
     "bert": dict(
@@ -76,4 +87,100 @@ def torch_logits(model: torch.nn.Module, ids: np.ndarray, lengths: np.ndarray) -
 
 
 def our_logits(model: nnx.Module, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.vmap(model)(ids, lengths))
+    return np.asarray(jax.jit(jax.vmap(model))(ids, lengths))
+
+
+def randomise(model: nnx.Module, mode: str = "lora", seed: int = 0) -> None:
+    """Moves what `mode` trains off its starting point (B away from zero), in place."""
+    rng = np.random.default_rng(seed)
+    state = nnx.state(model, lora.trainable(mode))
+    nnx.update(model, jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), state))
+
+
+def mean_pooled(model: torch.nn.Module) -> torch.nn.Module:
+    """The same classifier with the head on the mean over real tokens, as in the README."""
+
+    class MeanPooled(type(model)):
+        def forward(self, input_ids, attention_mask, **kwargs):
+            hidden = self.base_model(input_ids, attention_mask).last_hidden_state
+            weights = attention_mask[..., None].to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+            return SequenceClassifierOutput(logits=self.classifier(pooled))
+
+    model.__class__ = MeanPooled
+    return model
+
+
+def adapter_gradients(model: nnx.Module, ids, lengths, weights, directory: Path) -> dict:
+    """d(sum of weights * logits) by PEFT's tensor names: the gradient, saved as if an adapter."""
+    graphdef, adapters, frozen = lora.split(model, "lora")
+
+    def loss(adapters):
+        logits = jax.vmap(nnx.merge(graphdef, adapters, frozen))(ids, lengths)
+        return (weights * logits).sum()
+
+    gradient = nnx.merge(graphdef, jax.jit(jax.grad(loss))(adapters), frozen)
+    names = [str(i) for i in range(gradient.classifier.out_features)]
+    save_adapter(directory, gradient, "lora", base_model="none", label_names=names)
+    return load_file(directory / "adapter_model.safetensors")
+
+
+def torch_adapter_gradients(model: torch.nn.Module, ids, lengths, weights) -> dict:
+    """The same of a trainable PeftModel."""
+    loss = (torch.tensor(weights) * model(**torch_inputs(ids, lengths)).logits).sum()
+    loss.backward()
+    return {
+        name.replace(".modules_to_save.default", "").replace(".default", ""): p.grad.numpy()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def check_parity(
+    directory: Path,
+    kind: str,
+    *,
+    logits_atol: float,
+    gradient_rtol: float,
+    dtype=torch.float32,
+    pooling: str = "cls",
+    targets=("all-linear",),
+    lengths=(9, 4, 1),
+    width: int = 9,
+    **changes,
+) -> None:
+    """Compares a random model of transformers and PEFT with ours: logits, and every LoRA and head
+    gradient, on reports padded to `width` and on each alone without padding.
+
+    `gradient_rtol` is relative to the largest entry of each tensor's gradient.
+    """
+    base = directory / "base"
+    theirs = save_torch_model(base, kind, dtype=dtype, **changes)
+    if pooling == "mean":
+        theirs = mean_pooled(theirs)
+    ours = load(base, pooling=pooling)
+    lora.add_lora(ours, rank=4, alpha=8.0, targets=targets, rngs=nnx.Rngs(1))
+    randomise(ours)
+    save_adapter(directory / "adapter", ours, "lora", base_model=str(base), label_names="abcde")
+    theirs = peft.PeftModel.from_pretrained(theirs, directory / "adapter", is_trainable=True)
+    # PEFT rounds adapters to float32 as it creates them; load them again at full width.
+    theirs = theirs.to(dtype).eval()
+    tensors = load_file(directory / "adapter" / "adapter_model.safetensors")
+    peft.set_peft_model_state_dict(theirs, {n: torch.tensor(v) for n, v in tensors.items()})
+
+    ids, lengths = reports(theirs.config.vocab_size, lengths, width)
+    weights = np.random.default_rng(1).normal(size=(len(lengths), 5))
+    weights = weights.astype(torch.zeros(0, dtype=dtype).numpy().dtype)
+    expected = torch_logits(theirs, ids, lengths)
+    padded = our_logits(ours, ids, lengths)
+    assert padded.dtype == expected.dtype
+    np.testing.assert_allclose(padded, expected, atol=logits_atol, rtol=0)
+    for row, length, logits in zip(ids, lengths, expected, strict=True):
+        alone = our_logits(ours, row[None, :length], np.array([length]))[0]
+        np.testing.assert_allclose(alone, logits, atol=logits_atol, rtol=0)
+
+    got = adapter_gradients(ours, ids, lengths, weights, directory / "gradient")
+    wanted = torch_adapter_gradients(theirs, ids, lengths, weights)
+    assert got.keys() == wanted.keys()
+    errors = {n: np.abs(got[n] - g).max() / np.abs(g).max() for n, g in wanted.items()}
+    assert max(errors.values()) <= gradient_rtol, errors

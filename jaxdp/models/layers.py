@@ -78,7 +78,9 @@ class Embeddings(nnx.Module):
 
     def __init__(self, cfg: EncoderConfig, width: int, *, rngs: nnx.Rngs):
         def table(rows):
-            return nnx.Embed(rows, width, rngs=rngs)
+            embed = nnx.Embed(rows, width, rngs=rngs)
+            embed.dtype = None  # that of the weights that will be loaded, not of these
+            return embed
 
         self.word_embeddings = table(cfg.vocab_size)
         self.position_embeddings = table(cfg.max_position_embeddings)

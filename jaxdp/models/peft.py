@@ -222,6 +222,7 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     # PEFT adapts every layer whose name ends so: short names only where they hit these and no more.
     short = sorted({str(path[-1]) for path in adapted})
     everything = [p[:-1] if p[-1] == "base" else p for p in linear_layers(model)]
+    everything.append(("pooler", "dense"))  # transformers has one even where we average
     hits = select_targets(everything, short, pooler=True)
     return {
         "r": rank,

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT against transformers: logits and every gradient that training uses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from helpers_models import (
+    IGNORE_PEFT,
+    SIZES,
+    check_parity,
+    load,
+    our_logits,
+    reports,
+    save_torch_model,
+)
+
+from jaxdp.models import lora
+from jaxdp.models.bert import BertConfig
+
+pytestmark = IGNORE_PEFT
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_logits_and_gradients_match_transformers(tmp_path, pooling):
+    # Bounds: float32 noise at this size is a few 1e-7; a wrong eps or GELU shows at 1e-4.
+    check_parity(tmp_path, "bert", pooling=pooling, logits_atol=2e-6, gradient_rtol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_float64_agrees_to_1e_10(tmp_path, pooling):
+    with jax.enable_x64(True):
+        check_parity(
+            tmp_path,
+            "bert",
+            pooling=pooling,
+            dtype=torch.float64,
+            logits_atol=1e-10,
+            gradient_rtol=1e-10,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [4, 8], ids=["bert-small", "bert-medium"])
+def test_study_sizes_match_transformers(tmp_path, layers):
+    check_parity(
+        tmp_path,
+        "bert",
+        vocab_size=30522,
+        hidden_size=512,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        max_position_embeddings=512,
+        lengths=(128, 57, 1),
+        width=128,
+        logits_atol=1e-4,
+        gradient_rtol=1e-3,
+    )
+
+
+def test_advancing_in_pieces_is_advancing_at_once(tmp_path):
+    save_torch_model(tmp_path, "bert")
+    model = load(tmp_path)
+    (ids, *_), (length, *_) = reports()
+    whole = model.advance(ids, length, 0, model.feature_level)
+    for cut in range(model.feature_level + 1):
+        state = model.advance(ids, length, 0, cut)
+        np.testing.assert_array_equal(model.advance(state, length, cut, model.feature_level), whole)
+    with pytest.raises(ValueError, match="levels"):
+        model.advance(ids, length, 2, 1)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_padding_has_no_influence(tmp_path, pooling):
+    save_torch_model(tmp_path, "bert")
+    model = load(tmp_path, pooling=pooling)
+    ids, lengths = reports()
+    other = np.where(ids == 0, 42, ids)
+    assert (other != ids).any()
+    np.testing.assert_array_equal(
+        our_logits(model, other, lengths), our_logits(model, ids, lengths)
+    )
+
+
+def test_more_tokens_than_positions_is_an_error(tmp_path):
+    save_torch_model(tmp_path, "bert")
+    with pytest.raises(ValueError, match="41 tokens, but this backbone has 40 positions"):
+        load(tmp_path)(jnp.ones(41, int), 41)
+
+
+def test_bfloat16_products_keep_float32_sums(tmp_path):
+    save_torch_model(tmp_path, "bert")
+    ids, lengths = reports()
+    models = [load(tmp_path, dtype=dtype) for dtype in (None, "bfloat16")]
+    exact, rounded = (our_logits(m, ids, lengths) for m in models)
+    assert rounded.dtype == np.float32
+    # 8 bits of mantissa through 3 layers: different, and not by much.
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.05
+    assert models[1].advance(ids[0], lengths[0], 0, 2).dtype == np.float32
+
+    products = str(jax.make_jaxpr(models[1])(ids[0], lengths[0])).count("dot_general")
+    wide = [
+        e
+        for e in jax.make_jaxpr(models[1])(ids[0], lengths[0]).jaxpr.eqns
+        if e.primitive.name == "dot_general" and e.invars[0].aval.dtype == np.float32
+    ]
+    assert products > 20 and len(wide) <= 1  # the head alone
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, "hidden_size must be a positive integer, not None"),
+        ({"hidden_size": "32"}, "hidden_size must be a positive integer, not '32'"),
+        ({"hidden_size": 30}, "multiple of num_attention_heads"),
+        ({"hidden_act": "silu"}, "hidden_act must be one of gelu, "),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type must be absolute"),
+        ({"is_decoder": True}, "is_decoder must be False, not True"),
+    ],
+)
+def test_config_fields_that_cannot_be_used_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        BertConfig.from_json(SIZES["bert"] | change)
+
+
+def test_missing_config_fields_are_listed():
+    config = {k: v for k, v in SIZES["bert"].items() if not k.startswith("num")}
+    with pytest.raises(ValueError, match="lacks num_hidden_layers, num_attention_heads"):
+        BertConfig.from_json(config)
+
+
+def test_start_level_follows_what_is_trained(tmp_path):
+    save_torch_model(tmp_path, "bert")
+
+    def level(mode, **adapters):
+        model = load(tmp_path)
+        if adapters:
+            lora.add_lora(model, rank=2, alpha=2.0, rngs=nnx.Rngs(0), **adapters)
+        return model.start_level(lora.split(model, mode)[1])
+
+    assert level("head") == 4
+    assert level("bitfit") == level("full") == 0
+    assert level("lora", targets=["query"], first_layer=1) == 1
+    assert level("lora", targets=["query"], first_layer=2) == 2
+
+
+def test_what_start_level_calls_frozen_has_no_gradient(tmp_path):
+    # The states below the start level are cached: no adapter may change them.
+    save_torch_model(tmp_path, "bert")
+    model = load(tmp_path)
+    lora.add_lora(model, rank=2, alpha=2.0, targets=["all-linear"], first_layer=1, rngs=nnx.Rngs(0))
+    graphdef, adapters, frozen = lora.split(model, "lora")
+    (ids, *_), (length, *_) = reports()
+
+    def moves(level):
+        def total(adapters):
+            return nnx.merge(graphdef, adapters, frozen).advance(ids, length, 0, level).sum()
+
+        gradient = jax.jit(jax.grad(total))(adapters)
+        return any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+    start = model.start_level(adapters)
+    assert not moves(start) and moves(start + 1)
