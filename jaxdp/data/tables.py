@@ -2,7 +2,6 @@
 """Anyone's labelled reports: CSV, TSV, JSON lines, Parquet, or a `datasets` data set."""
 
 import ast
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -123,11 +122,9 @@ def load_table(
 
 
 def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""  # str() of a missing value would be the text "nan"
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # an id in a column with gaps comes back as a float
-    return clean_text(str(value))
+    return clean_text(str(value))  # which knows "None" and "nan" for what they are
 
 
 def _cell(value: Any) -> str:
