@@ -176,6 +176,8 @@ def check_parity(
     assert padded.dtype == expected.dtype
     np.testing.assert_allclose(padded, expected, atol=logits_atol, rtol=0)
     for row, length, logits in zip(ids, lengths, expected, strict=True):
+        if length == width:
+            continue
         alone = our_logits(ours, row[None, :length], np.array([length]))[0]
         np.testing.assert_allclose(alone, logits, atol=logits_atol, rtol=0)
 
