@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom, read from the source; and that torch is not needed to import anything."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Downhill only: a package imports packages of a lower level. Equal levels do not know each other.
+LEVELS = {
+    "scripts": 7,
+    "cli": 6,
+    "sweep": 5,
+    "audit": 5,
+    "report": 5,
+    "training": 4,
+    "evaluation": 3,
+    "data": 2,
+    "backbone": 1,
+    "models": 0,
+    "dp": 0,
+    "config": 0,
+    "assets": 0,
+}
+ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
+
+
+def sources() -> list[Path]:
+    files = [*ROOT.glob("jaxdp/**/*.py"), *ROOT.glob("scripts/*.py")]
+    assert len(files) > 20, "the tests do not stand beside the package"
+    return files
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(module: str) -> str:
+    """'jaxdp.dp.noise' -> 'dp', 'scripts.train' -> 'scripts', 'jaxdp' -> ''."""
+    parts = module.split(".")
+    return "scripts" if parts[0] == "scripts" else ".".join(parts[1:2])
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports, anywhere in it, as absolute dotted names."""
+    module = module_name(path)
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module.split(".") if node.module else []
+            if node.level:
+                base = package[: len(package) - node.level + 1] + base
+            for alias in node.names:
+                full = ".".join([*base, alias.name])
+                found.add(full if full in MODULES else ".".join(base))
+    return {name for name in found if name.split(".")[0] in ("jaxdp", "scripts")}
+
+
+MODULES = {module_name(path) for path in sources()}
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_go_downhill(path):
+    here = package_of(module_name(path))
+    for imported in imports(path):
+        there = package_of(imported)
+        if there in ("", here):
+            continue
+        assert here not in ALONE, f"{here}/ stands alone, but imports {imported}"
+        assert LEVELS[there] < LEVELS[here], f"{module_name(path)} must not import {imported}"
+
+
+def test_no_import_cycles_between_modules():
+    graph = {module_name(path): imports(path) & MODULES for path in sources()}
+    graph = {m: {t for t in to if not m.startswith(t + ".")} for m, to in graph.items()}
+    while leaves := [m for m, to in graph.items() if not to & graph.keys()]:
+        for m in leaves:
+            del graph[m]
+    assert not graph, f"cycle among {sorted(graph)}"
+
+
+def test_every_package_has_a_level():
+    assert {package_of(m) for m in MODULES} - {""} <= LEVELS.keys()
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "jaxdp" / "dp" / "noise.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import numpy\nimport jaxdp.config\nfrom jaxdp import training\nfrom .. import assets\n"
+        "from ..models import lora\nfrom .clipping import x\n"
+        "def f():\n    from jaxdp.data import y\n"
+    )
+    assert imports(file) == {
+        "jaxdp.config",
+        "jaxdp.training",
+        "jaxdp.assets",
+        "jaxdp.models.lora",
+        "jaxdp.dp.clipping",
+        "jaxdp.data",
+    }
+
+
+BLOCK_TORCH = """
+import importlib, sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, NoTorch())
+"""
+
+
+def test_everything_imports_without_torch():
+    names = sorted(m for m in MODULES if m.startswith("jaxdp"))
+    program = f"{BLOCK_TORCH}\nfor name in {names}:\n    importlib.import_module(name)\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    blocked = subprocess.run(
+        [sys.executable, "-c", BLOCK_TORCH + "import torch"], capture_output=True
+    )
+    assert blocked.returncode != 0, "the block does not block"
