@@ -14,6 +14,7 @@ from jaxdp.dp import (
     epsilon_rdp,
     event_from_json,
     privacy_statement,
+    recomputed_epsilon,
     statement_markdown,
 )
 
@@ -164,3 +165,36 @@ def test_printed_epsilon_is_never_below_the_epsilon(epsilon, printed):
 def test_patient_level_statement_names_the_patient():
     text = statement_markdown(statement(privacy_unit="patient"))
     assert "removing one **patient**" in text and "The unit is one report" not in text
+
+
+def reread(**changes):
+    """The statement after a trip through JSON, with some of it changed."""
+    return {**json.loads(json.dumps(statement())), **changes}
+
+
+def test_recomputed_epsilon_ignores_what_is_claimed():
+    assert recomputed_epsilon(reread(epsilon=0.1)) == statement()["epsilon"]
+    assert recomputed_epsilon(statement({})) is None
+    assert recomputed_epsilon(statement({"lora": LORA.replace(steps=0)})) == 0.0
+    silent = statement({"lora": LORA.replace(noise_multiplier=0.0)})
+    assert recomputed_epsilon(silent) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 99), ("noise_multiplier", 4.0), ("sampling_probability", 0.01)],
+)
+def test_a_statement_that_contradicts_itself_is_refused(field, value):
+    forged = reread()
+    forged["mechanisms"][1][field] = value
+    with pytest.raises(ValueError, match="dp_event"):
+        recomputed_epsilon(forged)
+
+
+def test_a_statement_without_its_mechanisms_is_refused():
+    with pytest.raises(ValueError, match="dp_event"):
+        recomputed_epsilon(reread(mechanisms=[]))
+    with pytest.raises(ValueError, match="no field 'units'"):
+        recomputed_epsilon({k: v for k, v in reread().items() if k != "units"})
+    with pytest.raises(ValueError, match="malformed"):
+        recomputed_epsilon(reread(mechanisms=[7]))

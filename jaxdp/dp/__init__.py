@@ -12,7 +12,12 @@ from .clipping import ClipDiagnostics, clip_and_sum, clipped_gradient_sum
 from .mechanism import SubsampledGaussian
 from .noise import add_noise_and_average, dp_aggregate
 from .sampling import PoissonSampler
-from .statement import event_from_json, privacy_statement, statement_markdown
+from .statement import (
+    event_from_json,
+    privacy_statement,
+    recomputed_epsilon,
+    statement_markdown,
+)
 
 __all__ = [
     "CalibrationError",
@@ -28,5 +33,6 @@ __all__ = [
     "epsilon_rdp",
     "event_from_json",
     "privacy_statement",
+    "recomputed_epsilon",
     "statement_markdown",
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The privacy statement: what is claimed, from the numbers that ran."""
 
+import dataclasses
 import decimal
 import json
 import math
@@ -111,6 +112,36 @@ def event_from_json(value: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, dp_accounting.DpEvent)):
         raise ValueError(f"dp_event: class_name {value.get('class_name')!r} is no DpEvent")
     return kind(**fields)
+
+
+def recomputed_epsilon(statement: Mapping[str, Any]) -> float | None:
+    """Epsilon of a statement read back from its JSON, from `dp_event` by dp-accounting's PLD alone.
+
+    None for a statement of training without privacy; infinity for a stage without noise. Does not
+    look at the claimed `epsilon`: compare it with the result.
+
+    Raises:
+        ValueError: a field is missing or malformed, or `dp_event` is not what `mechanisms` says.
+    """
+    try:
+        stages = [
+            SubsampledGaussian(
+                units=statement["units"],
+                **{f.name: m[f.name] for f in dataclasses.fields(SubsampledGaussian)[1:]},
+            )
+            for m in statement["mechanisms"]
+        ]
+        stated = [m["sampling_probability"] for m in statement["mechanisms"]]
+        event, delta = event_from_json(statement["dp_event"]), statement["delta"]
+    except KeyError as error:
+        raise ValueError(f"the statement has no field {error}") from None
+    except TypeError as error:
+        raise ValueError(f"the statement is malformed: {error}") from None
+    if not stages and event == dp_accounting.NonPrivateDpEvent():
+        return None
+    if event != composed_event(stages) or stated != [m.sampling_probability for m in stages]:
+        raise ValueError("dp_event is not the composition of the mechanisms that are listed")
+    return epsilon_pld(stages, delta)
 
 
 def _json_number(value: float | None) -> float | str | None:
