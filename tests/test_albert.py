@@ -53,6 +53,7 @@ def test_study_size_matches_transformers(tmp_path):
         max_position_embeddings=512,
         lengths=(128, 57, 1),
         width=128,
+        noise=0.02,
         logits_atol=1e-4,
         gradient_rtol=1e-3,
     )

@@ -56,6 +56,7 @@ def test_study_sizes_match_transformers(tmp_path, layers):
         max_position_embeddings=512,
         lengths=(128, 57, 1),
         width=128,
+        noise=0.02,
         logits_atol=1e-4,
         gradient_rtol=1e-3,
     )

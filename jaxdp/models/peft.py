@@ -256,6 +256,8 @@ def _read_adapter(directory: Path) -> dict[str, np.ndarray]:
     tensors = {
         name.removeprefix(_PREFIX).replace(".base_layer.", "."): value()
         for name, value in read_safetensors(path).items()
+        # With bias = "all" PEFT writes the head's bias thrice, twice under its wrapper's names.
+        if ".original_module." not in name and ".modules_to_save." not in name
     }
     for name in ("classifier.weight", "classifier.bias"):
         if name not in tensors:
