@@ -27,6 +27,9 @@ def _require(condition: bool, field: str, wanted: str, value: Any) -> None:
         raise ConfigError(f"config.{field} must be {wanted}, not {value!r}")
 
 
+LABEL_POLICIES = ("zeros", "ones", "ignore")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which reports, which text of them, which labels."""
@@ -42,12 +45,66 @@ class DataConfig:
     """Tokens per report, special tokens included; longer reports are cut and counted."""
     split_seed: int = 0
     """Public seed of the split, for sources without an official one."""
+    validation_fraction: float = 0.05
+    """Chance of a training patient to be held out, for sources without a validation split."""
+    token_cache: str | None = None
+    """Folder to keep token ids in between runs; it holds private text. None keeps none."""
+    labeler: str = "chexpert"
+    """mimic: whose labels, chexpert or negbio."""
+    uncertain: str = "zeros"
+    """What becomes of uncertain labels: zeros, ones or ignore."""
+    blank: str = "zeros"
+    """What becomes of blank labels: zeros, ones or ignore."""
+    evaluate_on: str = "all"
+    """padchest: all, or physician: validate and test on physician-labelled reports only."""
+    text_columns: tuple[str, ...] = ("text",)
+    """table: joined in this order."""
+    label_column: str | None = None
+    """table: one column that lists the positive labels; None: each label has its own column."""
+    id_column: str | None = None
+    patient_column: str | None = None
+    """table: None makes every report its own patient, which then cannot be the privacy unit."""
+    split_column: str | None = None
 
     def __post_init__(self):
         _require(self.max_length >= 3, "data.max_length", "at least 3", self.max_length)
         _require(
             self.labels is None or len(self.labels) > 0, "data.labels", "non-empty or None", ()
         )
+        fraction = self.validation_fraction
+        _require(0 < fraction < 1, "data.validation_fraction", "in (0, 1)", fraction)
+        for field, choices in (
+            ("labeler", ("chexpert", "negbio")),
+            ("uncertain", LABEL_POLICIES),
+            ("blank", LABEL_POLICIES),
+            ("evaluate_on", ("all", "physician")),
+        ):
+            value = getattr(self, field)
+            _require(value in choices, f"data.{field}", "one of " + ", ".join(choices), value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Labels from a larger model, joined to the reports by id. Off where path is None."""
+
+    path: str | None = None
+    """CSV or TSV table of labels by report id."""
+    origin: str = ""
+    """Who made them; goes into the privacy statement."""
+    mode: str = "replace"
+    """replace, or fill: only labels that the source leaves unknown (uncertain or blank: ignore)."""
+    id_column: str = "study_id"
+    max_missing: int = 0
+    """Reports that the teacher may lack."""
+    max_surplus: int = 0
+    """Rows of the teacher that may match no report."""
+
+    def __post_init__(self):
+        _require(
+            self.path is None or self.origin != "", "teacher.origin", "set, for the statement", ""
+        )
+        modes = ("replace", "fill")
+        _require(self.mode in modes, "teacher.mode", "one of " + ", ".join(modes), self.mode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +276,8 @@ class PrivacyConfig:
     units: int | None = None
     """Published number of units in the training split. Needed for private training: it is
     configuration, so that the true count is not released (design rule 3)."""
+    max_reports_per_patient: int | None = None
+    """Keep at most this many training reports of each patient; None keeps all."""
     l2_clip_norm: float = 0.1
     """Of the main stage."""
     noise_multiplier: float | None = None
@@ -290,6 +349,7 @@ class Config:
     """A whole run."""
 
     data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     centering: CenteringConfig = CenteringConfig()

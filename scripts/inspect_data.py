@@ -133,7 +133,7 @@ def _save(figure, path: Path) -> None:
 
 def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray]:
     """(the counts, [n] tokens of each report before cutting)."""
-    dataset: ReportDataset = load_reports(config.data)
+    dataset: ReportDataset = load_reports(config.data, config.teacher)
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
     tokens, _ = tokenize(dataset.texts, load_tokenizer(backbone.directory), _NO_LIMIT)
     return summarize(dataset, tokens.lengths, config.data.max_length), tokens.lengths

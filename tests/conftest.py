@@ -10,6 +10,13 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Runs on the same tiny model share their compiled programs."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
 @pytest.fixture
 def workspace(tmp_path):
     """A folder with NLMCXR_reports.tgz and backbone/, both tiny and synthetic."""

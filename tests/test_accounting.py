@@ -163,7 +163,12 @@ def test_delta_below_the_accountants_precision_is_refused():
 
 @pytest.mark.parametrize(
     "little_noise",
-    [mechanism(noise=1e-3), mechanism(noise=0.21, steps=100_000), mechanism(1.0, 10**6, 0.3)],
+    [
+        mechanism(1.0, 1, 0.19),
+        mechanism(noise=1e-3),
+        mechanism(noise=0.21, steps=100_000),
+        mechanism(1.0, 10**6, 0.3),
+    ],
 )
 def test_too_little_noise_is_refused_instead_of_filling_the_memory(little_noise):
     with pytest.raises(ValueError, match="too small"):

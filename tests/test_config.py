@@ -82,14 +82,15 @@ def test_shipped_configs_are_valid_and_state_their_command(path: Path):
     assert f"--config configs/{path.name}" in re.sub(r"\s+", " ", path.read_text())
 
 
-def test_command_line_errors_are_one_line():
+def test_command_line_errors_are_one_line(tmp_path):
     smoke = f"--config={REPOSITORY / 'configs' / 'smoke.py'}"
     for flag, words in [
         ("--config.lora.rank=0", "error: config.lora.rank must be at least 1, not 0"),
         ("--config.privacy.epsilon=-2", "error: config.privacy.epsilon must be positive"),
         ("--config.data.root=/nowhere.tgz", "error: /nowhere.tgz does not exist"),
+        ("--config.run.name=x --config.run.dir=/dev/null", "error: config.run.dir: /dev/null/x"),
     ]:
-        done = run_script("train.py", smoke, flag, "--config.run.dir=/dev/null/x")
+        done = run_script("train.py", smoke, f"--config.run.dir={tmp_path}", *flag.split())
         assert done.returncode == 1
         assert done.stderr.strip().startswith(words) and done.stderr.count("\n") == 1
     assert run_script("train.py", smoke, "--config.lora.rnk=3").returncode != 0

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cutting a sampled batch into microbatches of a few static shapes.
 
-Reports are sorted by length, longest first, and cut greedily: the next microbatch takes the smallest
-bucket that holds the longest report left, and as many of the reports that follow as its rows
-allow. Only the very last microbatch can have empty rows, and it is in the cheapest bucket in use.
+Reports are sorted by length, longest first, and cut greedily: the next microbatch takes the
+smallest bucket that holds the longest report left, and as many of the reports that follow as its
+rows allow. Only the very last microbatch can have empty rows, and it is in the cheapest bucket in
+use.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ class Buckets:
         return cls(widths, tuple(max(tokens // w, 1) for w in widths))
 
     def plan(self, reports: np.ndarray, lengths: np.ndarray, capacity: int) -> Plan:
-        """Cuts `reports` (indices into `lengths`) into microbatches.
+        """Cuts `reports` (indices into `lengths`, each at least 1) into microbatches.
 
         Raises:
             OverflowError: they need more than `capacity` slots; plan again with a larger one.

@@ -78,9 +78,8 @@ def sum_clipped(
     factors = jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)
 
     def reduce(g):
-        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
         by_row = (-1,) + (1,) * (g.ndim - 1)
-        # Select before scaling: 0 * nan is nan.
+        # Select before scaling: 0 * nan is nan. The factors make products and sum float32 or wider.
         g = jnp.where(counts.reshape(by_row), g, 0.0) * factors.reshape(by_row)
         # An elementwise product and a sum: a matmul may round to bf16 or tf32 on accelerators.
         return jnp.sum(g, axis=0)

@@ -60,32 +60,28 @@ class Predictor:
         graphdef: from `lora.split`; its two states are given to `__call__`.
         level: what the reports hold, see `models.classifier`.
         buckets: shapes to run in.
-        center: see `packed_logits`.
     """
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        level: int,
-        buckets: Buckets,
-        center: np.ndarray | float = 0.0,
-    ):
+    def __init__(self, graphdef: nnx.GraphDef, level: int, buckets: Buckets):
         self._buckets = buckets
 
-        def probabilities(adapters, frozen, values, lengths):
+        def probabilities(adapters, frozen, center, values, lengths):
             model = nnx.merge(graphdef, adapters, frozen)
             one = partial(packed_logits, model, level=level, center=center)
             return jax.nn.sigmoid(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
         self._probabilities = jax.jit(probabilities)
 
-    def __call__(self, adapters: nnx.State, frozen: nnx.State, reports: Packed) -> np.ndarray:
-        """[n, num_labels] float32, in the order of `reports`."""
-        batches = in_batches(
-            lambda values, lengths: self._probabilities(adapters, frozen, values, lengths),
-            reports,
-            self._buckets,
-        )
+    def __call__(
+        self,
+        adapters: nnx.State,
+        frozen: nnx.State,
+        reports: Packed,
+        center: jax.Array | float = 0.0,
+    ) -> np.ndarray:
+        """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`."""
+        fn = partial(self._probabilities, adapters, frozen, center)
+        batches = in_batches(fn, reports, self._buckets)
         result = None
         for rows, _, output in batches:
             if result is None:

@@ -53,8 +53,13 @@ class RunDirectory:
         self.checkpoints = self.private / "checkpoints"
         config_file = self.path / "config.json"
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.private.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.private.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"config.run.dir: {self.path} cannot be made: {error.strerror}"
+            ) from None
         self._lock = (self.private / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

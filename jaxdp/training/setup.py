@@ -2,6 +2,7 @@
 """From a configuration to data and model in memory."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,22 @@ class Inputs:
 def load_inputs(config: Config) -> Inputs:
     """Reads and tokenises all splits."""
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
-    dataset = load_reports(config.data)
+    dataset = load_reports(config.data, config.teacher)
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
+    cache = Path(config.data.token_cache) if config.data.token_cache else None
     for split in SPLITS:
         part = dataset.subset(split)
-        tokens[split], part_cut = tokenize(part.texts, tokenizer, config.data.max_length)
+        tokens[split], part_cut = tokenize(
+            part.texts, tokenizer, config.data.max_length, cache=cache
+        )
         labels[split] = part.labels
         cut += part_cut
-    units = PrivacyUnits.of(dataset.subset("train"), config.privacy.unit)
+    units = PrivacyUnits.of(
+        dataset.subset("train"),
+        config.privacy.unit,
+        max_reports_per_patient=config.privacy.max_reports_per_patient,
+    )
     return Inputs(dataset, tokens, labels, cut, units, backbone)
 
 

@@ -60,7 +60,9 @@ class StageTrainer:
         self.stage = stage
         self._model = model
         self._center = center
-        graphdef, adapters, self._frozen = lora.split(model, stage.mode)
+        graphdef, adapters, frozen = lora.split(model, stage.mode)
+        # Arguments of the compiled step, not constants in it: its program is cached on disk.
+        self._frozen = (frozen, jnp.float32(center))
         # Copies: the step donates its state, and the model keeps its own parameters.
         adapters = _shift_head(jax.tree.map(jnp.copy, adapters), center)
         self.level = model.start_level(adapters)
@@ -84,6 +86,7 @@ class StageTrainer:
         self._capacity = _round_up(min(draw, units.num_units) + max(self.buckets.rows))
 
         def loss(adapters, frozen, values, length, labels):
+            frozen, center = frozen
             merged = nnx.merge(graphdef, adapters, frozen)
             logits = packed_logits(merged, values, length, self.level, center)
             return multilabel_loss(logits, labels)
@@ -99,7 +102,7 @@ class StageTrainer:
             make_train_step(loss, gradient_sum, optimizer, self.buckets), donate_argnums=0
         )
         self.initial_state = TrainState(adapters, optimizer.init(adapters))
-        self._predict = Predictor(graphdef, self.level, self.buckets, center)
+        self._predict = Predictor(graphdef, self.level, self.buckets)
 
     def plan(self, step: int) -> Plan:
         """The microbatches of `step`: a pure function of the secret and the step."""
@@ -121,7 +124,8 @@ class StageTrainer:
 
     def validation_probabilities(self, state: TrainState) -> np.ndarray:
         """[n, num_labels] for the validation split."""
-        return self._predict(state.adapters, self._frozen, self._validation)
+        frozen, center = self._frozen
+        return self._predict(state.adapters, frozen, self._validation, center)
 
     def install(self, state: TrainState) -> None:
         """Writes the trained parameters into the model."""

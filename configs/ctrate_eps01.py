@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CT-RATE, BERT-medium, epsilon 0.1 per report.
+
+python scripts/train.py --config configs/ctrate_eps01.py --config.data.root=/data/ct-rate
+
+Result: not run (the data are gated).
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "ctrate_eps1")
+    config.privacy.epsilon = 0.1
+    config.run.name = "ctrate_eps01"
+    return config

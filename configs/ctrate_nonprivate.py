@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CT-RATE, BERT-medium, without privacy.
+
+python scripts/train.py --config configs/ctrate_nonprivate.py --config.data.root=/data/ct-rate
+
+Result: not run (the data are gated).
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "ctrate_eps1")
+    config.privacy.epsilon = None
+    config.train.expected_batch_size = 64.0
+    config.train.steps = 10000
+    config.run.name = "ctrate_nonprivate"
+    return config

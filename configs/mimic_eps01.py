@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MIMIC-CXR, BERT-medium, epsilon 0.1 per report.
+
+python scripts/train.py --config configs/mimic_eps01.py --config.data.root=/data/mimic-cxr
+
+Result: not run (the data are gated).
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "mimic_eps1")
+    config.privacy.epsilon = 0.1
+    config.run.name = "mimic_eps01"
+    return config

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PadChest, MiniLM, epsilon 1 per patient: one random report of each sampled patient per step.
+
+python scripts/train.py --config configs/padchest_patient_eps1.py
+
+Result: not run.
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "padchest_eps1")
+    config.privacy.unit = "patient"
+    config.privacy.units = 53000
+    config.run.name = "padchest_patient_eps1"
+    return config
