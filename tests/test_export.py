@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/export.py, run as users run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from flax import nnx
+from helpers_models import (
+    IGNORE_PEFT,
+    load,
+    our_logits,
+    randomise,
+    reports,
+    save_torch_model,
+    torch_logits,
+)
+
+from jaxdp.models import lora
+from jaxdp.models.peft import save_adapter
+
+pytestmark = IGNORE_PEFT
+LABELS = ["Edema", "Mass", "Nodule", "Fracture", "No Finding"]
+
+
+def export(*arguments):
+    script = Path(__file__).parents[1] / "scripts" / "export.py"
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """(adapter directory with a tokenizer file, its logits on the standard reports)."""
+    path = tmp_path_factory.mktemp("released")
+    save_torch_model(path / "base", "bert")
+    model = load(path / "base")
+    lora.add_lora(model, rank=2, alpha=4.0, targets=["query"], rngs=nnx.Rngs(0))
+    randomise(model)
+    adapter = path / "adapter"
+    save_adapter(adapter, model, "lora", base_model=str(path / "base"), label_names=LABELS)
+    (adapter / "vocab.txt").write_text("[PAD]\n")
+    return adapter, our_logits(model, *reports())
+
+
+def test_merged(released, tmp_path):
+    result = export("--adapter", released[0], "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    ).eval()
+    assert list(model.config.id2label.values()) == LABELS
+    np.testing.assert_allclose(torch_logits(model, *reports()), released[1], atol=2e-6)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "jaxdp.json", "vocab.txt"}
+
+
+def test_adapter_with_another_base_model(released, tmp_path):
+    arguments = ("--format=adapter", "--base_model=owner/name")
+    result = export("--adapter", released[0], "--output", tmp_path / "out", *arguments)
+    assert result.returncode == 0, result.stderr
+    for file in released[0].iterdir():
+        copied = (tmp_path / "out" / file.name).read_bytes()
+        if file.name == "adapter_config.json":
+            assert json.loads(copied)["base_model_name_or_path"] == "owner/name"
+        else:
+            assert copied == file.read_bytes()
+
+
+def test_stablehlo(released, tmp_path):
+    pytest.importorskip("flatbuffers")
+    arguments = ("--format=stablehlo", "--output", tmp_path / "out")
+    result = export("--adapter", released[0], *arguments)
+    assert result.returncode == 0, result.stderr
+    exported = jax.export.deserialize((tmp_path / "out" / "model.jax_export").read_bytes())
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    ids, lengths = reports()
+    for rows, width in ((3, 9), (2, 20)):
+        padded = np.zeros((rows, width), np.int32)
+        padded[:, :9] = ids[:rows]
+        probabilities = exported.call(padded, lengths[:rows].astype(np.int32))
+        expected = 1 / (1 + np.exp(-released[1][:rows]))
+        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    assert json.loads((tmp_path / "out" / "jaxdp.json").read_text())["label_names"] == LABELS
+
+
+def test_errors_are_one_line(released, tmp_path):
+    result = export("--adapter", tmp_path / "absent", "--output", tmp_path / "out")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "adapter_config.json does not exist" in result.stderr
+    result = export("--adapter", released[0], "--output", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"error: {tmp_path} exists already\n"
