@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applies every mutant of `table.py` to a copy of the package and shows which test kills it.
+
+    python tests/mutants/run.py                 # all; exits with 1 if any survives
+    python tests/mutants/run.py padding noise   # those with one of these words in their name
+
+Libraries are imported once; each mutant is a fork of that process, which then imports jaxdp and the
+test from its own copy, so no mutant sees another's modules. First the killers must pass unmutated.
+"""
+
+import argparse
+import importlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from table import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+# Imported before forking. Nothing here may start JAX's backend, which does not survive a fork.
+LIBRARIES = ("jax", "optax", "chex", "scipy.stats", "dp_accounting", "hypothesis", "pytest")
+KILLED, SURVIVED = 1, 0  # pytest's exit statuses; any other means that the test could not run
+# A mutant that merely crashes shows nothing about the test.
+CRASH = re.compile(r"^E +(NameError|SyntaxError|AttributeError|ImportError|TypeError)", re.M)
+
+
+def copy_of_the_package(target: Path) -> Path:
+    """jaxdp/ and the test files, without caches; the tests' own conftest is left out for speed."""
+    ignore = shutil.ignore_patterns("__pycache__", "conftest.py", "mutants", "fixtures")
+    for name in ("jaxdp", "tests"):
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", target)
+    return target
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Rewrites the file in `tree`; a mutant that does not apply exactly once is an error."""
+    file = tree / "jaxdp" / mutant.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        sys.exit(
+            f"mutant {mutant.name!r}: its text occurs {text.count(mutant.old)} times in "
+            f"jaxdp/{mutant.file}, not once; adapt tests/mutants/table.py"
+        )
+    file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def start_tests(tree: Path, tests: list[str]) -> int:
+    """Process id of a fork that runs the tests in `tree`; its output is in tree/output."""
+    pid = os.fork()
+    if pid:
+        return pid
+    output = os.open(tree / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(tree)
+    sys.path[:0] = [str(tree), str(tree / "tests")]
+    status = 70
+    try:
+        import pytest
+
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", *[f"tests/{test}" for test in tests]]
+        status = int(pytest.main(arguments))
+        if Path(sys.modules["jaxdp"].__file__).parent.parent != tree:
+            status = 71  # the tests ran on another copy of the package
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_all(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, int, float, str]]:
+    """(mutant, exit status of its killer, seconds, end of the output), in the order given."""
+    outcome, running = {}, {}
+    waiting = list(enumerate(mutants))
+    with tempfile.TemporaryDirectory() as scratch:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                i, mutant = waiting.pop(0)
+                tree = copy_of_the_package(Path(scratch).resolve() / str(i))
+                apply(mutant, tree)
+                running[start_tests(tree, [mutant.killer])] = (i, tree, time.monotonic())
+            pid, status = os.wait()
+            i, tree, start = running.pop(pid)
+            output = (tree / "output").read_text(errors="replace")
+            status = 72 if CRASH.search(output) else os.waitstatus_to_exitcode(status)
+            outcome[i] = (mutants[i], status, time.monotonic() - start, output[-3000:])
+            shutil.rmtree(tree)
+    return [outcome[i] for i in range(len(mutants))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("words", nargs="*", help="only mutants with one of these in their name")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if not options.words or any(w in m.name for w in options.words)]
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.dont_write_bytecode = True  # a mutant must never run another's stale bytecode
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = copy_of_the_package(Path(scratch).resolve())
+        pid = start_tests(tree, sorted({m.killer for m in chosen}))
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status != SURVIVED:
+            print((tree / "output").read_text(errors="replace"))
+            sys.exit(f"the killers do not pass on the unmutated package (status {status})")
+    print(f"{len(chosen)} mutants; unmutated, all killers pass ({time.monotonic() - start:.0f} s)")
+
+    bad = 0
+    for mutant, status, seconds, tail in run_all(chosen, options.workers):
+        words = {KILLED: "killed by", SURVIVED: "SURVIVED"}.get(status, f"BROKEN ({status})")
+        print(f"{mutant.file:18} {mutant.name:52} {words} {mutant.killer} ({seconds:.1f} s)")
+        if status != KILLED:
+            bad += 1
+            print(tail)
+    print(f"{len(chosen) - bad} of {len(chosen)} killed in {time.monotonic() - start:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

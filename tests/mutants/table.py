@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mutants: one small way each in which DP training silently goes wrong, and who notices.
+
+`old` must occur exactly once in `file`; `killer` is a test that fails once it reads `new` instead.
+When code changes and a mutant no longer applies, adapt it; do not drop it.
+"""
+
+from typing import NamedTuple
+
+CLIPPING, MECHANISM, NOISE = "dp/clipping.py", "dp/mechanism.py", "dp/noise.py"
+SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/statement.py"
+STEP = "training/step.py"
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    """Below jaxdp/."""
+    old: str
+    new: str
+    killer: str
+    """Test below tests/, as pytest names it; all cases of it unless one is given."""
+
+
+LOOP = "test_step.py::test_equals_the_loop_over_reports_whatever_the_microbatches[{}]".format(
+    "Buckets(widths=(16,), rows=(7,))"
+)
+EDGES = "test_clipping.py::test_edge_table"
+SIGMA = "test_noise.py::test_noise_on_the_sum_has_the_mechanisms_stddev"
+INDEPENDENT = "test_noise.py::test_noise_is_independent_between_steps_leaves_and_keys"
+BINOMIAL = "test_sampling.py::test_batch_sizes_are_binomial"
+CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
+
+MUTANTS = [
+    # Clipping: sensitivity that does not match the clip.
+    Mutant(
+        "square root dropped from the norm", CLIPPING, "return jnp.sqrt(sum(", "return (sum(", EDGES
+    ),
+    Mutant("L1 norm for L2", CLIPPING, "jnp.sum(jnp.square(g),", "jnp.sum(jnp.abs(g),", EDGES),
+    Mutant(
+        "mean of the reports for their sum",
+        CLIPPING,
+        "return jnp.sum(g, axis=0)",
+        "return jnp.mean(g, axis=0)",
+        EDGES,
+    ),
+    Mutant(
+        "clip after the sum",
+        CLIPPING,
+        "return jnp.sum(g, axis=0)",
+        "return jnp.sum(g / factors.reshape(by_row), axis=0) * jnp.min(factors)",
+        "test_clipping.py::test_no_report_influences_how_another_is_clipped",
+    ),
+    Mutant(
+        "clip by the batch's largest norm",
+        CLIPPING,
+        "norms > l2_clip_norm, l2_clip_norm / norms, 1.0",
+        "jnp.max(norms) > l2_clip_norm, l2_clip_norm / jnp.max(norms), 1.0",
+        "test_clipping.py::test_no_report_influences_how_another_is_clipped",
+    ),
+    Mutant(
+        "clip each leaf by itself",
+        CLIPPING,
+        "g, 0.0) * factors.reshape(by_row)",
+        "g, 0.0) * jnp.minimum(1.0, l2_clip_norm / per_report_norms([g])).reshape(by_row)",
+        "test_clipping.py::test_sensitivity_is_the_clip_norm_over_all_leaves_together",
+    ),
+    Mutant(
+        "every gradient scaled to the clip norm",
+        CLIPPING,
+        "jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)",
+        "l2_clip_norm / norms",
+        EDGES,
+    ),
+    Mutant(
+        "stability constant in the clip",
+        CLIPPING,
+        "l2_clip_norm / norms, 1.0",
+        "l2_clip_norm / (norms + 1e-4), 1.0",
+        EDGES,
+    ),
+    Mutant(
+        "no clipping",
+        CLIPPING,
+        "jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)",
+        "jnp.ones_like(norms)",
+        EDGES,
+    ),
+    Mutant(
+        "clip at twice the norm",
+        CLIPPING,
+        "sum_clipped(gradients, l2_clip_norm, is_padding)",
+        "sum_clipped(gradients, 2 * l2_clip_norm, is_padding)",
+        "test_clipping.py::test_equals_the_per_report_loop_in_float64",
+    ),
+    Mutant(
+        "optax transform does not clip",
+        CLIPPING,
+        "sum_clipped(updates, l2_clip_norm,",
+        "sum_clipped(updates, jnp.inf,",
+        "test_clipping.py::test_optax_transform_is_the_same_sum",
+    ),
+    Mutant(
+        "non-finite gradients kept",
+        CLIPPING,
+        "counts = jnp.isfinite(norms) & ~is_padding",
+        "counts = ~is_padding",
+        EDGES,
+    ),
+    Mutant(
+        "non-finite gradients multiplied by zero",
+        CLIPPING,
+        "jnp.where(counts.reshape(by_row), g, 0.0) * factors.reshape(by_row)",
+        "g * jnp.where(counts, factors, 0.0).reshape(by_row)",
+        EDGES,
+    ),
+    Mutant(
+        "padding counted",
+        CLIPPING,
+        "counts = jnp.isfinite(norms) & ~is_padding",
+        "counts = jnp.isfinite(norms)",
+        "test_clipping.py::test_padding_contributes_nothing_whatever_it_holds",
+    ),
+    Mutant(
+        "a mask of another shape broadcasts",
+        CLIPPING,
+        "    chex.assert_equal_shape_prefix([is_padding, *jax.tree.leaves(gradients)], 1)\n",
+        "",
+        "test_clipping.py::test_shapes_that_would_broadcast_are_refused",
+    ),
+    Mutant(
+        "sum kept in half precision",
+        CLIPPING,
+        "g, 0.0) * factors.reshape(by_row)",
+        "g, 0.0) * factors.reshape(by_row).astype(g.dtype)",
+        "test_clipping.py::test_half_precision_gradients_are_measured_and_summed_in_float32",
+    ),
+    Mutant(
+        "norm taken in half precision",
+        CLIPPING,
+        "        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))\n",
+        "",
+        "test_clipping.py::test_half_precision_gradients_are_measured_and_summed_in_float32",
+    ),
+    # Mechanism: noise, sampling and accounting from one object.
+    Mutant(
+        "noise not scaled by the clip norm",
+        MECHANISM,
+        "return self.noise_multiplier * self.l2_clip_norm",
+        "return self.noise_multiplier",
+        "test_mechanism.py::test_derived_numbers",
+    ),
+    Mutant(
+        "noise of a mean added to a sum",
+        MECHANISM,
+        "return self.noise_multiplier * self.l2_clip_norm",
+        "return self.noise_multiplier * self.l2_clip_norm / self.expected_batch_size",
+        "test_mechanism.py::test_derived_numbers",
+    ),
+    Mutant(
+        "sampling probability off by one unit",
+        MECHANISM,
+        "return self.expected_batch_size / self.units",
+        "return self.expected_batch_size / (self.units + 1)",
+        "test_mechanism.py::test_derived_numbers",
+    ),
+    Mutant(
+        "steps off by one",
+        MECHANISM,
+        "SelfComposedDpEvent(step, self.steps)",
+        "SelfComposedDpEvent(step, self.steps - 1)",
+        "test_mechanism.py::test_event_is_the_poisson_sampled_gaussian_steps_times",
+    ),
+    Mutant(
+        "a single step is free",
+        MECHANISM,
+        "if self.steps == 0:",
+        "if self.steps <= 1:",
+        CLOSED_FORM,
+    ),
+    Mutant(
+        "event claims more sampling than there is",
+        MECHANISM,
+        "PoissonSampledDpEvent(self.sampling_probability, step)",
+        "PoissonSampledDpEvent(self.sampling_probability**2, step)",
+        "test_mechanism.py::test_sampler_and_accountant_share_the_probability",
+    ),
+    Mutant(
+        "sampling probability above 1 accepted",
+        MECHANISM,
+        "if not 0 < self.expected_batch_size <= self.units:",
+        "if not 0 < self.expected_batch_size:",
+        "test_mechanism.py::test_out_of_range_is_refused_and_named",
+    ),
+    Mutant(
+        "clip norm beyond float32 accepted",
+        MECHANISM,
+        "if not low <= self.l2_clip_norm <= high:",
+        "if not self.l2_clip_norm > 0:",
+        "test_mechanism.py::test_out_of_range_is_refused_and_named",
+    ),
+    # Noise: its size, and never the same twice.
+    Mutant(
+        "no noise", NOISE, "noise = mechanism.stddev *", "noise = 0 * mechanism.stddev *", SIGMA
+    ),
+    Mutant(
+        "noise 0.9 of its size",
+        NOISE,
+        "noise = mechanism.stddev",
+        "noise = 0.9 * mechanism.stddev",
+        SIGMA,
+    ),
+    Mutant(
+        "noise 1.1 of its size",
+        NOISE,
+        "noise = mechanism.stddev",
+        "noise = 1.1 * mechanism.stddev",
+        SIGMA,
+    ),
+    Mutant(
+        "variance for standard deviation",
+        NOISE,
+        "mechanism.stddev *",
+        "mechanism.stddev**2 *",
+        SIGMA,
+    ),
+    Mutant(
+        "noise skipped on an empty batch",
+        NOISE,
+        "(leaf + noise)",
+        "(leaf + noise * jnp.any(leaf != 0))",
+        "test_noise.py::test_an_empty_draw_is_noised_like_any_other",
+    ),
+    Mutant(
+        "divided by the units instead of the expected batch",
+        NOISE,
+        "/ mechanism.expected_batch_size",
+        "/ mechanism.units",
+        "test_noise.py::test_without_noise_it_is_the_exact_average",
+    ),
+    Mutant(
+        "noise divided, sum not",
+        NOISE,
+        "(leaf + noise) / mechanism.expected_batch_size",
+        "leaf + noise / mechanism.expected_batch_size",
+        "test_noise.py::test_without_noise_it_is_the_exact_average",
+    ),
+    Mutant(
+        "the same key at every step",
+        NOISE,
+        "jax.random.fold_in(state.key, state.step)",
+        "jax.random.clone(state.key)",
+        INDEPENDENT,
+    ),
+    Mutant("step does not advance", NOISE, "state.step + 1", "state.step", INDEPENDENT),
+    Mutant(
+        "the same key for every leaf",
+        NOISE,
+        "jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))",
+        "[jax.random.clone(jax.random.fold_in(state.key, state.step)) for _ in leaves]",
+        INDEPENDENT,
+    ),
+    Mutant(
+        "resume with a new key",
+        NOISE,
+        "jax.random.fold_in(state.key, state.step)",
+        "jax.random.fold_in(key, state.step)",
+        "test_noise.py::test_noise_is_a_pure_function_of_key_and_step",
+    ),
+    Mutant(
+        "one float32 draw, with its cut tails",
+        NOISE,
+        "DRAWS = 4",
+        "DRAWS = 1",
+        "test_noise.py::test_noise_does_not_stop_where_one_float32_draw_does",
+    ),
+    Mutant(
+        "the four draws are one",
+        NOISE,
+        "for k in jax.random.split(key, DRAWS)]",
+        "for k in [jax.random.clone(key) for _ in range(DRAWS)]]",
+        SIGMA,
+    ),
+    Mutant("sum of draws not rescaled", NOISE, "/ DRAWS**0.5", "", SIGMA),
+    Mutant(
+        "noise of half precision",
+        NOISE,
+        "standard_normal(leaf_key, leaf.shape, leaf.dtype)",
+        "standard_normal(leaf_key, leaf.shape, jnp.bfloat16)",
+        "test_noise.py::test_no_value_repeats_over_many_steps_and_leaves",
+    ),
+    Mutant(
+        "sums of half precision accepted",
+        NOISE,
+        "not in (jnp.float32, jnp.float64)",
+        "in ()",
+        "test_noise.py::test_sums_narrower_than_float32_are_refused",
+    ),
+    Mutant(
+        "noise before the clip",
+        NOISE,
+        "optax.chain(clip_and_sum(mechanism.l2_clip_norm), add_noise_and_average(mechanism, key))",
+        "optax.chain(add_noise_and_average(mechanism, key), clip_and_sum(mechanism.l2_clip_norm))",
+        "test_noise.py::test_aggregate_clips_sums_and_noises_once",
+    ),
+    # Sampling: Poisson, and nothing like it.
+    Mutant(
+        "batches of fixed size",
+        SAMPLING,
+        "np.flatnonzero(self._uniform(step, 0) < self.sampling_probability)",
+        "np.sort(np.argsort(self._uniform(step, 0))"
+        "[: round(self.sampling_probability * self.num_units)])",
+        BINOMIAL,
+    ),
+    Mutant(
+        "shuffled epochs",
+        SAMPLING,
+        "np.flatnonzero(self._uniform(step, 0) < self.sampling_probability)",
+        "np.flatnonzero((np.arange(self.num_units) + step)"
+        " % int(1 / self.sampling_probability) == 0)",
+        BINOMIAL,
+    ),
+    Mutant(
+        "sampling probability 2 % too high",
+        SAMPLING,
+        "< self.sampling_probability)",
+        "< 1.02 * self.sampling_probability)",
+        BINOMIAL,
+    ),
+    Mutant(
+        "the same draw at every step",
+        SAMPLING,
+        "counter=[0, 0, stream, step]",
+        "counter=[0, 0, stream, 0]",
+        "test_sampling.py::test_draws_of_different_steps_never_coincide",
+    ),
+    Mutant(
+        "seed ignored",
+        SAMPLING,
+        "key=self.seed",
+        "key=1",
+        "test_sampling.py::test_is_a_pure_function_of_seed_and_step",
+    ),
+    Mutant(
+        "steps overlap in the random stream",
+        SAMPLING,
+        "counter=[0, 0, stream, step]",
+        "counter=[step, 0, stream, 0]",
+        "test_sampling.py::test_units_and_steps_are_independent",
+    ),
+    Mutant(
+        "choice of report follows from taking part",
+        SAMPLING,
+        "self._uniform(step, 1)",
+        "self._uniform(step, 0)",
+        "test_sampling.py::test_choice_is_independent_of_taking_part",
+    ),
+    # Accounting and calibration.
+    Mutant(
+        "wrong neighbouring relation",
+        ACCOUNTING,
+        "pld.PLDAccountant(value_discretization_interval=interval)",
+        "pld.PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_ONE, interval)",
+        CLOSED_FORM,
+    ),
+    Mutant(
+        "epsilon at ten times delta",
+        ACCOUNTING,
+        "compose(composed_event(mechanisms)).get_epsilon(delta)",
+        "compose(composed_event(mechanisms)).get_epsilon(10 * delta)",
+        CLOSED_FORM,
+    ),
+    Mutant(
+        "Renyi bound reported as PLD",
+        ACCOUNTING,
+        "pld.PLDAccountant(value_discretization_interval=interval)",
+        "rdp.RdpAccountant()",
+        CLOSED_FORM,
+    ),
+    Mutant(
+        "only the first stage counted",
+        ACCOUNTING,
+        "for m in mechanisms])",
+        "for m in mechanisms[:1]])",
+        "test_accounting.py::test_stages_compose_like_one_gaussian_where_that_is_exact",
+    ),
+    Mutant(
+        "a stage without noise is free",
+        ACCOUNTING,
+        "    if any(m.noise_multiplier == 0 for m in active):\n        return math.inf",
+        "    if any(m.noise_multiplier == 0 for m in active):\n        return 0.0",
+        "test_accounting.py::test_nothing_taken_costs_nothing_and_no_noise_costs_everything",
+    ),
+    Mutant(
+        "calibration forgets the other stages",
+        ACCOUNTING,
+        "stages = [*others, mechanism.replace(noise_multiplier=noise_multiplier)]",
+        "stages = [mechanism.replace(noise_multiplier=noise_multiplier)]",
+        "test_accounting.py::test_calibration_with_other_stages_meets_the_target_together",
+    ),
+    Mutant(
+        "calibration may exceed the target a little",
+        ACCOUNTING,
+        "        if value > target:",
+        "        if value > 1.01 * target:",
+        "test_accounting.py::test_calibration_is_tight_never_above_and_takes_few_trials",
+    ),
+    Mutant(
+        "memory guard removed",
+        ACCOUNTING,
+        "least < MIN_NOISE_MULTIPLIER or looser > MAX_PLD_EPSILON",
+        "False",
+        "test_accounting.py::test_too_little_noise_is_refused_instead_of_filling_the_memory"
+        "[little_noise0]",  # the one case whose distribution would fit after all
+    ),
+    # Statement: what is claimed.
+    Mutant(
+        "claim without the last stage",
+        STATEMENT,
+        "epsilon = epsilon_pld(stages, delta) if private",
+        "epsilon = epsilon_pld(stages[:1], delta) if private",
+        "test_statement.py::test_epsilon_recomputes_from_the_json_by_dp_accounting_alone",
+    ),
+    Mutant(
+        "training without privacy stated as a no-op",
+        STATEMENT,
+        "if private else dp_accounting.NonPrivateDpEvent()",
+        "if private else dp_accounting.NoOpDpEvent()",
+        "test_statement.py::test_without_privacy_nothing_is_claimed",
+    ),
+    Mutant(
+        "no warning at delta = 1/units",
+        STATEMENT,
+        "delta >= 1 / units",
+        "delta > 1 / units",
+        "test_statement.py::test_delta_not_below_one_over_units_is_warned_about",
+    ),
+    Mutant(
+        "no warning about a public seed",
+        STATEMENT,
+        'seed_policy != "os-entropy"',
+        'seed_policy == ""',
+        "test_statement.py::test_a_public_seed_is_warned_about",
+    ),
+    Mutant(
+        "epsilon printed rounded down",
+        STATEMENT,
+        "decimal.ROUND_CEILING",
+        "decimal.ROUND_HALF_EVEN",
+        "test_statement.py::test_printed_epsilon_is_never_below_the_epsilon",
+    ),
+    Mutant(
+        "a statement that contradicts itself passes",
+        STATEMENT,
+        "if event != composed_event(stages) or stated !=",
+        "if stated !=",
+        "test_statement.py::test_a_statement_that_contradicts_itself_is_refused",
+    ),
+    # The step: what happens once per logical batch.
+    Mutant(
+        "noise per microbatch",
+        STEP,
+        "jax.tree.map(jnp.add, total, part[0])",
+        "jax.tree.map(jnp.add, total, optimizer.update(part[0], state.optimizer, None)[0])",
+        LOOP,
+    ),
+    Mutant(
+        "only the last microbatch counts",
+        STEP,
+        "jax.tree.map(jnp.add, total, part[0])",
+        "part[0]",
+        LOOP,
+    ),
+    Mutant("a microbatch left out", STEP, "0, plan.counts[i],", "1, plan.counts[i],", LOOP),
+    Mutant(
+        "reports counted twice where microbatches overlap",
+        STEP,
+        "start = plan.starts[i] + k * rows",
+        "start = plan.starts[i] + k * (rows - 1)",
+        LOOP,
+    ),
+    Mutant(
+        "padding counted by the step",
+        STEP,
+        "is_padding=index < 0",
+        "is_padding=index < -1",
+        "test_step.py::test_padding_rows_contribute_nothing",
+    ),
+    Mutant(
+        "divided by the actual batch",
+        STEP,
+        "optimizer.update(total, state.optimizer, state.adapters)",
+        "optimizer.update(jax.tree.map(lambda t: t * 8 / jnp.maximum((plan.rows >= 0).sum(), 1), "
+        "total), state.optimizer, state.adapters)",
+        "test_step.py::test_divides_by_the_expected_not_the_actual_batch",
+    ),
+    Mutant(
+        "step skipped when nobody is drawn",
+        STEP,
+        "return TrainState(adapters, optimizer_state), diagnostics",
+        "adapters = jax.tree.map(lambda new, old: jnp.where((plan.rows >= 0).any(), new, old), "
+        "adapters, state.adapters)\n"
+        "        return TrainState(adapters, optimizer_state), diagnostics",
+        "test_step.py::test_a_step_without_reports_still_releases_noise",
+    ),
+    Mutant(
+        "noise state not carried to the next step",
+        STEP,
+        "return TrainState(adapters, optimizer_state), diagnostics",
+        "return TrainState(adapters, state.optimizer), diagnostics",
+        LOOP,
+    ),
+]
