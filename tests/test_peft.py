@@ -102,6 +102,8 @@ def test_mean_pooling_loads_on_a_class_that_averages(base, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["task_type"] is None
     assert read_adapter_info(tmp_path).pooling == "mean"
+    with pytest.raises(WeightsError, match="its pooling is mean, the model's cls"):
+        load_adapter(tmp_path, load(base))
     theirs = peft.PeftModel.from_pretrained(mean_pooled(torch_base(base)), tmp_path).eval()
     ids, lengths = reports()
     np.testing.assert_allclose(
@@ -134,6 +136,7 @@ def test_what_the_files_say(base, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     wanted = {"r": 3, "lora_alpha": 16, "target_modules": ["query", "value"], "revision": "v1"}
     assert config | wanted == config
+    assert isinstance(config["lora_alpha"], int)
     info = read_adapter_info(tmp_path)
     assert (info.base_model, info.revision, info.pooling) == ("owner/name", "v1", "cls")
     assert info.label_names == LABELS

@@ -157,48 +157,46 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
     """
     directory = Path(directory)
     config = _read_supported_config(directory)
+    info = read_adapter_info(directory)
+    tensors = _read_adapter(directory)
     layers = {".".join(map(str, path)): path for path in linear_layers(model)}
     parameters = {source_name(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
-    tensors = _read_adapter(directory)
-    problems = []
 
-    pairs: dict[str, dict[str, np.ndarray]] = {}
+    problems = []
+    if info.pooling != model.pooling:
+        problems.append(f"its pooling is {info.pooling}, the model's {model.pooling}")
+    factors: dict[str, dict[str, np.ndarray]] = {}
     replaced = []
     for name, value in tensors.items():
-        layer, is_lora, part = name.partition(".lora_")
-        if is_lora:
-            pairs.setdefault(layer, {})[part] = value
-        elif name in parameters:
+        layer, is_factor, which = name.partition(".lora_")
+        if is_factor:
+            factors.setdefault(layer, {})[which] = value.T
+        elif name not in parameters:
+            problems.append(f"{name} names no parameter")
+        else:
             path, variable = parameters[name]
             value = relayout(path, value)
             if value.shape != variable.shape:
                 problems.append(f"{name} is {value.shape}, expected {variable.shape}")
-            replaced.append((path, variable, value))
-        else:
-            problems.append(f"{name} names no parameter")
-    for layer, pair in pairs.items():
+            replaced.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
+    for layer, pair in factors.items():
         if layer not in layers or set(pair) != {"A.weight", "B.weight"}:
             problems.append(f"{layer} is no linear layer with an A and a B")
             continue
-        a, b = pair["A.weight"].T, pair["B.weight"].T
-        kernel = parameters[f"{layer}.weight"][1]
-        if (a.shape[0], b.shape[1]) != kernel.shape or a.shape[1] != b.shape[0]:
-            problems.append(f"{layer}: A {a.shape} and B {b.shape} do not fit {kernel.shape}")
+        a, b = (pair[which].shape for which in ("A.weight", "B.weight"))
+        kernel = parameters[f"{layer}.weight"][1].shape
+        if (a[0], b[1]) != kernel or a[1] != b[0]:
+            problems.append(f"{layer}: A {a} and B {b} do not fit {kernel}")
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise WeightsError(
-            f"{directory}: the adapter does not fit this model ({', '.join(problems[:4])}{more})"
+            f"{directory}: the adapter does not fit this model: {', '.join(problems[:4])}{more}"
         )
 
-    nnx.update(
-        model,
-        nnx.from_flat_state(
-            [(path, v.replace(jnp.asarray(value, v.dtype))) for path, v, value in replaced]
-        ),
-    )
-    for layer, pair in pairs.items():
+    nnx.update(model, nnx.from_flat_state(replaced))
+    for layer, pair in factors.items():
         dtype = parameters[f"{layer}.weight"][1].dtype
-        a, b = (jnp.asarray(pair[name].T, dtype) for name in ("A.weight", "B.weight"))
+        a, b = (jnp.asarray(pair[which], dtype) for which in ("A.weight", "B.weight"))
         adapt(model, layers[layer], a, b, _alpha(config, layer, rank=a.shape[1]))
 
 
@@ -216,9 +214,10 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     }
     if not adapted:
         return {"r": 1, "lora_alpha": 1, "target_modules": _NO_TARGETS}
-    names = {".".join(map(str, path)): module for path, module in adapted.items()}
-    rank = Counter(m.rank for m in names.values()).most_common(1)[0][0]
-    alpha = Counter(m.alpha for m in names.values()).most_common(1)[0][0]
+    ranks = {".".join(map(str, path)): module.rank for path, module in adapted.items()}
+    alphas = {".".join(map(str, path)): _number(module.alpha) for path, module in adapted.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
     # PEFT adapts every layer whose name ends so: short names only where they hit these and no more.
     short = sorted({str(path[-1]) for path in adapted})
     everything = [p[:-1] if p[-1] == "base" else p for p in linear_layers(model)]
@@ -227,10 +226,15 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {n: m.rank for n, m in names.items() if m.rank != rank},
-        "alpha_pattern": {n: m.alpha for n, m in names.items() if m.alpha != alpha},
-        "target_modules": short if set(hits) == set(adapted) else sorted(names),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "target_modules": short if set(hits) == set(adapted) else sorted(ranks),
     }
+
+
+def _number(value: float) -> float:
+    """16.0 as 16: PEFT declares alpha an integer, though it computes with any number."""
+    return int(value) if value == int(value) else value
 
 
 def _read_supported_config(directory: Path) -> dict[str, Any]:

@@ -23,7 +23,9 @@ MODELS = {"bert": (BertConfig, BertClassifier), "albert": (AlbertConfig, AlbertC
 """model_type of a config.json, which is also the prefix of its tensors -> our classes."""
 
 # Tensors of pretraining heads and buffers, which a classifier has no use for.
-_SURPLUS = re.compile(r"^(cls|predictions|sop_classifier|qa_outputs)\.|(^|\.)position_ids$")
+_SURPLUS = re.compile(
+    r"^(cls|predictions|sop_classifier|qa_outputs)\.|(^|\.)(position|token_type)_ids$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
