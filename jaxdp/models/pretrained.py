@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -123,8 +124,7 @@ def load_classifier(
                 continue
         elif path[0] == "classifier" or "pooler" in path:
             initialised.append(name)
-            std = config.get("initializer_range", 0.02) if path[-1] == "kernel" else 0.0
-            value = std * np.asarray(nnx.initializers.normal(1.0)(rngs.params(), shape))
+            value = _initial(path, shape, config.get("initializer_range", 0.02), rngs)
         else:
             missing.append(name)
             continue
@@ -134,6 +134,15 @@ def load_classifier(
         raise WeightsError(f"{directory}: weights do not fit config.json; {_listed(problems)}")
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
     return model, LoadReport(tuple(initialised), tuple(sorted(dropped)))
+
+
+def _initial(path: tuple, shape: tuple, std: float, rngs: nnx.Rngs) -> np.ndarray:
+    """What transformers would draw for a fresh Linear: kernel N(0, std^2), bias 0."""
+    if path[-1] != "kernel":
+        return np.zeros(shape, np.float32)
+    # By numpy: JAX would compile a program for it, which takes longer than loading the rest.
+    seed = np.asarray(jax.random.key_data(rngs.params()))
+    return (std * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
 def _parameter(value: np.ndarray) -> jnp.ndarray:
