@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs on a tiny collection: what they write, what they refuse, and how they survive."""
 
+import io
 import json
 import signal
 import time
@@ -27,12 +28,9 @@ from jaxdp.training.rundir import RunDirectory, RunError
 from jaxdp.training.stages import plan_run
 
 
-def run(config, *, resume=False, interrupt=None):
-    console = Console(record=True, width=100, force_terminal=False, file=open("/dev/null", "w"))
-    with console.file:
-        result = train(
-            config, resume=resume, interrupt=interrupt or Interrupt(), monitor=Monitor(console)
-        )
+def run(config, *, resume=False):
+    console = Console(record=True, width=100, file=io.StringIO())
+    result = train(config, resume=resume, interrupt=Interrupt(), monitor=Monitor(console))
     return result, console.export_text()
 
 
@@ -143,7 +141,7 @@ def test_interrupt_saves_and_resume_continues_identically(workspace):
     for number, at in enumerate([(0, 1), (0, 4), (1, 3)]):
         config = smoke_config(workspace, run__name=f"stopped{number}")
         interrupt = Interrupt()
-        monitor = StopAfter(Console(file=open("/dev/null", "w")))
+        monitor = StopAfter(Console(file=io.StringIO()))
         monitor.at = at
         with pytest.raises(Interrupted) as stop:
             train(config, resume=False, interrupt=interrupt, monitor=monitor)

@@ -37,7 +37,7 @@ def classification_metrics(
         truth, predicted = labels[known, i], decisions[known, i]
         both_classes = len(np.unique(truth)) == 2
         per_label[name] = {
-            "f1": float(f1_score(truth, predicted, zero_division=0)) if known.any() else 0.0,
+            "f1": _f1(truth, predicted),
             "auroc": float(roc_auc_score(truth, probabilities[known, i])) if both_classes else None,
             "support": int((truth == 1).sum()),
             "predicted": int(predicted.sum()),
@@ -45,13 +45,17 @@ def classification_metrics(
         }
     f1 = np.array([row["f1"] for row in per_label.values()])
     support = np.array([row["support"] for row in per_label.values()])
-    micro = f1_score(labels[known_all], decisions[known_all], zero_division=0)
     return {
         "weighted_f1": float(f1 @ support / max(support.sum(), 1)),
-        "micro_f1": float(micro),
+        "micro_f1": _f1(labels[known_all], decisions[known_all]),
         "macro_f1": float(f1.mean()),
         "labels_without_positives": [n for n, r in per_label.items() if r["support"] == 0],
         "reports": int(len(labels)),
         "threshold": threshold,
         "per_label": per_label,
     }
+
+
+def _f1(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """0 where nothing is labelled, or nothing positive and nothing predicted."""
+    return float(f1_score(truth, predicted, zero_division=0)) if len(truth) else 0.0

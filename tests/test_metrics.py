@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics against hand-computed cases and scikit-learn's own averages."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from jaxdp.evaluation.metrics import classification_metrics
+
+
+def test_hand_computed_case():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    probabilities = np.array([[0.9, 0.1, 0.2], [0.4, 0.8, 0.7], [0.6, 0.5, 0.1], [0.1, 0.2, 0.3]])
+    metrics = classification_metrics(probabilities, labels, ("a", "b", "never"))
+    # a: 1 hit, 1 miss, 1 false alarm; b: 2 hits (0.5 counts as positive)
+    assert metrics["per_label"]["a"]["f1"] == pytest.approx(0.5)
+    assert metrics["per_label"]["b"]["f1"] == pytest.approx(1.0)
+    assert metrics["weighted_f1"] == pytest.approx((0.5 * 2 + 1.0 * 2) / 4)
+    assert metrics["macro_f1"] == pytest.approx(0.5)
+    assert metrics["micro_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert metrics["per_label"]["a"]["auroc"] == pytest.approx(0.75)
+    never = metrics["per_label"]["never"]
+    assert (never["support"], never["f1"], never["auroc"], never["predicted"]) == (0, 0.0, None, 1)
+    assert metrics["labels_without_positives"] == ["never"]
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_agrees_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 5)) < [0.5, 0.3, 0.1, 0.05, 0.2]).astype(int)
+    probabilities = np.clip(0.4 * labels + 0.6 * rng.random((300, 5)), 0, 1)
+    metrics = classification_metrics(probabilities, labels, tuple("abcde"))
+    for average in ("weighted", "micro", "macro"):
+        expected = f1_score(labels, probabilities >= 0.5, average=average)
+        assert metrics[f"{average}_f1"] == pytest.approx(expected)
+    aurocs = [row["auroc"] for row in metrics["per_label"].values()]
+    assert aurocs == pytest.approx(list(roc_auc_score(labels, probabilities, average=None)))
+
+
+def test_unknown_labels_are_left_out():
+    labels = np.array([[1], [-1], [0], [-1]])
+    probabilities = np.array([[0.9], [0.9], [0.1], [0.1]])
+    metrics = classification_metrics(probabilities, labels, ("a",))
+    assert metrics["per_label"]["a"] == {
+        "f1": 1.0, "auroc": 1.0, "support": 1, "predicted": 1, "labelled": 2,
+    }  # fmt: skip
+    assert metrics["weighted_f1"] == metrics["micro_f1"] == 1.0
+
+
+def test_only_unknown_labels_give_no_score():
+    metrics = classification_metrics(np.array([[0.9]]), np.array([[-1]]), ("a",))
+    assert metrics["per_label"]["a"]["labelled"] == 0
+    assert metrics["weighted_f1"] == 0.0
+
+
+def test_probabilities_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="finite"):
+        classification_metrics(np.array([[np.nan]]), np.array([[1]]), ("a",))

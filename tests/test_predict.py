@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels for new reports from a release, from good files and from bad ones."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers_training import LABELS, run_script, smoke_config
+from rich.console import Console
+
+from jaxdp.data.dataset import DataError
+from jaxdp.evaluation import predict
+from jaxdp.evaluation.predict import ReleasedClassifier, label_file, read_rows
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import train
+from jaxdp.training.monitor import Monitor
+from jaxdp.training.setup import load_inputs
+
+TEXTS = ["heart normal.", "small opacity left.", "no acute effusion", "Enlarged heart, lungs clear"]
+
+
+@pytest.fixture
+def release(workspace):
+    """A finished run's directory, its configuration and its test metrics."""
+    config = smoke_config(
+        workspace,
+        privacy__epsilon=None,
+        train__steps=60,
+        train__expected_batch_size=48.0,
+        train__learning_rate=0.02,
+        head_stage__steps=0,
+        run__eval_every=100,
+        run__checkpoint_every=100,
+    )
+    monitor = Monitor(Console(quiet=True))
+    train(config, resume=False, interrupt=Interrupt(), monitor=monitor)
+    return workspace / "runs" / "smoke" / "release"
+
+
+def write_csv(path, texts, column="text"):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", column], *([i, t] for i, t in enumerate(texts))])
+    return path
+
+
+def read_output(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_release_alone_repeats_the_runs_own_test_metrics(release, workspace):
+    config = smoke_config(workspace)
+    inputs = load_inputs(config)
+    texts = inputs.dataset.subset("test").texts
+    moved = workspace / "elsewhere"
+    shutil.copytree(release, moved)
+    probabilities = ReleasedClassifier(moved)(texts)
+    decided = (probabilities >= 0.5).sum(axis=0)
+    metrics = json.loads((release.parent / "metrics.json").read_text())["test"]["per_label"]
+    assert [metrics[name]["predicted"] for name in LABELS] == decided.tolist()
+    assert decided.sum() > 0
+
+
+def test_script_labels_csv_and_jsonl_alike(release, workspace):
+    write_csv(workspace / "new.csv", TEXTS)
+    (workspace / "new.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    outputs = []
+    for kind in ("csv", "jsonl"):
+        target = workspace / f"{kind}.out.csv"
+        done = run_script(
+            "predict.py",
+            f"--run={release.parent}",
+            f"--input={workspace / f'new.{kind}'}",
+            f"--output={target}",
+            JAXDP_CACHE=str(workspace),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "4 reports labelled, 0 rows skipped" in done.stdout
+        outputs.append(target.read_text())
+    assert outputs[0] == outputs[1]
+    rows = read_output(workspace / "csv.out.csv")
+    assert [row["row"] for row in rows] == ["1", "2", "3", "4"]
+    expected = ReleasedClassifier(release)(TEXTS)
+    for row, values in zip(rows, expected, strict=True):
+        for name, value in zip(LABELS, values, strict=True):
+            assert float(row[f"probability_{name}"]) == pytest.approx(value, abs=1e-6)
+            assert int(row[name]) == (value >= 0.5)
+
+
+def test_chunks_do_not_change_the_labels(release, workspace, monkeypatch):
+    texts = [TEXTS[i % 4] + " right" * (i % 7) for i in range(50)]
+    write_csv(workspace / "new.csv", texts)
+    classifier = ReleasedClassifier(release)
+    outputs = []
+    for chunk in (7, 2048):
+        monkeypatch.setattr(predict, "CHUNK", chunk)
+        target = workspace / f"{chunk}.csv"
+        outcome = label_file(
+            classifier, workspace / "new.csv", target, text_column="text", skip_bad_rows=False
+        )
+        assert outcome.labelled == 50
+        outputs.append(read_output(target))
+    for left, right in zip(*outputs, strict=True):
+        for name in LABELS:
+            # other microbatch shapes, hence float32 sums in another order
+            key = f"probability_{name}"
+            assert float(left[key]) == pytest.approx(float(right[key]), abs=2e-6)
+
+
+def test_rows_are_read_lazily(tmp_path):
+    path = tmp_path / "endless.csv"
+    path.write_text("text\nfirst\nsecond\n")
+    rows = read_rows(path, "text")
+    assert (next(rows).number, next(rows).text) == (1, "second")
+
+
+@pytest.mark.parametrize(
+    "name, content, problems",
+    [
+        (
+            "a.csv",
+            "id,text\n1,good\n2\n3,\n4,ok,surplus\n",
+            {2: "1 fields", 3: "no text", 4: "3 f"},
+        ),
+        (
+            "a.jsonl",
+            '{"text": "good"}\n{"text": 3}\nnonsense\n{"other": "x"}\n\n',
+            {2: "no string field", 3: "is not JSON", 4: "no string field", 5: "is not JSON"},
+        ),
+        ("a.tsv", "text\tid\ngood\t1\n \t2\n", {2: "no text"}),
+    ],
+)
+def test_bad_rows_are_named_by_number(tmp_path, name, content, problems):
+    path = tmp_path / name
+    path.write_text(content)
+    rows = list(read_rows(path, "text"))
+    assert {row.number for row in rows if row.problem} == set(problems)
+    for row in rows:
+        assert problems.get(row.number, "") in (row.problem or "")
+
+
+def test_bad_rows_fail_or_are_skipped_by_flag(tmp_path):
+    class Constant:
+        label_names = ("a",)
+
+        def __call__(self, texts):
+            return np.full((len(texts), 1), 0.5, np.float32)
+
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\ngood\n\n" + '""\n' + "secret words,again\nlast\n")
+    with pytest.raises(DataError, match="row 2") as error:
+        label_file(Constant(), source, target, text_column="text", skip_bad_rows=False)
+    assert "secret" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [source], "a failed run leaves no output"
+    outcome = label_file(Constant(), source, target, text_column="text", skip_bad_rows=True)
+    numbers = [row["row"] for row in read_output(target)]
+    assert outcome.labelled == len(numbers) == 2
+    assert [row.number for row in outcome.skipped] == [2, 3, 4]
+    assert numbers == ["1", "5"]
+    # at the threshold is positive
+    assert read_output(target)[0]["a"] == "1"
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("missing.csv", None, "does not exist"),
+        ("a.xlsx", b"", "expected a .csv, .tsv or .jsonl"),
+        ("a.csv", b"", "no column 'text'"),
+        ("b.csv", b"report\nx\n", "no column 'text'"),
+        ("c.csv", "text\nr\xe9sum\xe9\n".encode("latin-1"), "not UTF-8"),
+    ],
+)
+def test_unreadable_inputs_are_one_error(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        list(read_rows(tmp_path / name, "text"))
+
+
+def test_not_a_release_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"expected the release/ of a finished run"):
+        ReleasedClassifier(tmp_path)
