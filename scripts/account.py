@@ -4,11 +4,13 @@
     python scripts/account.py --epsilon 0.1,1,8 --delta 1e-5 --units 50232 --batch 1024 --steps 1000
     python scripts/account.py --noise_multiplier 2.5 --units 50232 --batch 1024 --steps 1000
     python scripts/account.py --statement runs/openi_eps8/release/privacy.json
+    python scripts/account.py --ledger ledger.jsonl --delta 1e-5
 
 The first prints the least noise multiplier that meets each epsilon, the second the epsilon that
 each noise multiplier costs, both under add/remove of one unit with Poisson sampling at probability
 batch / units; by PLD (tight; what training uses), and by Renyi DP for comparison. The third
-recomputes a statement's epsilon with dp-accounting and fails if it is not the one claimed.
+recomputes a statement's epsilon with dp-accounting and fails if it is not the one claimed. The
+last prints what all recorded runs on the same data cost together.
 """
 
 import json
@@ -30,6 +32,7 @@ _UNITS = flags.DEFINE_integer("units", None, "Privacy units: reports or patients
 _BATCH = flags.DEFINE_float("batch", None, "Expected units per step.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps.")
 _STATEMENT = flags.DEFINE_string("statement", None, "A privacy.json to check, instead.")
+_LEDGER = flags.DEFINE_string("ledger", None, "A ledger to add up, instead.")
 _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
 
 
@@ -129,14 +132,38 @@ def check(path: Path, console: Console) -> dict[str, float | str | None]:
     return {"claimed": claimed, "recomputed": recomputed}
 
 
+def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
+    """One row for each data set in the ledger, which is named by its keyed hash."""
+    if not path.is_file():
+        fail(f"{path}: no such ledger")
+    ledger = dp.Ledger(path)
+    table = Table(title=f"together, at delta {_DELTA.value:g}")
+    table.add_column("data")
+    table.add_column("runs", justify="right")
+    table.add_column("epsilon", justify="right")
+    rows = []
+    for fingerprint, runs in ledger.runs().items():
+        epsilon = ledger.epsilon(fingerprint, _DELTA.value)
+        rows.append({"data": fingerprint, "runs": len(runs), "epsilon": writable(epsilon)})
+        table.add_row(fingerprint, str(len(runs)), f"{epsilon:.6g}")
+    console.print(table)
+    return rows
+
+
 def main(argv) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}")
-    if sum(flag is not None for flag in (_EPSILON.value, _NOISE.value, _STATEMENT.value)) != 1:
-        fail("give one of --epsilon, --noise_multiplier and --statement")
+    tasks = (_EPSILON, _NOISE, _STATEMENT, _LEDGER)
+    if sum(flag.value is not None for flag in tasks) != 1:
+        fail("give one of " + ", ".join(f"--{flag.name}" for flag in tasks))
     console = Console()
     if _STATEMENT.value is not None:
         result = check(Path(_STATEMENT.value), console)
+    elif _LEDGER.value is not None:
+        try:
+            result = {"delta": _DELTA.value, "data": add_up(Path(_LEDGER.value), console)}
+        except ValueError as error:
+            fail(error)
     else:
         for flag in (_UNITS, _BATCH, _STEPS):
             if flag.value is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdp.dp import SubsampledGaussian, privacy_statement
+from jaxdp.dp import Ledger, SubsampledGaussian, epsilon_pld, privacy_statement
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "account.py"
 RUN = ["--units", "50000", "--batch", "1000", "--steps", "1000"]
@@ -73,6 +73,16 @@ def test_a_false_statement_fails(tmp_path, statement):
     assert result.returncode == 1 and "claims epsilon" in result.stderr
 
 
+def test_a_ledger_is_added_up(tmp_path):
+    ledger, out = Ledger(tmp_path / "ledger.jsonl"), tmp_path / "out.json"
+    lora = SubsampledGaussian(5000, 5000, 100, 0.1, 40.0)
+    for run in ("one", "two"):
+        ledger.plan("data", run, {"lora": lora})
+    assert account("--ledger", ledger.path, "--json", out).returncode == 0
+    (row,) = json.loads(out.read_text())["data"]
+    assert row == {"data": "data", "runs": 2, "epsilon": epsilon_pld([lora, lora], 1e-5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +92,7 @@ def test_a_false_statement_fails(tmp_path, statement):
         (["--epsilon", "1"], "--units is needed"),
         ([], "give one of"),
         (["--statement", "no-such-file.json"], "No such file"),
+        (["--ledger", "no-such-file.jsonl"], "no such ledger"),
     ],
 )
 def test_errors_are_one_line(arguments, message):

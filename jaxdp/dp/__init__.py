@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audited base: mechanism, clipping, noise, sampling, accounting, statement.
+"""The audited base: mechanism, clipping, noise, sampling, accounting, statement, ledger.
 
 Read in this order: `mechanism` (what is run), `clipping` and `noise` (the release of one step),
-`sampling` (who takes part), `accounting` (what it costs), `statement` (what is claimed). Imports
-nothing else of jaxdp. Adjacency throughout: two data sets are neighbours if one is the other plus
-one privacy unit (add or remove one).
+`sampling` (who takes part), `accounting` (what it costs), `statement` (what is claimed), `ledger`
+(what was run before). Imports nothing else of jaxdp. Adjacency throughout: two data sets are
+neighbours if one is the other plus one privacy unit (add or remove one).
 """
 
 from .accounting import CalibrationError, calibrate_noise, epsilon_pld, epsilon_rdp
 from .clipping import ClipDiagnostics, clip_and_sum, clipped_gradient_sum
+from .ledger import Ledger, LedgerError
 from .mechanism import SubsampledGaussian
 from .noise import add_noise_and_average, dp_aggregate
 from .sampling import PoissonSampler
@@ -22,6 +23,8 @@ from .statement import (
 __all__ = [
     "CalibrationError",
     "ClipDiagnostics",
+    "Ledger",
+    "LedgerError",
     "PoissonSampler",
     "SubsampledGaussian",
     "add_noise_and_average",

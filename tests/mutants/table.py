@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 CLIPPING, MECHANISM, NOISE = "dp/clipping.py", "dp/mechanism.py", "dp/noise.py"
 SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/statement.py"
+LEDGER = "dp/ledger.py"
 STEP = "training/step.py"
 
 
@@ -455,6 +456,44 @@ MUTANTS = [
         "if event != composed_event(stages) or stated !=",
         "if stated !=",
         "test_statement.py::test_a_statement_that_contradicts_itself_is_refused",
+    ),
+    # Ledger: no entry is lost, none is made up.
+    Mutant(
+        "total budget ignores earlier runs",
+        LEDGER,
+        "total = _total({**runs, run: mechanisms}, delta)",
+        "total = _total({run: mechanisms}, delta)",
+        "test_ledger.py::test_a_run_that_would_overdraw_is_refused_and_not_recorded",
+    ),
+    Mutant(
+        "a resumed run may change its mechanism",
+        LEDGER,
+        "if run in runs and not _part_of(runs[run], mechanisms):",
+        "if False:",
+        "test_ledger.py::test_a_resumed_run_counts_once_and_must_be_the_same",
+    ),
+    Mutant(
+        "a torn line spoils the next",
+        LEDGER,
+        "                file.truncate(whole)\n",
+        "",
+        "test_ledger.py::test_a_line_torn_at_any_byte_loses_nothing_else",
+    ),
+    Mutant(
+        "entries not chained",
+        LEDGER,
+        'f"{previous} {body}".encode()',
+        "body.encode()",
+        "test_ledger.py::test_tampering_is_noticed",
+    ),
+    Mutant(
+        "fingerprint without a key",
+        LEDGER,
+        "hashlib.blake2b(r, key=key).digest() for r in records)\n"
+        '            return hashlib.blake2b(b"".join(digests), key=key,',
+        "hashlib.blake2b(r).digest() for r in records)\n"
+        '            return hashlib.blake2b(b"".join(digests),',
+        "test_ledger.py::test_fingerprint_is_of_the_multiset_and_keyed",
     ),
     # The step: what happens once per logical batch.
     Mutant(

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has been run on which data: an append-only file, written before anything is released."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from .accounting import epsilon_pld
+from .mechanism import SubsampledGaussian
+
+Mechanisms = Mapping[str, SubsampledGaussian]
+"""Stage name -> mechanism."""
+
+
+class LedgerError(ValueError):
+    """The ledger cannot be trusted, or an entry would contradict it or overdraw the budget."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """A record of mechanisms per data set, in `path`, with its secret key in `path`.key.
+
+    Guarantee: once `plan` has returned, the entry survives a crash or power loss (fsync), and
+    counts as if all planned steps were taken until `settle` says that fewer were; so a budget entry
+    is never lost. Entries are chained by a keyed hash: a changed, reordered or removed one is
+    noticed, unless it is the last. A last line cut short by a crash is dropped: its `plan` had not
+    returned. Processes take turns (flock, so not on every network file system). Clocks play no
+    role.
+
+    Runs compose if their data have the same fingerprint. Data sets that merely overlap have
+    different ones: adding those up is left to people.
+    """
+
+    path: Path
+
+    def fingerprint(self, records: Iterable[bytes]) -> str:
+        """A keyed hash (BLAKE2b) of the records as a multiset: their order does not matter.
+
+        Without the key file it reveals nothing, not even to someone who guesses all of the data.
+        """
+        with self._open() as (_, key):
+            digests = sorted(hashlib.blake2b(r, key=key).digest() for r in records)
+            return hashlib.blake2b(b"".join(digests), key=key, digest_size=16).hexdigest()
+
+    def runs(self) -> dict[str, dict[str, Mechanisms]]:
+        """Fingerprint -> run id -> its mechanisms, as settled or else as planned, oldest first.
+
+        Raises:
+            LedgerError: the file was changed, or its key is missing.
+        """
+        with self._open() as (file, key):
+            return self._read(file, key)[0]
+
+    def epsilon(self, fingerprint: str, delta: float) -> float:
+        """Epsilon at `delta` of everything recorded for this data (add/remove one unit)."""
+        return _total(self.runs().get(fingerprint, {}), delta)
+
+    def plan(
+        self,
+        fingerprint: str,
+        run: str,
+        mechanisms: Mechanisms,
+        *,
+        total_budget: tuple[float, float] | None = None,
+    ) -> None:
+        """Records a run before its first step; a resumed run plans again, which changes nothing.
+
+        Args:
+            fingerprint: of the data, see `fingerprint`.
+            run: id of the run, unique in the ledger.
+            mechanisms: with ALL planned steps.
+            total_budget: (epsilon, delta) that everything on this data must stay within.
+
+        Raises:
+            LedgerError: the run is recorded with other mechanisms, or would overdraw the budget;
+                nothing is written then.
+        """
+        with self._open() as (file, key):
+            data, check = self._read(file, key)
+            runs = data.get(fingerprint, {})
+            if run in runs and not _part_of(runs[run], mechanisms):
+                raise LedgerError(f"run {run} is in {self.path} with other mechanisms")
+            if total_budget is not None:
+                budget, delta = total_budget
+                total = _total({**runs, run: mechanisms}, delta)
+                if total > budget:
+                    raise LedgerError(
+                        f"this run would bring the total on this data to epsilon {total:.4g} at "
+                        f"delta {delta:g}, over the total budget of {budget:g}"
+                    )
+            if runs.get(run) != dict(mechanisms):
+                _append(file, key, check, fingerprint, run, mechanisms)
+
+    def settle(self, fingerprint: str, run: str, mechanisms: Mechanisms) -> None:
+        """Records that a planned run is over for good, after the steps in `mechanisms`.
+
+        Raises:
+            LedgerError: the run is not planned, or not with at least these steps.
+        """
+        with self._open() as (file, key):
+            data, check = self._read(file, key)
+            runs = data.get(fingerprint, {})
+            if run not in runs or not _part_of(mechanisms, runs[run]):
+                raise LedgerError(f"run {run} is not in {self.path} with at least these steps")
+            _append(file, key, check, fingerprint, run, mechanisms)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[BinaryIO, bytes]]:
+        """The locked file and the key, which is made at first use."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        key_path = self.path.with_name(self.path.name + ".key")
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not key_path.exists():
+                if file.seek(0, os.SEEK_END):
+                    raise LedgerError(f"{key_path} is missing: the ledger cannot be checked")
+                new = key_path.with_name(key_path.name + ".new")
+                with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+                    out.write(os.urandom(32))
+                    _sync(out)
+                os.replace(new, key_path)
+                # Names must last as well as contents: the ledger's own, and the key's.
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
+            yield file, key_path.read_bytes()
+
+    def _read(self, file: BinaryIO, key: bytes) -> tuple[dict[str, dict[str, Mechanisms]], str]:
+        """(as `runs`, check of the last entry); cuts off a torn last line."""
+        file.seek(0)
+        data, check, whole = {}, "", 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                file.truncate(whole)
+                break
+            whole += len(line)
+            claimed, _, body = line.decode(errors="replace").rstrip("\n").partition(" ")
+            check = _check(key, check, body)
+            if claimed != check:
+                raise LedgerError(f"{self.path}: line {number} is not what was written there")
+            entry = json.loads(body)
+            data.setdefault(entry["data"], {})[entry["run"]] = {
+                name: SubsampledGaussian(**fields) for name, fields in entry["mechanisms"].items()
+            }
+        return data, check
+
+
+def _append(file, key, check, fingerprint, run, mechanisms) -> None:
+    stages = {name: dataclasses.asdict(m) for name, m in mechanisms.items()}
+    body = json.dumps({"data": fingerprint, "run": run, "mechanisms": stages})
+    file.write(f"{_check(key, check, body)} {body}\n".encode())
+    _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _check(key: bytes, previous: str, body: str) -> str:
+    return hashlib.blake2b(f"{previous} {body}".encode(), key=key, digest_size=16).hexdigest()
+
+
+def _total(runs: Mapping[str, Mechanisms], delta: float) -> float:
+    return epsilon_pld([m for stages in runs.values() for m in stages.values()], delta)
+
+
+def _part_of(taken: Mechanisms, planned: Mechanisms) -> bool:
+    """Whether `taken` is `planned` stopped early: the same mechanisms, no more steps of any."""
+    return all(
+        name in planned
+        and m.steps <= planned[name].steps
+        and m.replace(steps=0) == planned[name].replace(steps=0)
+        for name, m in taken.items()
+    )

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: never loses an entry, notices tampering, refuses to overdraw."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from jaxdp.dp import Ledger, LedgerError, SubsampledGaussian, epsilon_pld
+
+LORA = SubsampledGaussian(
+    units=3000, expected_batch_size=3000, steps=100, l2_clip_norm=0.1, noise_multiplier=40.0
+)
+HEAD = LORA.replace(noise_multiplier=90.0, steps=50)
+DELTA = 1e-5
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "deep" / "ledger.jsonl")
+
+
+def test_runs_on_the_same_data_compose_and_others_do_not(ledger):
+    ours, theirs = ledger.fingerprint([b"a", b"b"]), ledger.fingerprint([b"a", b"c"])
+    assert ledger.epsilon(ours, DELTA) == 0.0
+    ledger.plan(ours, "one", {"head": HEAD, "lora": LORA})
+    ledger.plan(ours, "two", {"lora": LORA})
+    ledger.plan(theirs, "three", {"lora": LORA})
+    assert ledger.epsilon(ours, DELTA) == epsilon_pld([HEAD, LORA, LORA], DELTA)
+    assert ledger.epsilon(theirs, DELTA) == epsilon_pld([LORA], DELTA)
+    assert list(ledger.runs()[ours]) == ["one", "two"]
+
+
+def test_fingerprint_is_of_the_multiset_and_keyed(ledger, tmp_path):
+    assert ledger.fingerprint([b"a", b"b"]) == ledger.fingerprint([b"b", b"a"])
+    assert ledger.fingerprint([b"a", b"a"]) != ledger.fingerprint([b"a"])
+    assert ledger.fingerprint([b"ab", b"c"]) != ledger.fingerprint([b"a", b"bc"])
+    assert ledger.fingerprint([b"a"]) != Ledger(tmp_path / "other").fingerprint([b"a"])
+    key = ledger.path.with_name("ledger.jsonl.key")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and key.stat().st_size == 32
+
+
+def test_a_resumed_run_counts_once_and_must_be_the_same(ledger):
+    for _ in range(3):
+        ledger.plan("d", "one", {"lora": LORA})
+    assert len(ledger.path.read_bytes().splitlines()) == 1
+    with pytest.raises(LedgerError, match="other mechanisms"):
+        ledger.plan("d", "one", {"lora": LORA.replace(noise_multiplier=20.0)})
+    with pytest.raises(LedgerError, match="other mechanisms"):
+        ledger.plan("d", "one", {"head": HEAD})
+
+
+def test_settling_gives_back_steps_not_taken_and_resuming_takes_them_again(ledger):
+    ledger.plan("d", "one", {"lora": LORA})
+    ledger.settle("d", "one", {"lora": LORA.replace(steps=10)})
+    assert ledger.epsilon("d", DELTA) == epsilon_pld([LORA.replace(steps=10)], DELTA)
+    ledger.plan("d", "one", {"lora": LORA})
+    assert ledger.epsilon("d", DELTA) == epsilon_pld([LORA], DELTA)
+    with pytest.raises(LedgerError, match="at least these steps"):
+        ledger.settle("d", "one", {"lora": LORA.replace(steps=101)})
+    with pytest.raises(LedgerError, match="at least these steps"):
+        ledger.settle("d", "never planned", {"lora": LORA})
+
+
+def test_a_run_that_would_overdraw_is_refused_and_not_recorded(ledger):
+    one, two = (epsilon_pld([LORA] * n, DELTA) for n in (1, 2))
+    budget = ((one + two) / 2, DELTA)
+    ledger.plan("d", "one", {"lora": LORA}, total_budget=budget)
+    ledger.plan("d", "one", {"lora": LORA}, total_budget=budget)  # resumed: counted once
+    with pytest.raises(LedgerError, match="over the total budget"):
+        ledger.plan("d", "two", {"lora": LORA}, total_budget=budget)
+    assert list(ledger.runs()["d"]) == ["one"]
+    ledger.plan("other data", "two", {"lora": LORA}, total_budget=budget)
+
+
+def test_a_line_torn_at_any_byte_loses_nothing_else(ledger):
+    ledger.plan("d", "one", {"lora": LORA})
+    first = ledger.path.read_bytes()
+    ledger.plan("d", "two", {"lora": LORA})
+    whole = ledger.path.read_bytes()
+    for cut in range(len(first), len(whole)):
+        ledger.path.write_bytes(whole[:cut])
+        assert list(ledger.runs()["d"]) == ["one"]
+        ledger.plan("d", "two", {"lora": LORA})
+        assert ledger.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["byte", "removed", "swapped", "added"])
+def test_tampering_is_noticed(ledger, change):
+    for run in ("one", "two", "three"):
+        ledger.plan("d", run, {"lora": LORA})
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    lines = {
+        "byte": [lines[0], lines[1].replace(b'"steps": 100', b'"steps": 101'), lines[2]],
+        "removed": [lines[0], lines[2]],
+        "swapped": [lines[1], lines[0], lines[2]],
+        "added": [*lines, lines[0]],
+    }[change]
+    ledger.path.write_bytes(b"".join(lines))
+    with pytest.raises(LedgerError, match="not what was written"):
+        ledger.runs()["d"]
+
+
+def test_a_lost_key_is_an_error(ledger):
+    ledger.plan("d", "one", {"lora": LORA})
+    os.remove(ledger.path.with_name("ledger.jsonl.key"))
+    with pytest.raises(LedgerError, match="key is missing"):
+        ledger.runs()["d"]
+
+
+def test_processes_take_turns(ledger):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom jaxdp.dp.ledger import Ledger\n"
+        "from jaxdp.dp import SubsampledGaussian\n"
+        "m = SubsampledGaussian(3000, 3000, 1, 0.1, 40.0)\n"
+        "for i in range(20):\n"
+        "    Ledger(Path(sys.argv[1])).plan('d', f'{sys.argv[2]} {i}', {'lora': m})\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(ledger.path), name]) for name in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(ledger.runs()["d"]) == 40
