@@ -146,6 +146,8 @@ def test_start_level_follows_what_is_trained(tmp_path):
     assert level("bitfit") == level("full") == 0
     assert level("lora", targets=["query"], first_layer=1) == 1
     assert level("lora", targets=["query"], first_layer=2) == 2
+    pooler = nnx.state(load(tmp_path), nnx.PathContains("pooler"))
+    assert load(tmp_path).start_level(pooler) == 3  # the last states, from which it pools
 
 
 def test_what_start_level_calls_frozen_has_no_gradient(tmp_path):
