@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open-I, MiniLM, epsilon 1 at delta 1e-5 per report.
+
+python scripts/train.py --config configs/openi_eps1.py
+
+Result: see below.
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "openi_eps8")
+    config.train.learning_rate = 1e-3
+    config.privacy.epsilon = 1.0
+    config.run.name = "openi_eps1"
+    return config

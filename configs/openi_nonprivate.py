@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open-I, MiniLM, without privacy: what LoRA reaches on these data.
+
+python scripts/train.py --config configs/openi_nonprivate.py
+
+Result: see below.
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "openi_eps8")
+    config.head_stage.learning_rate = 0.1
+    config.lora.layers = "last:2"
+    config.train.mode = "lora"
+    config.train.steps = 200
+    config.train.expected_batch_size = 64.0
+    config.train.learning_rate = 4e-3
+    config.privacy.epsilon = None
+    config.run.name = "openi_nonprivate"
+    config.run.eval_every = 50
+    config.run.checkpoint_every = 50
+    return config
