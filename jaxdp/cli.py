@@ -10,10 +10,19 @@ from absl import logging
 from jaxdp.assets import AssetError, cache_directory
 from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
+from jaxdp.dp import LedgerError
 from jaxdp.models.pretrained import WeightsError
 from jaxdp.training.rundir import RunError
 
-USER_ERRORS = (AssetError, ConfigError, DataError, WeightsError, RunError, FloatingPointError)
+USER_ERRORS = (
+    AssetError,
+    ConfigError,
+    DataError,
+    FloatingPointError,
+    LedgerError,
+    RunError,
+    WeightsError,
+)
 """Errors that a user can act on: shown as one line, without a traceback."""
 
 

@@ -282,6 +282,10 @@ class PrivacyConfig:
     """Of the main stage."""
     noise_multiplier: float | None = None
     """Of the main stage; None is calibrated to epsilon."""
+    ledger: str | None = None
+    """File that records what is run on which data, before it is run; None records nothing."""
+    total_budget: float | None = None
+    """Epsilon, at delta, that all runs in the ledger on these data may cost together."""
 
     def __post_init__(self):
         _require(
@@ -293,6 +297,12 @@ class PrivacyConfig:
         _require(0 < self.delta < 1, "privacy.delta", "in (0, 1)", self.delta)
         _require(self.unit in ("report", "patient"), "privacy.unit", "report or patient", self.unit)
         _require(self.units is None or self.units >= 1, "privacy.units", ">= 1", self.units)
+        _require(
+            self.total_budget is None or (self.ledger is not None and self.total_budget > 0),
+            "privacy.total_budget",
+            "positive, and privacy.ledger set, or None",
+            self.total_budget,
+        )
         _require(
             0 < self.l2_clip_norm < math.inf,
             "privacy.l2_clip_norm",

@@ -17,10 +17,12 @@ from helpers_training import (
     smoke_config,
     smoke_settings,
     start_script,
+    write_collection,
 )
 from rich.console import Console
 
 from jaxdp.config import ConfigError
+from jaxdp.dp import Ledger, LedgerError
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.monitor import Monitor
@@ -100,15 +102,16 @@ def test_research_seed_repeats_the_run(workspace):
 
 
 def test_nonprivate_training_learns_and_says_so(workspace):
+    write_collection(workspace / "NLMCXR_reports.tgz", reports=600)
     settings = dict(
         privacy__epsilon=None,
-        train__steps=150,
-        train__expected_batch_size=48.0,
+        train__steps=400,
+        train__expected_batch_size=64.0,
         train__learning_rate=0.02,
         head_stage__steps=0,
         lora__layers="all",
-        run__eval_every=150,
-        run__checkpoint_every=150,
+        run__eval_every=400,
+        run__checkpoint_every=400,
     )
     result, text = run(smoke_config(workspace, **settings))
     assert result["privacy"]["epsilon"] is None
@@ -166,7 +169,7 @@ def test_sigkill_at_several_points_changes_nothing(workspace):
     killed = smoke_settings(workspace, run__name="killed", **changes)
     checkpoints = workspace / "runs" / "killed" / "private" / "checkpoints"
     # Orbax's number of a checkpoint is 10^9 * stage + step.
-    for point in (0, 40, 120, 10**9 + 30, 10**9 + 110):
+    for point in (0, 120, 10**9 + 110):
         resume = ["--resume"] if checkpoints.exists() else []
         process = start_script("train.py", *as_flags(killed), *resume, JAXDP_CACHE=str(workspace))
         deadline = time.monotonic() + 120
@@ -213,6 +216,22 @@ def test_run_directory_is_protected(workspace):
     # How often to save changes neither mechanism nor result.
     with pytest.raises(RunError, match="finished"):
         run(smoke_config(workspace, run__checkpoint_every=1), resume=True)
+
+
+def test_ledger_adds_runs_up_and_refuses_to_overdraw(workspace):
+    budget = dict(privacy__ledger=str(workspace / "ledger.jsonl"), privacy__total_budget=0.6)
+    seed = dict(run__research_seed=None)
+    run(smoke_config(workspace, **budget, **seed))
+    ledger = Ledger(workspace / "ledger.jsonl")
+    (fingerprint,) = ledger.runs()
+    assert 0.49 < ledger.epsilon(fingerprint, 1e-3) <= 0.5
+    with pytest.raises(LedgerError, match="total budget of 0.6"):
+        run(smoke_config(workspace, run__name="second", **budget, **seed))
+    assert not list((workspace / "runs/second/private/checkpoints").glob("[0-9]*"))
+    without_budget = dict(privacy__ledger=budget["privacy__ledger"])
+    run(smoke_config(workspace, run__name="third", **without_budget, **seed))
+    # two runs of 0.5 each: more than one, less than their sum
+    assert 0.6 < ledger.epsilon(fingerprint, 1e-3) < 1.0
 
 
 def test_adapter_that_is_not_finite_is_never_saved(workspace):

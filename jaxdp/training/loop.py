@@ -3,6 +3,8 @@
 
 import dataclasses
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -54,7 +56,8 @@ def train(
         The statement ("privacy") and the test metrics ("metrics").
 
     Raises:
-        ConfigError, DataError, WeightsError, RunError: input that cannot be used.
+        ConfigError, DataError, WeightsError, RunError, LedgerError: input that cannot be used, or a
+            run that would overdraw its budget.
         Interrupted: stopped by a signal, saved.
         FloatingPointError: the adapter is no longer finite.
     """
@@ -111,6 +114,7 @@ def _train_stages(
     """The trained model, from the beginning or from the newest checkpoint; how it was loaded."""
     saved = checkpoints.latest()
     position, secret = saved or (Position(0, 0), RunSecret.create(config.run.research_seed))
+    _record(config, plan, inputs, secret)
     model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
     monitor.built(model, weights, config.train.mode)
     buckets = token_buckets(config)
@@ -143,6 +147,21 @@ def _train_stages(
     return model, weights
 
 
+def _record(config: Config, plan: RunPlan, inputs: Inputs, secret: RunSecret) -> None:
+    """Enters the run in the ledger, if there is one, before it touches the reports."""
+    privacy = config.privacy
+    if privacy.ledger is None or not privacy.private:
+        return
+    ledger = dp.Ledger(Path(privacy.ledger))
+    budget = None if privacy.total_budget is None else (privacy.total_budget, privacy.delta)
+    ledger.plan(
+        ledger.fingerprint(inputs.training_records()),
+        secret.public_id(),
+        plan.mechanisms(),
+        total_budget=budget,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _StageLoop:
     """The steps of one stage, with what has to happen between them."""
@@ -171,22 +190,25 @@ class _StageLoop:
             unread = (done, diagnostics, reports, fill, started)
             last = step + 1 == stage.steps
             stop = self.interrupt.received is not None
-            if last or stop or (step + 1) % every.eval_every == 0:
+            evaluate = last or stop or (step + 1) % every.eval_every == 0
+            save = last or stop or (step + 1) % every.checkpoint_every == 0
+            if evaluate or save:
+                _require_finite(jax.tree.leaves(state.adapters), done)
+            if evaluate:
                 self.monitor.stepped(*unread)
                 unread = None
                 self._evaluate(done, state)
-            if last or stop or (step + 1) % every.checkpoint_every == 0:
-                _require_finite(state, done)
+            if save:
                 self.checkpoints.save(done, state, self.secret)
             if stop and not last:
                 raise Interrupted(done, self._epsilon(done))
         return state
 
     def _evaluate(self, done: Position, state: TrainState) -> None:
+        probabilities = self.trainer.validation_probabilities(state)
+        _require_finite([probabilities], done)
         metrics = classification_metrics(
-            self.trainer.validation_probabilities(state),
-            self.inputs.labels["validation"],
-            self.inputs.dataset.label_names,
+            probabilities, self.inputs.labels["validation"], self.inputs.dataset.label_names
         )
         self.monitor.evaluated(done, metrics, self._epsilon(done))
 
@@ -198,9 +220,10 @@ class _StageLoop:
         return dp.epsilon_pld(list(mechanisms.values()), self.config.privacy.delta)
 
 
-def _require_finite(state: TrainState, done: Position) -> None:
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.adapters)):
+def _require_finite(arrays: Iterable[jax.Array], done: Position) -> None:
+    """Of adapters, or of what they predict: after the noise, so that stopping tells nothing."""
+    if not all(bool(jnp.isfinite(array).all()) for array in arrays):
         raise FloatingPointError(
-            f"the adapter is no longer finite after step {done.step}; lower the learning rate "
-            "(this state was not saved)"
+            f"the adapter is no longer usable after step {done.step}: it holds or predicts numbers "
+            "that are not finite; lower the learning rate (this state was not saved)"
         )

@@ -40,6 +40,10 @@ class RunSecret:
         words = np.frombuffer(self._derive(f"noise/{stage}", 8), np.uint32)
         return jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
 
+    def public_id(self) -> str:
+        """Names the run in a ledger, and tells nothing else."""
+        return self._derive("public id", 16).hex()
+
     def init_seed(self) -> int:
         """63 bits for the initial adapters."""
         return int.from_bytes(self._derive("init", 8), "little") >> 1

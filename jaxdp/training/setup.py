@@ -2,6 +2,7 @@
 """From a configuration to data and model in memory."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ class Inputs:
     @property
     def num_labels(self) -> int:
         return len(self.dataset.label_names)
+
+    def training_records(self) -> Iterator[bytes]:
+        """One record per training report, text and labels: what a ledger's fingerprint is of."""
+        part = self.dataset.subset("train")
+        for text, labels in zip(part.texts, part.labels, strict=True):
+            yield text.encode() + b"\0" + labels.tobytes()
 
 
 def load_inputs(config: Config) -> Inputs:
