@@ -11,7 +11,6 @@ from jaxdp.config import inherit
 
 def get_config():
     config = inherit(__file__, "openi_eps8")
-    config.train.learning_rate = 1e-3
     config.privacy.epsilon = 1.0
     config.run.name = "openi_eps1"
     return config

@@ -31,7 +31,7 @@ def get_config():
     config.train.mode = "lora-ffa"
     config.train.steps = 30
     config.train.expected_batch_size = 1024.0
-    config.train.learning_rate = 3e-3
+    config.train.learning_rate = 1e-3
     config.train.schedule = "linear"
 
     config.privacy.epsilon = 8.0

@@ -23,10 +23,12 @@ from rich.console import Console
 
 from jaxdp.config import ConfigError
 from jaxdp.dp import Ledger, LedgerError
+from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.monitor import Monitor
 from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.setup import load_inputs
 from jaxdp.training.stages import plan_run
 
 
@@ -121,13 +123,28 @@ def test_nonprivate_training_learns_and_says_so(workspace):
     assert "WITHOUT" in (workspace / "runs/smoke/release/privacy.json").read_text()
 
 
-@pytest.mark.parametrize("mode", ["head", "lora-ffa", "bitfit"])
-def test_every_mode_trains_only_its_parameters(workspace, mode):
-    run(smoke_config(workspace, train__mode=mode, head_stage__steps=0))
-    names = set(adapter(workspace))
-    has_lora = any("lora" in name for name in names)
-    assert has_lora == (mode == "lora-ffa")
-    assert any(name.endswith("query.bias") for name in names) == (mode == "bitfit")
+@pytest.mark.parametrize("mode", ["head", "lora-ffa", "bitfit", "full"])
+def test_every_mode_releases_what_it_trained(workspace, mode):
+    result, _ = run(smoke_config(workspace, train__mode=mode, head_stage__steps=0))
+    folder = workspace / "runs" / "smoke" / "release" / "adapter"
+    if mode != "full":
+        names = set(adapter(workspace))
+        assert any("lora" in name for name in names) == (mode == "lora-ffa")
+        assert any(name.endswith("query.bias") for name in names) == (mode == "bitfit")
+    else:
+        assert (folder / "model.safetensors").exists()
+    dataset = load_inputs(smoke_config(workspace)).dataset.subset("test")
+    probabilities = ReleasedClassifier(folder.parent)(dataset.texts)
+    decided = (probabilities >= 0.5).sum(axis=0)
+    per_label = result["metrics"]["test"]["per_label"]
+    assert [per_label[name]["predicted"] for name in LABELS] == decided.tolist()
+
+
+def test_lora_settings_that_fit_no_layer_are_named(workspace):
+    with pytest.raises(ConfigError, match=r"config\.lora\.targets: 'qurey'.*query"):
+        run(smoke_config(workspace, lora__targets=("qurey",)))
+    with pytest.raises(ConfigError, match=r"config\.lora\.layers must be at most last:2"):
+        run(smoke_config(workspace, lora__layers="last:3"))
 
 
 def test_interrupt_saves_and_resume_continues_identically(workspace):

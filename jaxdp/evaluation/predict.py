@@ -17,6 +17,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.models import lora
+from jaxdp.models.merged import load_checkpoint
 from jaxdp.models.peft import load_adapter, read_adapter_info
 from jaxdp.models.pretrained import load_classifier
 
@@ -115,13 +116,16 @@ class ReleasedClassifier:
         adapter = Path(release) / "adapter"
         if not adapter.is_dir():
             raise DataError(f"{adapter} does not exist; expected the release/ of a finished run")
-        info = read_adapter_info(adapter)
-        backbone = resolve_backbone(base_model or info.base_model, info.pooling, info.revision)
-        self.label_names = info.label_names
-        model, _ = load_classifier(
-            backbone.directory, len(info.label_names), info.pooling, rngs=nnx.Rngs(0)
-        )
-        load_adapter(adapter, model)
+        if (adapter / "adapter_config.json").exists():
+            info = read_adapter_info(adapter)
+            backbone = resolve_backbone(base_model or info.base_model, info.pooling, info.revision)
+            self.label_names = info.label_names
+            model, _ = load_classifier(
+                backbone.directory, len(info.label_names), info.pooling, rngs=nnx.Rngs(0)
+            )
+            load_adapter(adapter, model)
+        else:
+            model, self.label_names = load_checkpoint(adapter)
         self._tokenizer: Tokenizer = load_tokenizer(adapter)
         config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
         self._max_length = int(config["model_max_length"])

@@ -10,7 +10,9 @@ from typing import Any
 from jaxdp.backbone import Backbone
 from jaxdp.dp import statement_markdown
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.peft import save_adapter
+from jaxdp.models.pretrained import read_config
 
 from .rundir import write_json
 
@@ -30,8 +32,9 @@ def write_release(
 ) -> None:
     """Writes adapter/, privacy.json and PRIVACY.md; the directory appears whole or not at all.
 
-    adapter/ is in PEFT's format, with the backbone's tokenizer (its `model_max_length` is what the
-    model was trained with) and the label names.
+    adapter/ is in PEFT's format (for mode "full": a whole checkpoint, there being no adapter), with
+    the backbone's tokenizer (its `model_max_length` is what the model was trained with) and the
+    label names.
 
     Args:
         release: where; replaced if it exists.
@@ -47,15 +50,18 @@ def write_release(
     shutil.rmtree(scratch, ignore_errors=True)
     adapter = scratch / "adapter"
     adapter.mkdir(parents=True)
-    save_adapter(
-        adapter,
-        model,
-        mode,
-        base_model=backbone.name,
-        revision=backbone.revision,
-        label_names=label_names,
-        initialised=initialised,
-    )
+    if mode == "full":
+        save_checkpoint(adapter, model, read_config(backbone.directory), label_names)
+    else:
+        save_adapter(
+            adapter,
+            model,
+            mode,
+            base_model=backbone.name,
+            revision=backbone.revision,
+            label_names=label_names,
+            initialised=initialised,
+        )
     for name in _TOKENIZER_FILES:
         if (backbone.directory / name).exists():
             shutil.copyfile(backbone.directory / name, adapter / name)

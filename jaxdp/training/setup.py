@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdp.backbone import Backbone, resolve_backbone
-from jaxdp.config import Config
+from jaxdp.config import Config, ConfigError
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import SPLITS, ReportDataset
 from jaxdp.data.load import load_reports
@@ -88,14 +88,17 @@ def build_model(
         rngs=rngs,
     )
     if config.train.mode in ADAPTER_MODES:
-        lora.add_lora(
-            model,
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            targets=config.lora.targets,
-            first_layer=config.lora.first_layer(model.depth),
-            rngs=rngs,
-        )
+        try:
+            lora.add_lora(
+                model,
+                rank=config.lora.rank,
+                alpha=config.lora.alpha,
+                targets=config.lora.targets,
+                first_layer=config.lora.first_layer(model.depth),
+                rngs=rngs,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
     return model, report
 
 
