@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen prefix gives what the whole model gives; its mean is released with the right noise."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers_data import make_dataset
+from scipy import stats
+
+from jaxdp import dp
+from jaxdp.data.batching import Buckets
+from jaxdp.data.packed import Packed
+from jaxdp.data.units import PrivacyUnits
+from jaxdp.evaluation.inference import Predictor, cache_level, in_batches
+from jaxdp.models.pretrained import load_classifier
+from jaxdp.training.prefix import FrozenPrefix, mean_feature
+from jaxdp.training.randomness import RunSecret
+
+LENGTHS = np.array([9, 1, 16, 4, 7, 2, 16, 3, 12, 5])
+BUCKETS = Buckets((16, 8), (2, 4))
+
+
+@pytest.fixture
+def model(workspace):
+    return load_classifier(workspace / "backbone", 3, "mean", rngs=nnx.Rngs(0))[0]
+
+
+@pytest.fixture
+def tokens():
+    ids = np.random.default_rng(0).integers(5, 19, LENGTHS.sum()).astype(np.int32)
+    return Packed.from_lengths(ids, LENGTHS)
+
+
+def one_by_one(model, tokens):
+    """Probabilities of each report alone, without padding: slow and obvious."""
+    rows = [
+        tokens.values[start : start + n]
+        for start, n in zip(tokens.offsets, tokens.lengths, strict=True)
+    ]
+    return np.stack([np.asarray(jax.nn.sigmoid(model(row, len(row)))) for row in rows])
+
+
+def test_every_report_is_seen_once_and_in_place(tokens):
+    seen = np.zeros(len(tokens), int)
+    for rows, lengths, output in in_batches(lambda v, n: v[:, :1] * 1, tokens, BUCKETS):
+        seen[rows] += 1
+        assert (lengths == LENGTHS[rows]).all()
+        assert (output[:, 0] == tokens.values[tokens.offsets[rows]]).all()
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_prediction_from_any_cached_level_equals_one_report_at_a_time(model, tokens, level):
+    graphdef, state = nnx.split(model)
+    cached = cache_level(graphdef, state, tokens, level, BUCKETS)
+    buckets = Buckets((1,), (4,)) if level == model.feature_level else BUCKETS
+    graphdef, adapters, frozen = nnx.split(model, nnx.PathContains("classifier"), ...)
+    found = Predictor(graphdef, level, buckets)(adapters, frozen, cached)
+    # float32; padding and batching change the order of sums
+    np.testing.assert_allclose(found, one_by_one(model, tokens), atol=2e-6)
+
+
+def test_centre_is_the_same_as_a_shifted_bias(model, tokens):
+    graphdef, adapters, frozen = nnx.split(model, nnx.PathContains("classifier"), ...)
+    centre = np.random.default_rng(1).standard_normal(16).astype(np.float32)
+    centred = Predictor(graphdef, 0, BUCKETS)(adapters, frozen, tokens, centre)
+    model.classifier.bias[...] -= centre @ model.classifier.kernel[...]
+    np.testing.assert_allclose(centred, one_by_one(model, tokens), atol=5e-6)
+
+
+def test_prefix_keeps_what_it_has_computed(model, tokens):
+    prefix = FrozenPrefix(model, {"train": tokens, "validation": tokens}, BUCKETS)
+    assert prefix.at(3) is prefix.at(3)
+    assert prefix.at(3)["train"].values.shape == (10, 16)
+    assert prefix.at(1)["train"].values.shape == (LENGTHS.sum(), 16)
+
+
+def units_and_features(patients=200, width=50):
+    dataset = make_dataset(patients=[str(i) for i in range(patients)])
+    values = 1 + np.random.default_rng(2).standard_normal((patients, width)).astype(np.float32)
+    features = Packed.from_lengths(values, np.ones(patients, np.int32))
+    return PrivacyUnits.of(dataset, "report"), features
+
+
+def release(noise_multiplier, clip_norm, units=200):
+    return dp.SubsampledGaussian(units, units, 1, clip_norm, noise_multiplier)
+
+
+def test_mean_is_exact_without_privacy_and_without_noise():
+    units, features = units_and_features()
+    secret = RunSecret.create(0)
+    exact = features.values.mean(axis=0)
+    np.testing.assert_array_equal(mean_feature(features, units, None, secret), exact)
+    generous = mean_feature(features, units, release(0.0, 1e3), secret)
+    np.testing.assert_allclose(generous, exact, rtol=1e-5)
+
+
+def test_mean_clips_each_report_and_divides_by_the_configured_number():
+    units, features = units_and_features()
+    norms = np.linalg.norm(features.values, axis=1, keepdims=True)
+    clipped = (features.values * np.minimum(1, 2.0 / norms)).sum(axis=0)
+    found = mean_feature(features, units, release(0.0, 2.0, units=190), RunSecret.create(0))
+    np.testing.assert_allclose(found, clipped / 190, rtol=1e-5)
+
+
+def test_noise_of_the_mean_has_its_scale_and_repeats_on_resume():
+    units, features = units_and_features()
+    secret = RunSecret.create(0)
+    quiet = mean_feature(features, units, release(0.0, 2.0), secret)
+    noisy = [
+        mean_feature(features, units, release(3.0, 2.0), RunSecret.create(seed))
+        for seed in range(40)
+    ]
+    noise = (np.stack(noisy) - quiet).ravel() * 200 / (3.0 * 2.0)
+    assert stats.kstest(noise, "norm").pvalue > 1e-3
+    # 2,000 values tell 0.9 and 1.1 sigma apart from 1
+    for wrong in (0.9, 1.1):
+        assert abs(noise.std() - wrong) > 4 * wrong / np.sqrt(2 * len(noise))
+    again = mean_feature(features, units, release(3.0, 2.0), RunSecret.create(0))
+    np.testing.assert_array_equal(again, noisy[0])
