@@ -50,10 +50,11 @@ def test_every_report_is_seen_once_and_in_place(tokens):
     assert (seen == 1).all()
 
 
-@pytest.mark.parametrize("level", [0, 1, 2, 3])
-def test_prediction_from_any_cached_level_equals_one_report_at_a_time(model, tokens, level):
+@pytest.mark.parametrize("start, level", [(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (1, 3)])
+def test_prediction_from_any_cached_level_equals_one_report_at_a_time(model, tokens, start, level):
     graphdef, state = nnx.split(model)
-    cached = cache_level(graphdef, state, tokens, level, BUCKETS)
+    cached = cache_level(graphdef, state, tokens, 0, start, BUCKETS)
+    cached = cache_level(graphdef, state, cached, start, level, BUCKETS)
     buckets = Buckets((1,), (4,)) if level == model.feature_level else BUCKETS
     graphdef, adapters, frozen = nnx.split(model, nnx.PathContains("classifier"), ...)
     found = Predictor(graphdef, level, buckets)(adapters, frozen, cached)

@@ -91,25 +91,30 @@ class Predictor:
 
 
 def cache_level(
-    graphdef: nnx.GraphDef, state: nnx.State, tokens: Packed, level: int, buckets: Buckets
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    reports: Packed,
+    start: int,
+    level: int,
+    buckets: Buckets,
 ) -> Packed:
-    """Carries every report from token ids to `level`, once; float32, on the host.
+    """Carries every report from level `start` to `level`, once; float32, on the host.
 
     Hidden states stay packed: [tokens, H] for the reports' real tokens only. Features are [n, H]
-    with every length 1. Level 0 gives the tokens back.
+    with every length 1. The same level gives the reports back.
     """
-    if level == 0:
-        return tokens
+    if level == start:
+        return reports
 
     @jax.jit
     def advance(state, values, lengths):
         model = nnx.merge(graphdef, state)
-        return jax.vmap(lambda x, n: model.advance(x, n, 0, level))(values, lengths)
+        return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
 
-    values, lengths = None, tokens.lengths
-    for rows, row_lengths, output in in_batches(lambda v, n: advance(state, v, n), tokens, buckets):
+    values, lengths = None, reports.lengths
+    for rows, row_lengths, output in in_batches(partial(advance, state), reports, buckets):
         if output.ndim == 2:  # features
-            lengths = np.ones_like(tokens.lengths)
+            lengths = np.ones_like(reports.lengths)
             row_lengths, output = np.ones_like(row_lengths), output[:, None]
         if values is None:
             packed = Packed.from_lengths(

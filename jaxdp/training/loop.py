@@ -2,7 +2,6 @@
 """A whole run, in order: plan, load, train stage by stage, evaluate, release."""
 
 import dataclasses
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 
@@ -118,7 +118,11 @@ def _train_stages(
     model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
     monitor.built(model, weights, config.train.mode)
     buckets = token_buckets(config)
-    prefix = FrozenPrefix(model, inputs.tokens, buckets)
+    used = {split: inputs.tokens[split] for split in ("train", "validation")}
+    prefix = FrozenPrefix(model, used, buckets)
+    # From the lowest level up, so that each is made from the one before.
+    for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
+        prefix.at(level)
     center = 0.0
     if config.centering.l2_clip_norm is not None:
         features = prefix.at(model.feature_level)["train"]
@@ -179,7 +183,6 @@ class _StageLoop:
         stage, every = self.trainer.stage, self.config.run
         unread = None
         for step in range(position.step, stage.steps):
-            started = time.perf_counter()
             plan = self.trainer.plan(step)
             state, diagnostics = self.trainer.step(state, plan)
             # Reading what the device has computed waits for it: read one step late.
@@ -187,7 +190,7 @@ class _StageLoop:
                 self.monitor.stepped(*unread)
             done = Position(position.stage, step + 1)
             reports, fill = self.trainer.describe(plan)
-            unread = (done, diagnostics, reports, fill, started)
+            unread = (done, diagnostics, reports, fill)
             last = step + 1 == stage.steps
             stop = self.interrupt.received is not None
             evaluate = last or stop or (step + 1) % every.eval_every == 0

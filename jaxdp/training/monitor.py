@@ -108,6 +108,7 @@ class Monitor:
             stage.name, total=stage.steps, completed=begin.step, status="compiling"
         )
         self._rates: list[float] = []
+        self._last_read = time.perf_counter()
         self._spent = ""
         self._clip_norm = stage.mechanism.l2_clip_norm if stage.mechanism else None
         if begin.step:
@@ -119,17 +120,15 @@ class Monitor:
             self._writer.close()
 
     def stepped(
-        self,
-        done: Position,
-        diagnostics: ClipDiagnostics,
-        reports: int,
-        fill: float,
-        started: float,
+        self, done: Position, diagnostics: ClipDiagnostics, reports: int, fill: float
     ) -> None:
-        """A step's diagnostics have arrived; `reports` took part, `started` is its clock time."""
+        """A step's diagnostics are read, in order; `reports` took part in it."""
         losses = np.asarray(diagnostics.loss)[:reports]
         norms = np.asarray(diagnostics.norm)[:reports]
-        self._rates.append(reports / (time.perf_counter() - started))
+        # Reading waits for the device, so the time between two readings is that of one step.
+        now = time.perf_counter()
+        self._rates.append(reports / (now - self._last_read))
+        self._last_read = now
         values = {"reports": reports, "fill": fill, "reports_per_second": self._rates[-1]}
         if reports:
             values["loss"] = losses.mean()
@@ -156,6 +155,7 @@ class Monitor:
             f"step {done.step}: validation weighted F1 {metrics['weighted_f1']:.4f}, "
             f"{rate:.0f} reports/s {self._spent}"
         )
+        self._last_read = time.perf_counter()  # evaluation is not part of the next step
 
     def finished(
         self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]

@@ -29,16 +29,16 @@ class FrozenPrefix:
 
     def __init__(self, model: ReportClassifier, tokens: dict[str, Packed], buckets: Buckets):
         self._parts = nnx.split(model)
-        self._tokens = tokens
         self._buckets = buckets
-        self._levels: dict[int, dict[str, Packed]] = {}
+        self._levels = {0: tokens}
 
     def at(self, level: int) -> dict[str, Packed]:
-        """Split ("train", "validation") -> the reports at `level`, on the host."""
+        """Split -> the reports at `level`, on the host; made from the nearest level below."""
         if level not in self._levels:
+            below = max(known for known in self._levels if known < level)
             self._levels[level] = {
-                split: cache_level(*self._parts, self._tokens[split], level, self._buckets)
-                for split in ("train", "validation")
+                split: cache_level(*self._parts, reports, below, level, self._buckets)
+                for split, reports in self._levels[below].items()
             }
         return self._levels[level]
 
