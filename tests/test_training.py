@@ -3,6 +3,7 @@
 
 import io
 import json
+import shutil
 import signal
 import time
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers_models import save_torch_model
 from helpers_training import (
     LABELS,
     as_flags,
@@ -138,6 +140,17 @@ def test_every_mode_releases_what_it_trained(workspace, mode):
     decided = (probabilities >= 0.5).sum(axis=0)
     per_label = result["metrics"]["test"]["per_label"]
     assert [per_label[name]["predicted"] for name in LABELS] == decided.tolist()
+
+
+def test_albert_trains_privately(workspace):
+    save_torch_model(workspace / "albert", "albert", num_labels=len(LABELS), num_hidden_groups=1)
+    shutil.copy(workspace / "backbone" / "vocab.txt", workspace / "albert" / "vocab.txt")
+    changes = dict(model__backbone=str(workspace / "albert"), lora__layers="all")
+    result, _ = run(smoke_config(workspace, **changes))
+    assert 0.49 < result["privacy"]["epsilon"] <= 0.5
+    lora_b = [tensor for name, tensor in adapter(workspace).items() if "lora_B" in name]
+    # one adapter for the layer that all depths share: query and value
+    assert len(lora_b) == 2 and all(np.abs(tensor).max() > 0 for tensor in lora_b)
 
 
 def test_lora_settings_that_fit_no_layer_are_named(workspace):
