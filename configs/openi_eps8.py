@@ -3,7 +3,8 @@
 
 python scripts/train.py --config configs/openi_eps8.py
 
-Result: see below.
+Result: test weighted F1 0.774 (0.758 to 0.789),
+mean and range over 3 seeds; 2:54 min:s on 2 CPU cores.
 """
 
 from jaxdp.config import default_config

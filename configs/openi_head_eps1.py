@@ -3,7 +3,8 @@
 
 python scripts/train.py --config configs/openi_head_eps1.py
 
-Result: see below.
+Result: test weighted F1 0.619 (0.601 to 0.647),
+mean and range over 3 seeds; 1:08 min:s on 2 CPU cores.
 """
 
 from jaxdp.config import inherit

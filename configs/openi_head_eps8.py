@@ -3,7 +3,8 @@
 
 python scripts/train.py --config configs/openi_head_eps8.py
 
-Result: see below.
+Result: test weighted F1 0.809 (0.801 to 0.815),
+mean and range over 3 seeds; 1:21 min:s on 2 CPU cores.
 """
 
 from jaxdp.config import inherit
