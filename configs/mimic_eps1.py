@@ -15,6 +15,13 @@ def get_config():
     config.data.source = "mimic"
     # The published labels were computed on this section of each report.
     config.data.text = "labelled-section"
+    # Ours: uncertain and unmentioned findings are negative, which CheXpert's authors call U-Zeros:
+    # a report that only wonders about a finding does not diagnose it, and blank means unmentioned,
+    # never unread. The study's abstract states no policy; its later versions train on labels by a
+    # larger model, which is config.teacher here. The other choices are "ones" and "ignore" (out of
+    # loss and metrics).
+    config.data.uncertain = "zeros"
+    config.data.blank = "zeros"
     config.data.max_length = 256  # ours
     config.model.backbone = "bert-medium"
 

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backbone's name -> a directory with weights and tokenizer, and how to pool."""
+"""A backbone's name -> a directory with weights and tokenizer; an adapter -> a ready classifier."""
 
 import dataclasses
 import re
 from pathlib import Path
 
+from flax import nnx
+
 from jaxdp import assets
 from jaxdp.config import ConfigError
+from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.hub import download
-from jaxdp.models.presets import PRESETS
+from jaxdp.models.merged import load_checkpoint
+from jaxdp.models.peft import load_adapter, read_adapter_info
+from jaxdp.models.presets import PRESETS, find_preset
+from jaxdp.models.pretrained import load_classifier
 
 _MINILM = PRESETS["minilm-l6"].hub_id
 
@@ -18,9 +24,12 @@ class Backbone:
     """A backbone on this machine."""
 
     name: str
-    """What an adapter's base model is called: hub id, or the directory as given."""
+    """What a release calls it: hub id, or a directory's own name. Not its path, which tells about
+    this machine and its users."""
     directory: Path
     pooling: str
+    usual_length: int | None = None
+    """Tokens per text that it was pretrained with; None if not known."""
     revision: str | None = None
 
 
@@ -41,16 +50,50 @@ def resolve_backbone(
     """
     directory = Path(name).expanduser()
     if directory.is_dir():
-        return Backbone(name, directory, pooling or "cls")
-    hub_id = PRESETS[name].hub_id if name in PRESETS else name
+        return Backbone(directory.resolve().name, directory, pooling or "cls")
+    preset = find_preset(name)
+    hub_id = preset.hub_id if preset else name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise ConfigError(
-            f"config.model.backbone {name!r} is no directory, no hub id (owner/name) and no preset "
-            f"({', '.join(PRESETS)})"
+            f"backbone {name!r} is no directory here, no hub id (owner/name) and no preset "
+            f"({', '.join(PRESETS)}); set config.model.backbone, or for a finished adapter "
+            "--base_model"
         )
-    if pooling is None:
-        pooling = next((p.pooling for p in PRESETS.values() if p.hub_id == hub_id), "cls")
     # The package registry has this one, which needs no hub.
-    if hub_id == _MINILM and revision is None:
-        return Backbone(hub_id, assets.minilm_directory(), pooling)
-    return Backbone(hub_id, download(hub_id, revision), pooling, revision)
+    from_registry = hub_id == _MINILM and revision is None
+    return Backbone(
+        name=hub_id,
+        directory=assets.minilm_directory() if from_registry else download(hub_id, revision),
+        pooling=pooling or (preset.pooling if preset else "cls"),
+        usual_length=preset.max_length if preset else None,
+        revision=revision,
+    )
+
+
+def load_finetuned(
+    directory: Path, base_model: str | None = None
+) -> tuple[ReportClassifier, tuple[str, ...], Path]:
+    """What a run has trained, as a release's adapter/ or PEFT holds it.
+
+    Args:
+        directory: an adapter, or a whole checkpoint of ours (train.mode full).
+        base_model: where the adapter's frozen weights are, if not where it says.
+
+    Returns:
+        The classifier, its label names, and the directory of its config.json.
+
+    Raises:
+        ConfigError, AssetError, WeightsError: adapter or backbone cannot be used, or do not belong
+            together.
+    """
+    if (directory / "model.safetensors").exists():
+        return *load_checkpoint(directory), directory
+    info = read_adapter_info(directory)
+    pooling, labels = info.description.pooling, info.description.label_names
+    name = base_model or info.base_model
+    if name is None:
+        raise ConfigError(f"{directory} does not name its base model; give --base_model")
+    backbone = resolve_backbone(name, pooling, info.revision)
+    model, _ = load_classifier(backbone.directory, len(labels), pooling, rngs=nnx.Rngs(0))
+    load_adapter(directory, model)
+    return model, labels, backbone.directory

@@ -12,6 +12,7 @@ from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.dp import LedgerError
 from jaxdp.models.pretrained import WeightsError
+from jaxdp.training.release_check import ReleaseError
 from jaxdp.training.rundir import RunError
 
 USER_ERRORS = (
@@ -20,6 +21,8 @@ USER_ERRORS = (
     DataError,
     FloatingPointError,
     LedgerError,
+    OSError,
+    ReleaseError,
     RunError,
     WeightsError,
 )

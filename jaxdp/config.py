@@ -47,8 +47,9 @@ class DataConfig:
     """Public seed of the split, for sources without an official one."""
     validation_fraction: float = 0.05
     """Chance of a training patient to be held out, for sources without a validation split."""
-    token_cache: str | None = None
-    """Folder to keep token ids in between runs; it holds private text. None keeps none."""
+    cache: str | None = None
+    """Folder that keeps token ids and the frozen layers' outputs for other runs; as private as the
+    reports. None keeps nothing."""
     labeler: str = "chexpert"
     """mimic: whose labels, chexpert or negbio."""
     uncertain: str = "zeros"
@@ -282,12 +283,17 @@ class PrivacyConfig:
     """Of the main stage."""
     noise_multiplier: float | None = None
     """Of the main stage; None is calibrated to epsilon."""
+    secure_noise: bool = False
+    """Draw noise on the host from a cryptographic generator and add it exactly: slower, and
+    without the limits of a 64-bit key and of floating point."""
     ledger: str | None = None
     """File that records what is run on which data, before it is run; None records nothing."""
     total_budget: float | None = None
     """Epsilon, at delta, that all runs in the ledger on these data may cost together."""
 
     def __post_init__(self):
+        if self.epsilon == math.inf:  # as flags say None; JSON has no infinity
+            object.__setattr__(self, "epsilon", None)
         _require(
             self.epsilon is None or self.epsilon > 0,
             "privacy.epsilon",
@@ -318,7 +324,7 @@ class PrivacyConfig:
 
     @property
     def private(self) -> bool:
-        return self.epsilon is not None and math.isfinite(self.epsilon)
+        return self.epsilon is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,15 @@
     python scripts/account.py --noise_multiplier 2.5 --units 50232 --batch 1024 --steps 1000
     python scripts/account.py --statement runs/openi_eps8/release/privacy.json
     python scripts/account.py --ledger ledger.jsonl --delta 1e-5
+    python scripts/account.py --ledger ledger.jsonl --settle runs/given_up
 
 The first prints the least noise multiplier that meets each epsilon, the second the epsilon that
 each noise multiplier costs, both under add/remove of one unit with Poisson sampling at probability
 batch / units; by PLD (tight; what training uses), and by Renyi DP for comparison. The third
 recomputes a statement's epsilon with dp-accounting and fails if it is not the one claimed. The
-last prints what all recorded runs on the same data cost together.
+fourth prints what all recorded runs on the same data cost together. The last does so after a run
+that was stopped and is given up has been settled: it then counts with the steps it took instead of
+all it had planned. Should it be resumed after all, it counts in full again.
 """
 
 import json
@@ -23,7 +26,8 @@ from rich.table import Table
 from scipy.optimize import brentq
 
 from jaxdp import dp
-from jaxdp.cli import fail
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.training.settle import settle
 
 _EPSILON = flags.DEFINE_list("epsilon", None, "Targets, separated by commas: 0.1,1,8.")
 _NOISE = flags.DEFINE_list("noise_multiplier", None, "Noise multipliers, instead of --epsilon.")
@@ -33,6 +37,7 @@ _BATCH = flags.DEFINE_float("batch", None, "Expected units per step.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps.")
 _STATEMENT = flags.DEFINE_string("statement", None, "A privacy.json to check, instead.")
 _LEDGER = flags.DEFINE_string("ledger", None, "A ledger to add up, instead.")
+_SETTLE = flags.DEFINE_string("settle", None, "With --ledger: directory of a run given up.")
 _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
 
 
@@ -137,6 +142,10 @@ def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
     if not path.is_file():
         fail(f"{path}: no such ledger")
     ledger = dp.Ledger(path)
+    if _SETTLE.value is not None:
+        position = settle(Path(_SETTLE.value), ledger)
+        where = f"{position.step} steps of stage {position.stage + 1}" if position else "no step"
+        console.print(f"{_SETTLE.value}: settled after {where}")
     table = Table(title=f"together, at delta {_DELTA.value:g}")
     table.add_column("data")
     table.add_column("runs", justify="right")
@@ -156,13 +165,15 @@ def main(argv) -> None:
     tasks = (_EPSILON, _NOISE, _STATEMENT, _LEDGER)
     if sum(flag.value is not None for flag in tasks) != 1:
         fail("give one of " + ", ".join(f"--{flag.name}" for flag in tasks))
+    if _SETTLE.value is not None and _LEDGER.value is None:
+        fail("--settle needs --ledger")
     console = Console()
     if _STATEMENT.value is not None:
         result = check(Path(_STATEMENT.value), console)
     elif _LEDGER.value is not None:
         try:
             result = {"delta": _DELTA.value, "data": add_up(Path(_LEDGER.value), console)}
-        except ValueError as error:
+        except (*USER_ERRORS, ValueError) as error:
             fail(error)
     else:
         for flag in (_UNITS, _BATCH, _STEPS):

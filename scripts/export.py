@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a released adapter elsewhere.
+"""Takes a released adapter elsewhere; or the whole model that train.mode full released.
 
     python scripts/export.py --adapter runs/openi_eps8/release/adapter --format merged --output out
 
@@ -23,15 +23,18 @@ from absl import app, flags
 from flax import nnx
 from jax import export
 
-from jaxdp.backbone import resolve_backbone
+from jaxdp.backbone import load_finetuned
 from jaxdp.cli import USER_ERRORS, fail, prepare
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
-from jaxdp.models.peft import load_adapter, read_adapter_info
-from jaxdp.models.pretrained import load_classifier, read_config
+from jaxdp.models.pretrained import read_config
 
 FORMATS = ("adapter", "merged", "stablehlo")
+# Of the adapter or of the whole model; what stays is the tokenizer and the labels.
+_REPLACED = shutil.ignore_patterns(
+    "adapter_config.json", "adapter_model.safetensors", "README.md", "config.json", "model.*"
+)
 
 _ADAPTER = flags.DEFINE_string("adapter", None, "Directory in PEFT's format.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to create.")
@@ -63,28 +66,21 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
         raise ValueError(f"{output} exists already")
     if form == "stablehlo" and not importlib.util.find_spec("flatbuffers"):
         raise ValueError("--format=stablehlo needs a package: pip install flatbuffers")
-    info = read_adapter_info(adapter)
-    name = base_model or info.base_model
-    if name is None:
-        raise ValueError(f"{adapter} does not name its base model; give --base_model")
     if form == "adapter":
+        if (adapter / "model.safetensors").exists():
+            raise ValueError(f"{adapter} is a whole model, not an adapter; use --format=merged")
         config = read_json(adapter / "adapter_config.json")
         shutil.copytree(adapter, output)
-        write_json(output / "adapter_config.json", {**config, "base_model_name_or_path": name})
+        if base_model:
+            config["base_model_name_or_path"] = base_model
+        write_json(output / "adapter_config.json", config)
         return
 
-    backbone = resolve_backbone(name, info.pooling, info.revision)
-    model, _ = load_classifier(
-        backbone.directory, len(info.label_names), info.pooling, rngs=nnx.Rngs(0)
-    )
-    load_adapter(adapter, model)
-    of_adapter = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-    shutil.copytree(
-        adapter, output, ignore=shutil.ignore_patterns(*of_adapter)
-    )  # tokenizer, labels
-    config = read_config(backbone.directory)
+    model, label_names, directory = load_finetuned(adapter, base_model)
+    config = read_config(directory)
+    shutil.copytree(adapter, output, ignore=_REPLACED)
     if form == "merged":
-        save_checkpoint(output, model, config, info.label_names)
+        save_checkpoint(output, model, config, label_names)
     else:
         write_stablehlo(output / "model.jax_export", model, config["max_position_embeddings"])
 

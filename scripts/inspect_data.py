@@ -59,19 +59,27 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         for maker, number in row.get("labelled_by", {}).items():
             yield f"labelled by {maker}", f"{number:,}"
 
-    table = Table("", *splits, title=f"splits (cut to {summary['max_length']} tokens)")
+    table = _table("", splits, f"splits (cut to {summary['max_length']} tokens)")
     columns = {split: dict(cells(row)) for split, row in splits.items()}
     for name in dict.fromkeys(name for column in columns.values() for name in column):
         table.add_row(name, *(column.get(name, "0") for column in columns.values()))
     console.print(table)
 
-    table = Table("label", *splits, title="reports with the label (and share of those labelled)")
+    table = _table("label", splits, "reports with the label (and share of those labelled)")
     for name in next(iter(splits.values()))["labels"]:
         counts = [row["labels"][name] for row in splits.values()]
         table.add_row(name, *(f"{c['positive']:,} ({share(c):.1%})" for c in counts))
     console.print(table)
     for warning in summary["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}")
+
+
+def _table(first: str, splits: Mapping[str, Any], title: str) -> Table:
+    """A column of names, and one of numbers for each split."""
+    table = Table(first, title=title, title_justify="left")
+    for split in splits:
+        table.add_column(split, justify="right")
+    return table
 
 
 def share(counts: Mapping[str, int]) -> float:
@@ -82,8 +90,8 @@ def share(counts: Mapping[str, int]) -> float:
 def plot_lengths(lengths: np.ndarray, max_length: int, path: Path) -> None:
     """Histogram of tokens per report; what max_length cuts is shaded."""
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    # the longest percent would squeeze the rest; it is gathered in the last bar
-    end = max(int(np.percentile(lengths, 99)), max_length) + 2
+    # the longest percent would squeeze the rest; what is beyond the end is in the last bar
+    end = max(int(np.percentile(lengths, 99)), max_length) * 9 // 8 + 2
     bins = np.arange(0, end + 1, max(end // 80, 1))
     axes.hist(np.minimum(lengths, bins[-1]), bins=bins, color=_COLORS["train"])
     axes.axvspan(max_length, bins[-1], color="0.85", zorder=0)
@@ -97,8 +105,9 @@ def plot_lengths(lengths: np.ndarray, max_length: int, path: Path) -> None:
         horizontalalignment="right",
         verticalalignment="top",
     )
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(
-        xlabel="tokens per report (the last bar holds all above)",
+        xlabel="tokens per report (the last bar: and more)",
         ylabel="reports",
         xlim=(0, bins[-1]),
     )
@@ -111,13 +120,18 @@ def plot_labels(summary: Mapping[str, Any], path: Path) -> None:
     first = next(iter(splits.values()))["labels"]
     names = sorted(first, key=lambda name: share(first[name]))
     figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
-    for split, row in splits.items():
+    places = np.arange(len(names))
+    for i, (split, row) in enumerate(splits.items()):
         shares = [share(row["labels"][name]) for name in names]
-        axes.plot(shares, range(len(names)), "o", color=_COLORS[split], label=split, alpha=0.8)
-    axes.set_yticks(range(len(names)), names)
+        look = {"color": _COLORS[split], "label": split}
+        if i == 0:
+            axes.barh(places, shares, height=0.6, alpha=0.35, **look)
+        else:  # one a little above the middle of the bar, one a little below
+            axes.plot(shares, places + 0.3 * (1.5 - i), "oD"[i - 1], markersize=4, **look)
+    axes.set_yticks(places, names)
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.set(xlabel="reports with the label", xlim=(0, None))
-    axes.grid(axis="both", color="0.9")
+    axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.legend(frameon=False, loc="lower right")
     _save(figure, path)

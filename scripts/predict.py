@@ -17,11 +17,14 @@ from absl import app, flags
 
 from jaxdp.cli import USER_ERRORS, fail, prepare
 from jaxdp.evaluation.predict import ReleasedClassifier, label_file
+from jaxdp.models.checkpoints import read_json
 
 _RUN = flags.DEFINE_string("run", None, "Directory of a finished run.")
 _RELEASE = flags.DEFINE_string("release", None, "A release/ directory, instead of --run.")
 _BASE_MODEL = flags.DEFINE_string(
-    "base_model", None, "Directory of the frozen weights, if not where the adapter says."
+    "base_model",
+    None,
+    "Directory, hub id or preset of the frozen weights, if not what the run or the adapter says.",
 )
 _INPUT = flags.DEFINE_string(
     "input", None, "A .csv, .tsv or .jsonl file of reports.", required=True
@@ -37,9 +40,16 @@ def main(argv) -> None:
     if (_RUN.value is None) == (_RELEASE.value is None):
         fail("give either --run or --release")
     prepare()
-    release = Path(_RELEASE.value) if _RELEASE.value else Path(_RUN.value) / "release"
+    base_model = _BASE_MODEL.value
     try:
-        classifier = ReleasedClassifier(release, base_model=_BASE_MODEL.value)
+        if _RELEASE.value:
+            release = Path(_RELEASE.value)
+        else:
+            release = Path(_RUN.value) / "release"
+            # A release names no path of this machine; the run's own configuration does.
+            configured = read_json(Path(_RUN.value) / "config.json")["model"]["backbone"]
+            base_model = base_model or configured
+        classifier = ReleasedClassifier(release, base_model=base_model)
         outcome = label_file(
             classifier,
             Path(_INPUT.value),

@@ -161,6 +161,12 @@ def write_mimic(root: Path) -> MimicFiles:
         [(study, patient, split) for study, patient, split, _, _ in plan]
         + [(study, 10000001, "train") for study in (50000007, 50000009, 50000010)]
     )
+    # other tables that are published beside those that are read
+    others = ("metadata.csv.gz", "test-set-labeled.csv", "sectioned.csv")
+    for path in [mimic.jpg / f"mimic-cxr-2.0.0-{name}" for name in others]:
+        path.write_bytes(gzip.compress(b"study_id,subject_id\n50000099,10000001\n"))
+    for name in ("cxr-record-list.csv.gz", "cxr-study-list.csv.gz"):
+        (mimic.files.parent / name).write_bytes(gzip.compress(b"study_id,path\n50000099,files\n"))
     return mimic
 
 

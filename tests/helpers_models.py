@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny transformers models with random weights, saved as transformers saves them, and inputs."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -43,6 +44,33 @@ SIZES = {
     ),
 }
 """Model type -> a tiny configuration."""
+
+_BERT_SMALL = dict(
+    vocab_size=30522,
+    hidden_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    intermediate_size=2048,
+    max_position_embeddings=512,
+)
+STUDY = {
+    "bert-small": ("bert", _BERT_SMALL),
+    "bert-medium": ("bert", _BERT_SMALL | {"num_hidden_layers": 8}),
+    "albert-base-v2": (
+        "albert",
+        dict(
+            vocab_size=30000,
+            embedding_size=128,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_hidden_groups=1,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            max_position_embeddings=512,
+        ),
+    ),
+}
+"""Preset -> (model type, its published configuration)."""
 
 
 def save_torch_model(
@@ -116,54 +144,66 @@ def mean_pooled(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def adapter_gradients(model: nnx.Module, ids, lengths, weights, directory: Path) -> dict:
-    """d(sum of weights * logits) by PEFT's tensor names: the gradient, saved as if an adapter."""
+def logits_and_gradients(model: nnx.Module, ids, lengths, weights, directory: Path):
+    """Logits, and d(sum of weights * logits) by PEFT's tensor names: saved as if an adapter."""
     graphdef, adapters, frozen = lora.split(model, "lora")
 
-    def loss(adapters):
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def gradient(adapters):
         logits = jax.vmap(nnx.merge(graphdef, adapters, frozen))(ids, lengths)
-        return (weights * logits).sum()
+        return (weights * logits).sum(), logits
 
-    gradient = nnx.merge(graphdef, jax.jit(jax.grad(loss))(adapters), frozen)
-    names = [str(i) for i in range(gradient.classifier.out_features)]
-    save_adapter(directory, gradient, "lora", base_model="none", label_names=names)
-    return load_file(directory / "adapter_model.safetensors")
+    gradients, logits = gradient(adapters)
+    as_adapter = nnx.merge(graphdef, gradients, frozen)
+    names = [str(i) for i in range(as_adapter.classifier.out_features)]
+    save_adapter(directory, as_adapter, "lora", base_model="none", label_names=names)
+    return np.asarray(logits), load_file(directory / "adapter_model.safetensors")
 
 
-def torch_adapter_gradients(model: torch.nn.Module, ids, lengths, weights) -> dict:
+def torch_logits_and_gradients(model: torch.nn.Module, ids, lengths, weights):
     """The same of a trainable PeftModel."""
-    loss = (torch.tensor(weights) * model(**torch_inputs(ids, lengths)).logits).sum()
-    loss.backward()
-    return {
+    model.zero_grad()
+    logits = model(**torch_inputs(ids, lengths)).logits
+    (torch.tensor(weights) * logits).sum().backward()
+    return logits.detach().numpy(), {
         name.replace(".modules_to_save.default", "").replace(".default", ""): p.grad.numpy()
         for name, p in model.named_parameters()
         if p.requires_grad
     }
 
 
+def check_random_parity(
+    directory: Path, kind: str, changes, *, dtype=torch.float32, noise: float = 0.1, **kwargs
+) -> None:
+    """`check_parity` on a random model of transformers, made with `changes` to `SIZES`.
+
+    `noise` moves all parameters off their initial values; large models want less, or all tokens
+    grow alike and the gradients of queries and keys are differences of equal numbers.
+    """
+    theirs = save_torch_model(directory / "base", kind, dtype=dtype, noise=noise / 2, **changes)
+    check_parity(directory, directory / "base", theirs, noise=noise, **kwargs)
+
+
 def check_parity(
     directory: Path,
-    kind: str,
+    base: Path,
+    theirs: torch.nn.Module,
     *,
     logits_atol: float,
     gradient_rtol: float,
-    dtype=torch.float32,
+    noise: float,
     pooling: str = "cls",
     targets=("all-linear",),
     lengths=(9, 4, 1),
     width: int = 9,
-    noise: float = 0.1,
-    **changes,
 ) -> None:
-    """Compares a random model of transformers and PEFT with ours: logits, and every LoRA and head
-    gradient, on reports padded to `width` and on each alone without padding.
+    """Compares `theirs`, with our adapter in PEFT, with our model of `base`: logits, and every LoRA
+    and head gradient, on reports padded to `width` and on one alone without padding.
 
-    `gradient_rtol` is relative to the largest entry of each tensor's gradient. `noise` moves all
-    parameters off their initial values; large models want less, or all tokens grow alike and the
-    gradients of queries and keys are differences of equal numbers.
+    `gradient_rtol` is relative to the largest entry of each tensor's gradient.
     """
-    base = directory / "base"
-    theirs = save_torch_model(base, kind, dtype=dtype, noise=noise / 2, **changes)
+    dtype = theirs.dtype
     if pooling == "mean":
         theirs = mean_pooled(theirs)
     ours = load(base, pooling=pooling)
@@ -179,18 +219,15 @@ def check_parity(
     ids, lengths = reports(theirs.config.vocab_size, lengths, width)
     weights = np.random.default_rng(1).normal(size=(len(lengths), 5))
     weights = weights.astype(torch.zeros(0, dtype=dtype).numpy().dtype)
-    expected = torch_logits(theirs, ids, lengths)
-    padded = our_logits(ours, ids, lengths)
-    assert padded.dtype == expected.dtype
-    np.testing.assert_allclose(padded, expected, atol=logits_atol, rtol=0)
-    for row, length, logits in zip(ids, lengths, expected, strict=True):
-        if length == width:
-            continue
-        alone = our_logits(ours, row[None, :length], np.array([length]))[0]
-        np.testing.assert_allclose(alone, logits, atol=logits_atol, rtol=0)
-
-    got = adapter_gradients(ours, ids, lengths, weights, directory / "gradient")
-    wanted = torch_adapter_gradients(theirs, ids, lengths, weights)
-    assert got.keys() == wanted.keys()
-    errors = {n: np.abs(got[n] - g).max() / np.abs(g).max() for n, g in wanted.items()}
-    assert max(errors.values()) <= gradient_rtol, errors
+    alone = slice(1, 2)
+    for batch in (
+        (ids, lengths, weights),
+        (ids[alone, : lengths[1]], lengths[alone], weights[alone]),
+    ):
+        logits, got = logits_and_gradients(ours, *batch, directory / "gradient")
+        expected, wanted = torch_logits_and_gradients(theirs, *batch)
+        assert logits.dtype == expected.dtype
+        np.testing.assert_allclose(logits, expected, atol=logits_atol, rtol=0)
+        assert got.keys() == wanted.keys()
+        errors = {n: np.abs(got[n] - g).max() / np.abs(g).max() for n, g in wanted.items()}
+        assert max(errors.values()) <= gradient_rtol, errors

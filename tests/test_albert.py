@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from helpers_models import IGNORE_PEFT, check_parity, load, reports, save_torch_model
+from helpers_models import (
+    IGNORE_PEFT,
+    STUDY,
+    check_random_parity,
+    load,
+    reports,
+    save_torch_model,
+)
 
 from jaxdp.models import lora
 
@@ -14,7 +21,8 @@ pytestmark = IGNORE_PEFT
 
 
 def test_logits_and_gradients_match_transformers(tmp_path):
-    check_parity(tmp_path, "albert", num_hidden_layers=2, logits_atol=2e-6, gradient_rtol=2e-5)
+    shape = {"num_hidden_layers": 2}
+    check_random_parity(tmp_path, "albert", shape, logits_atol=2e-6, gradient_rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -27,30 +35,22 @@ def test_logits_and_gradients_match_transformers(tmp_path):
 )
 def test_float64_agrees_to_1e_10(tmp_path, pooling, shape):
     with jax.enable_x64(True):
-        check_parity(
+        check_random_parity(
             tmp_path,
             "albert",
+            shape,
             pooling=pooling,
             dtype=torch.float64,
             logits_atol=1e-10,
             gradient_rtol=1e-10,
-            **shape,
         )
 
 
 @pytest.mark.slow
 def test_study_size_matches_transformers(tmp_path):
-    check_parity(
+    check_random_parity(
         tmp_path,
-        "albert",
-        vocab_size=30000,
-        embedding_size=128,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_hidden_groups=1,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=512,
+        *STUDY["albert-base-v2"],
         lengths=(128, 57, 1),
         width=128,
         noise=0.02,

@@ -93,12 +93,12 @@ def test_empty_draw():
 
 
 def test_worked_example():
-    # widths 64, 48, 32 with 256 positions each: 4, 5 and 8 rows
+    # widths 64, 48, 32, 16 with 256 positions each: 4, 5, 8 and 16 rows
     buckets = Buckets.for_lengths(64, 256)
     lengths = np.array([10, 60, 49, 20, 48, 33, 64], np.int32)
     plan = buckets.plan(np.arange(7), lengths, 12)
     # three reports exceed 48, so one 64-wide microbatch takes the four longest; 33 needs 48 and
     # takes the rest along
     assert plan.rows.tolist() == [6, 1, 2, 4, 5, 3, 0, -1, -1, -1, -1, -1]
-    assert plan.starts.tolist() == [0, 4, 9] and plan.counts.tolist() == [1, 1, 0]
+    assert plan.starts.tolist() == [0, 4, 9, 9] and plan.counts.tolist() == [1, 1, 0, 0]
     assert buckets.positions(plan) == 4 * 64 + 5 * 48

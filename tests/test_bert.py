@@ -10,7 +10,8 @@ from flax import nnx
 from helpers_models import (
     IGNORE_PEFT,
     SIZES,
-    check_parity,
+    STUDY,
+    check_random_parity,
     load,
     our_logits,
     reports,
@@ -21,21 +22,22 @@ from jaxdp.models import lora
 from jaxdp.models.bert import BertConfig
 
 pytestmark = IGNORE_PEFT
+SMALLER = {"num_hidden_layers": 2}
 
 
 def test_logits_and_gradients_match_transformers(tmp_path):
     # Bounds: float32 noise at this size is a few 1e-7; a wrong eps or GELU shows at 1e-4.
-    check_parity(tmp_path, "bert", num_hidden_layers=2, logits_atol=2e-6, gradient_rtol=2e-5)
+    check_random_parity(tmp_path, "bert", SMALLER, logits_atol=2e-6, gradient_rtol=2e-5)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_float64_agrees_to_1e_10(tmp_path, pooling):
     with jax.enable_x64(True):
-        check_parity(
+        check_random_parity(
             tmp_path,
             "bert",
+            SMALLER,
             pooling=pooling,
-            num_hidden_layers=2,
             dtype=torch.float64,
             logits_atol=1e-10,
             gradient_rtol=1e-10,
@@ -43,17 +45,11 @@ def test_float64_agrees_to_1e_10(tmp_path, pooling):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", [4, 8], ids=["bert-small", "bert-medium"])
-def test_study_sizes_match_transformers(tmp_path, layers):
-    check_parity(
+@pytest.mark.parametrize("name", ["bert-small", "bert-medium"])
+def test_study_sizes_match_transformers(tmp_path, name):
+    check_random_parity(
         tmp_path,
-        "bert",
-        vocab_size=30522,
-        hidden_size=512,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        intermediate_size=2048,
-        max_position_embeddings=512,
+        *STUDY[name],
         lengths=(128, 57, 1),
         width=128,
         noise=0.02,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: typed, validated, and errors that name the field."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def test_errors_name_the_field(values, words):
 
 @pytest.mark.parametrize("epsilon", [None, float("inf")])
 def test_no_epsilon_means_no_privacy_and_no_units(epsilon):
-    assert not Config.from_dict({"privacy": {"epsilon": epsilon}}).privacy.private
+    config = Config.from_dict({"privacy": {"epsilon": epsilon}})
+    assert not config.privacy.private
+    assert json.loads(json.dumps(config.to_dict(), allow_nan=False))["privacy"]["epsilon"] is None
 
 
 def test_whole_numbers_are_accepted_for_floats():
@@ -72,13 +75,17 @@ def test_layers_count_from_the_head():
         config.lora.first_layer(1)
 
 
-CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
+CONFIGS = sorted(
+    path for path in (REPOSITORY / "configs").glob("*.py") if not path.stem.startswith("audit")
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_are_valid_and_state_their_command(path: Path):
-    config = inherit(str(path), path.stem)
-    assert Config.from_dict(config.to_dict()).run.name == path.stem
+    config = Config.from_dict(inherit(str(path), path.stem).to_dict())
+    assert config.run.name == path.stem
+    # a larger delta could be met by publishing a random unit
+    assert not config.privacy.private or config.privacy.delta * config.privacy.units < 1
     assert f"--config configs/{path.name}" in re.sub(r"\s+", " ", path.read_text())
 
 

@@ -73,6 +73,7 @@ def test_labels_by_exact_name_in_order(root):
     ]
     assert positive == [["Lung nodule"], [], [], ["Medical material", "Emphysema"]]
     assert load(root, labels=("Emphysema",)).labels.T.tolist() == [[0, 0, 0, 1]]
+    assert data.label_origin.startswith("predicted from the reports by RadBERT")
     with pytest.raises(DataError, match="'Emphysem' is not among its 19; did you mean 'Emphysema'"):
         load(root, labels=("Emphysem",))
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """scripts/export.py, run as users run it."""
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +23,23 @@ from helpers_models import (
     torch_logits,
 )
 
+from jaxdp.config import ConfigError
 from jaxdp.models import lora
+from jaxdp.models.merged import load_checkpoint
 from jaxdp.models.peft import save_adapter
 
 pytestmark = IGNORE_PEFT
 LABELS = ["Edema", "Mass", "Nodule", "Fracture", "No Finding"]
 
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
+_spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
+script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(script)
+
+
 def export(*arguments):
-    script = Path(__file__).parents[1] / "scripts" / "export.py"
-    command = [sys.executable, str(script), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -89,6 +98,21 @@ def test_stablehlo(released, tmp_path):
     assert json.loads((tmp_path / "out" / "jaxdp.json").read_text())["label_names"] == LABELS
 
 
+def test_a_whole_model(released, tmp_path):
+    # What a run with train.mode full has released: there is no adapter in it.
+    whole = tmp_path / "whole"
+    script.run(released[0], whole, "merged", None)
+    script.run(whole, tmp_path / "out", "merged", None)
+    np.testing.assert_allclose(
+        our_logits(load_checkpoint(tmp_path / "out")[0], *reports()), released[1], atol=2e-6
+    )
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "out")]
+    assert names[0] == names[1]
+    with pytest.raises(ValueError, match="is a whole model, not an adapter; use --format=merged"):
+        script.run(whole, tmp_path / "adapter", "adapter", None)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_errors_are_one_line(released, tmp_path):
     result = export("--adapter", tmp_path / "absent", "--output", tmp_path / "out")
     assert result.returncode == 1 and result.stderr.count("\n") == 1
@@ -96,3 +120,21 @@ def test_errors_are_one_line(released, tmp_path):
     result = export("--adapter", released[0], "--output", tmp_path)
     assert result.returncode == 1
     assert result.stderr == f"error: {tmp_path} exists already\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base", "backbone 'base' is no directory here, no hub id .* --base_model"),
+        (None, "does not name its base model; give --base_model"),
+    ],
+)
+def test_a_base_model_that_is_not_found(released, tmp_path, name, message):
+    shutil.copytree(released[0], tmp_path / "adapter")
+    config = json.loads((released[0] / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = name
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        script.run(tmp_path / "adapter", tmp_path / "out", "merged", None)
+    base = str(released[0].parent / "base")
+    script.run(tmp_path / "adapter", tmp_path / "out", "merged", base)

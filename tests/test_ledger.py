@@ -2,6 +2,7 @@
 """The ledger: never loses an entry, notices tampering, refuses to overdraw."""
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -87,6 +88,31 @@ def test_a_line_torn_at_any_byte_loses_nothing_else(ledger):
         assert ledger.path.read_bytes() == whole
 
 
+def test_a_whole_last_entry_is_not_taken_for_a_torn_one(ledger):
+    """Its newline is the one byte that a reader of lines would look at."""
+    ledger.plan("d", "one", {"lora": LORA})
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-1] + b"\v")
+    with pytest.raises(LedgerError, match="line 1 is not what was written"):
+        ledger.runs()
+    assert len(ledger.path.read_bytes()) == len(whole)
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_plan_that_finds_no_room_is_an_error_and_is_not_recorded(ledger, room):
+    ledger.plan("d", "one", {"lora": LORA})
+    whole = ledger.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + room, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            ledger.plan("d", "two", {"lora": LORA})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(ledger.runs()["d"]) == ["one"]
+    assert ledger.path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("change", ["byte", "removed", "swapped", "added"])
 def test_tampering_is_noticed(ledger, change):
     for run in ("one", "two", "three"):
@@ -107,6 +133,9 @@ def test_a_lost_key_is_an_error(ledger):
     ledger.plan("d", "one", {"lora": LORA})
     os.remove(ledger.path.with_name("ledger.jsonl.key"))
     with pytest.raises(LedgerError, match="key is missing"):
+        ledger.runs()["d"]
+    ledger.path.with_name("ledger.jsonl.key").write_bytes(b"")
+    with pytest.raises(LedgerError, match="key is damaged"):
         ledger.runs()["d"]
 
 

@@ -100,6 +100,12 @@ def test_full_text(tmp_path):
     assert "___ year old" in full
 
 
+def test_wrapped_lines_become_one(tmp_path):
+    mimic = MimicFiles(tmp_path).report(50000001, 10000001, mimic_report("No  acute\n disease."))
+    mimic.labels([(10000001, 50000001, {})]).splits([(50000001, 10000001, "train")])
+    assert rows(load_mimic(tmp_path)) == {"s50000001": "No acute disease."}
+
+
 def test_labels_by_choice_and_other_labeler(tmp_path):
     mimic = write_mimic(tmp_path)
     studies = [(10000001, 50000001, {"Edema": "0.0", "Fracture": "1.0"})]

@@ -4,6 +4,7 @@
 import pytest
 from helpers_data import mimic_report
 
+from jaxdp.data import mimic_sections
 from jaxdp.data.mimic_sections import labelled_section, named_sections, section_name, split_sections
 
 STUDY = 50000001
@@ -94,6 +95,8 @@ def test_studies_cut_by_offsets():
     assert labelled_section(text, 50525523) == "y" * 148
     # and eight without findings at all
     assert labelled_section(mimic_report("Ignored."), 58235663) == ""
+    offsets = list(mimic_sections._OFFSETS.values())
+    assert len(offsets) == 31 and offsets.count((0, 0)) == 8 and len(mimic_sections._NAME_OF) == 23
 
 
 def test_named_sections():

@@ -107,9 +107,17 @@ def test_unsafe_member(tmp_path, name):
     assert list(tmp_path.iterdir()) == [archive]
 
 
-def test_xml_error_names_the_member_but_not_the_text(tmp_path):
-    members = {"bad.xml": f"<eCitation>{CANARY} & <open>".encode()}
-    with pytest.raises(DataError, match="member bad.xml is not XML") as error:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (f"<eCitation>\n{CANARY} & <open>", "line 2: not well-formed"),
+        (f"<eCitation>\n\n&{CANARY};</eCitation>", "line 3: undefined entity"),
+        (f"<{CANARY}></eCitation>", "line 1: mismatched tag"),
+    ],
+)
+def test_xml_error_tells_the_place_but_neither_text_nor_name(tmp_path, content, problem):
+    members = {"fine.xml": openi_xml(), f"{CANARY}.xml": content.encode()}
+    with pytest.raises(DataError, match=f"r.tgz: XML file 2, {problem}") as error:
         load_openi(write_openi(tmp_path / "r.tgz", members))
     assert CANARY not in str(error.value)
 

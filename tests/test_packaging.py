@@ -9,7 +9,8 @@ from importlib.metadata import packages_distributions
 
 from helpers_training import REPOSITORY
 
-OPTIONAL = {"torch"}  # imported late, where a checkpoint needs it; the error says so
+# Of extras; whoever needs one of them says so.
+OPTIONAL = {"torch", "jax_privacy", "opacus", "peft", "transformers"}
 
 
 def imported() -> set[str]:

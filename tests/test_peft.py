@@ -23,7 +23,7 @@ from helpers_models import (
 from safetensors.numpy import load_file, save_file
 
 from jaxdp.models import lora
-from jaxdp.models.checkpoints import WeightsError
+from jaxdp.models.checkpoints import Description, WeightsError
 from jaxdp.models.merged import load_checkpoint, save_checkpoint
 from jaxdp.models.peft import load_adapter, read_adapter_info, save_adapter
 from jaxdp.models.pretrained import load_classifier, read_config
@@ -101,7 +101,7 @@ def test_mean_pooling_loads_on_a_class_that_averages(base, tmp_path):
     save(tmp_path, model)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["task_type"] is None
-    assert read_adapter_info(tmp_path).pooling == "mean"
+    assert read_adapter_info(tmp_path).description.pooling == "mean"
     with pytest.raises(WeightsError, match="its pooling is mean, the model's cls"):
         load_adapter(tmp_path, load(base))
     theirs = peft.PeftModel.from_pretrained(mean_pooled(torch_base(base)), tmp_path).eval()
@@ -138,8 +138,8 @@ def test_what_the_files_say(base, tmp_path):
     assert config | wanted == config
     assert isinstance(config["lora_alpha"], int)
     info = read_adapter_info(tmp_path)
-    assert (info.base_model, info.revision, info.pooling) == ("owner/name", "v1", "cls")
-    assert info.label_names == LABELS
+    assert (info.base_model, info.revision) == ("owner/name", "v1")
+    assert info.description == Description("cls", LABELS, load(base).base_fingerprint)
     with pytest.raises(ValueError, match="2 label names for a head of 5 labels"):
         save_adapter(tmp_path, load(base), "head", base_model="", label_names="ab")
     with pytest.raises(ValueError, match="full has no adapter"):
@@ -181,7 +181,8 @@ def test_an_adapter_of_peft_gives_the_same_logits_here_and_after_resaving(base, 
     ids, lengths = reports()
     expected = torch_logits(theirs, ids, lengths)
     info = read_adapter_info(tmp_path / "theirs")
-    assert info.base_model == str(base) and info.pooling == "cls" and len(info.label_names) == 5
+    assert info.base_model == str(base)
+    assert info.description == Description("cls", tuple(f"LABEL_{i}" for i in range(5)))
     model = load(base)
     plain = our_logits(model, ids, lengths)
     load_adapter(tmp_path / "theirs", model)
@@ -235,6 +236,25 @@ def test_an_adapter_for_another_backbone_is_an_error(base, tmp_path):
     np.testing.assert_array_equal(our_logits(model, *reports()), before)  # nothing half done
 
 
+def test_an_adapter_for_other_weights_of_the_same_shape_is_an_error(base, tmp_path):
+    save(tmp_path / "adapter", trained(base))
+    transformers.AutoModel.from_pretrained(base).save_pretrained(tmp_path / "other")
+    load_adapter(tmp_path / "adapter", load(tmp_path / "other"))  # a copy is the same backbone
+    tensors = load_file(base / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("word_embeddings.weight"))
+    tensors[name][7, 3] += 1e-3
+    save_file(tensors, tmp_path / "other" / "model.safetensors")
+    model = load(tmp_path / "other")
+    before = our_logits(model, *reports())
+    message = "it was trained on other weights, somewhere with fingerprint [0-9a-f]{32}, not "
+    with pytest.raises(WeightsError, match=message) as info:
+        load_adapter(tmp_path / "adapter", model)
+    assert "\n" not in str(info.value)
+    np.testing.assert_array_equal(our_logits(model, *reports()), before)  # nothing half done
+    (tmp_path / "adapter" / "jaxdp.json").unlink()  # as PEFT writes it: nothing to compare
+    load_adapter(tmp_path / "adapter", model)
+
+
 def test_damaged_adapters_are_one_line_errors(base, tmp_path):
     save(tmp_path, trained(base))
     file = tmp_path / "adapter_model.safetensors"
@@ -259,7 +279,9 @@ def test_damaged_adapters_are_one_line_errors(base, tmp_path):
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_merged_checkpoint_is_a_plain_one(base, tmp_path, mode):
     model = trained(base, mode, targets=["all-linear"])
-    save_checkpoint(tmp_path, model, read_config(base), LABELS)
+    local = {"_name_or_path": "/home/someone/model"}
+    save_checkpoint(tmp_path, model, read_config(base) | local, LABELS)
+    assert "someone" not in (tmp_path / "config.json").read_text()
     ids, lengths = reports()
     expected = our_logits(model, ids, lengths)
     theirs = torch_base(tmp_path)

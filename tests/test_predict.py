@@ -10,6 +10,7 @@ import pytest
 from helpers_training import LABELS, run_script, smoke_config
 from rich.console import Console
 
+from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation import predict
 from jaxdp.evaluation.predict import ReleasedClassifier, label_file, read_rows
@@ -39,6 +40,10 @@ def release(workspace):
     return workspace / "runs" / "smoke" / "release"
 
 
+def released_classifier(release, workspace):
+    return ReleasedClassifier(release, base_model=str(workspace / "backbone"))
+
+
 def write_csv(path, texts, column="text"):
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["id", column], *([i, t] for i, t in enumerate(texts))])
@@ -54,9 +59,13 @@ def test_release_alone_repeats_the_runs_own_test_metrics(release, workspace):
     config = smoke_config(workspace)
     inputs = load_inputs(config)
     texts = inputs.dataset.subset("test").texts
+    for path in release.rglob("*.*"):
+        assert str(workspace).encode() not in path.read_bytes(), f"{path.name} names a folder here"
     moved = workspace / "elsewhere"
     shutil.copytree(release, moved)
-    probabilities = ReleasedClassifier(moved)(texts)
+    with pytest.raises(ConfigError, match="backbone 'backbone' is no directory here.*--base_model"):
+        ReleasedClassifier(moved)  # it does not know where this machine keeps the weights
+    probabilities = released_classifier(moved, workspace)(texts)
     decided = (probabilities >= 0.5).sum(axis=0)
     metrics = json.loads((release.parent / "metrics.json").read_text())["test"]["per_label"]
     assert [metrics[name]["predicted"] for name in LABELS] == decided.tolist()
@@ -82,7 +91,7 @@ def test_script_labels_csv_and_jsonl_alike(release, workspace):
     assert outputs[0] == outputs[1]
     rows = read_output(workspace / "csv.out.csv")
     assert [row["row"] for row in rows] == ["1", "2", "3", "4"]
-    expected = ReleasedClassifier(release)(TEXTS)
+    expected = released_classifier(release, workspace)(TEXTS)
     for row, values in zip(rows, expected, strict=True):
         for name, value in zip(LABELS, values, strict=True):
             assert float(row[f"probability_{name}"]) == pytest.approx(value, abs=1e-6)
@@ -92,7 +101,7 @@ def test_script_labels_csv_and_jsonl_alike(release, workspace):
 def test_chunks_do_not_change_the_labels(release, workspace, monkeypatch):
     texts = [TEXTS[i % 4] + " right" * (i % 7) for i in range(50)]
     write_csv(workspace / "new.csv", texts)
-    classifier = ReleasedClassifier(release)
+    classifier = released_classifier(release, workspace)
     outputs = []
     for chunk in (7, 2048):
         monkeypatch.setattr(predict, "CHUNK", chunk)

@@ -13,6 +13,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, cache_level, in_batches
+from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.training.prefix import FrozenPrefix, mean_feature
 from jaxdp.training.randomness import RunSecret
@@ -75,6 +76,57 @@ def test_prefix_keeps_what_it_has_computed(model, tokens):
     assert prefix.at(3) is prefix.at(3)
     assert prefix.at(3)["train"].values.shape == (10, 16)
     assert prefix.at(1)["train"].values.shape == (LENGTHS.sum(), 16)
+
+
+def folder_run(model, tokens, folder, level=3, buckets=BUCKETS):
+    prefix = FrozenPrefix(model, {"train": tokens}, buckets, folder / "kept")
+    return prefix.at(level)["train"]
+
+
+def test_kept_levels_are_those_that_were_computed_and_are_read_back(model, tokens, tmp_path):
+    plain = FrozenPrefix(model, {"train": tokens}, BUCKETS).at(1)["train"]
+    first = folder_run(model, tokens, tmp_path, level=1)
+    again = folder_run(model, tokens, tmp_path, level=1)
+    for found in (first, again):
+        assert isinstance(found.values, np.memmap)
+        np.testing.assert_array_equal(found.values, plain.values)
+        np.testing.assert_array_equal(found.lengths, plain.lengths)
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_new_adapters_and_another_head_find_the_kept_levels(workspace, model, tokens, tmp_path):
+    folder_run(model, tokens, tmp_path)
+    for seed in (1, 2):
+        other = load_classifier(workspace / "backbone", 3, "mean", rngs=nnx.Rngs(seed))[0]
+        add_lora(other, rank=2, alpha=4, targets=["query"], rngs=nnx.Rngs(seed))
+        folder_run(other, tokens, tmp_path)
+    # one for the plain layers, one for those with adapters, whatever the adapters' start
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["weight", "token", "epsilon", "level", "buckets"])
+def test_whatever_changes_a_level_makes_it_anew(model, tokens, tmp_path, change):
+    folder_run(model, tokens, tmp_path)
+    level, buckets = 3, BUCKETS
+    if change == "weight":
+        bias = jax.tree.leaves(nnx.state(model.bert, nnx.PathContains("bias")))[0]
+        nnx.update(
+            model.bert, jax.tree.map(lambda b: b + 1 if b is bias else b, nnx.state(model.bert))
+        )
+    elif change == "token":
+        tokens = Packed.from_lengths(tokens.values ^ 1, tokens.lengths)
+    elif change == "epsilon":
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, nnx.LayerNorm):
+                module.epsilon = 0.1
+    elif change == "level":
+        level = 2
+    else:
+        buckets = Buckets((16, 8), (2, 2))
+    found = folder_run(model, tokens, tmp_path, level, buckets)
+    fresh = FrozenPrefix(model, {"train": tokens}, buckets).at(level)["train"]
+    np.testing.assert_array_equal(found.values, fresh.values)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
 def units_and_features(patients=200, width=50):

@@ -18,7 +18,6 @@ from flax import nnx
 from helpers_models import (
     SIZES,
     load,
-    mean_pooled,
     our_logits,
     reports,
     save_torch_model,
@@ -26,9 +25,8 @@ from helpers_models import (
 )
 from safetensors.numpy import load_file, save_file
 
-from jaxdp import assets
 from jaxdp.models.checkpoints import WeightsError
-from jaxdp.models.presets import PRESETS
+from jaxdp.models.presets import PRESETS, find_preset
 from jaxdp.models.pretrained import load_classifier
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -276,7 +274,7 @@ def test_directories_that_hold_no_model(saved, tmp_path):
         load(tmp_path)
 
 
-def test_presets_have_a_hub_id_and_a_pooling():
+def test_presets_have_a_hub_id_a_pooling_and_a_length():
     assert list(PRESETS) == [
         "bert-tiny",
         "bert-mini",
@@ -289,19 +287,44 @@ def test_presets_have_a_hub_id_and_a_pooling():
     ]
     for preset in PRESETS.values():
         assert preset.hub_id.count("/") == 1 and preset.pooling in ("cls", "mean")
+        assert preset.max_length in (128, 256, 512)
+        assert find_preset(preset.hub_id) is preset
+    assert find_preset("minilm-l6") is PRESETS["minilm-l6"] and find_preset("minilm") is None
 
 
-def test_minilm_with_its_real_weights_matches_transformers():
-    directory = assets.minilm_directory()
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
-        directory, num_labels=5, attn_implementation="eager"
-    ).eval()
-    ours = load(directory, pooling="mean")
-    ours.classifier.kernel[...] = theirs.classifier.weight.detach().numpy().T
-    ours.classifier.bias[...] = theirs.classifier.bias.detach().numpy()
-    ids, lengths = reports(30522, lengths=(64, 21, 1), width=64)
-    expected = torch_logits(mean_pooled(theirs), ids, lengths)
-    np.testing.assert_allclose(our_logits(ours, ids, lengths), expected, atol=1e-4, rtol=0)
+def test_the_fingerprint_is_of_the_pretrained_values_alone(saved, tmp_path):
+    copy(saved, tmp_path)
+    original = load(tmp_path).base_fingerprint
+    assert load(saved[0]).base_fingerprint == original
+
+    def changed(change):
+        rewrite(copy(saved, tmp_path), change)
+        return load(tmp_path).base_fingerprint != original
+
+    def one_more_ulp(part):
+        def change(tensors):
+            value = tensors[first(tensors, part)]
+            value.flat[-1] = np.nextafter(value.flat[-1], np.float32(np.inf))
+            return tensors
+
+        return change
+
+    def swapped(tensors):
+        a, b = (next(n for n in tensors if n.endswith(f"{p}.weight")) for p in ("key", "value"))
+        return tensors | {a: tensors[b], b: tensors[a]}
+
+    assert not changed(one_more_ulp("classifier.weight"))
+    assert not changed(lambda tensors: dict(reversed(tensors.items())))
+    for part in ("word_embeddings", "LayerNorm.bias", "query.bias", "pooler"):
+        assert changed(one_more_ulp(part)), part
+    assert changed(swapped)
+    # The same numbers, whatever the width they are kept in.
+    half = tmp_path / "half"
+    copy(saved, half)
+    rewrite(half, lambda tensors: {n: v.astype(np.float16) for n, v in tensors.items()})
+    narrow = load(half).base_fingerprint
+    rewrite(half, lambda tensors: {n: v.astype(np.float32) for n, v in tensors.items()})
+    assert load(half).base_fingerprint == narrow != original
 
 
 _MEASURE = r"""

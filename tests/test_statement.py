@@ -13,6 +13,7 @@ from jaxdp.dp import (
     epsilon_pld,
     epsilon_rdp,
     event_from_json,
+    group_epsilon,
     privacy_statement,
     recomputed_epsilon,
     statement_markdown,
@@ -165,6 +166,31 @@ def test_printed_epsilon_is_never_below_the_epsilon(epsilon, printed):
 def test_patient_level_statement_names_the_patient():
     text = statement_markdown(statement(privacy_unit="patient"))
     assert "removing one **patient**" in text and "The unit is one report" not in text
+
+
+def test_report_level_statement_says_what_several_reports_of_a_patient_get():
+    s = statement()
+    assert list(s["group_epsilon"]) == ["2", "5", "10", "20", "50", "100"]
+    assert s["group_epsilon"]["2"] == group_epsilon([HEAD, LORA], DELTA, 2) > 2 * s["epsilon"]
+    assert s["group_epsilon"]["100"] is None and s["swap_epsilon"] is None
+    text = statement_markdown(s)
+    assert "The unit is one report, not one patient" in text
+    assert "| 100 | none is claimed |" in text
+    assert "How many reports a patient has is private, and not told here" in text
+    for other in (statement(privacy_unit="patient"), statement({})):
+        assert other["group_epsilon"] is other["swap_epsilon"] is None
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+def test_a_cap_bounds_what_any_patient_pays_but_lets_reports_displace_each_other(most):
+    s = statement(max_reports_per_patient=most)
+    sizes = [int(k) for k in s["group_epsilon"]]
+    assert sizes == [k for k in (2, 5) if k < most] + [most]
+    assert s["group_epsilon"][str(most)] == group_epsilon([HEAD, LORA], DELTA, most)
+    assert s["epsilon"] < s["swap_epsilon"] < 1.1 * group_epsilon([HEAD, LORA], DELTA, 2)
+    text = statement_markdown(s)
+    assert f"No patient has more than {most} in training" in text and "swap" in text
+    assert recomputed_epsilon(s) == s["epsilon"]
 
 
 def reread(**changes):

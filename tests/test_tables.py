@@ -233,7 +233,9 @@ def test_hub_id_that_cannot_be_had(monkeypatch):
         raise ConnectionError(CANARY)
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(DataError, match="owner/name is no data set .*ConnectionError") as error:
+    with pytest.raises(
+        DataError, match="owner/name: `datasets` cannot read it .ConnectionError"
+    ) as error:
         load_table("owner/name", labels=("x",))
     assert CANARY not in str(error.value)
 

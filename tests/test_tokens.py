@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from jaxdp.data import tokens
+from jaxdp.data import store, tokens
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer, tokenize
 
@@ -136,7 +136,7 @@ def test_a_damaged_entry_is_made_anew(tokenizer, tmp_path, name, damage):
         (entry / name).write_bytes(content if damage == "flip" else content[: len(content) // 2])
     assert rows(tokenize(TEXTS, tokenizer, 8, cache=tmp_path)[0]) == wanted
     assert list(tmp_path.iterdir()) == [entry]
-    assert tokens._load(entry) is not None
+    assert store._load(entry) is not None
 
 
 def test_entries_are_for_their_owner_alone(tokenizer, tmp_path):

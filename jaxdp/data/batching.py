@@ -43,7 +43,7 @@ class Buckets:
         if max_length == 1:
             return cls((1,), (max(tokens // 16, 1),))
         top = -(-max_length // step) * step
-        widths = tuple(min(w, max_length) for w in range(top, step, -step)) or (max_length,)
+        widths = tuple(min(w, max_length) for w in range(top, 0, -step))
         return cls(widths, tuple(max(tokens // w, 1) for w in widths))
 
     def plan(self, reports: np.ndarray, lengths: np.ndarray, capacity: int) -> Plan:

@@ -21,7 +21,7 @@ class LabelPolicy:
 
     "ignore" leaves the label out of the loss and of the metrics. By default both are negative:
     a report that does not mention a finding, or only wonders about it, does not diagnose it. The
-    CheXpert authors call this U-Zeros; the study does not say what it did.
+    CheXpert authors call this U-Zeros; the study's abstract states no policy.
     """
 
     uncertain: str = "zeros"

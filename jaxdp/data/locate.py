@@ -42,11 +42,11 @@ def require_found(root: Path, source: str, found: Mapping[str, bool], where: str
 
 
 def _listing(root: Path) -> str:
-    """The first names in a folder, without any that could be a patient's or study's number."""
+    """The first names in a folder, without any that could hold a patient's or study's number."""
     if not root.is_dir():
         return "it is not a folder" if root.exists() else "it does not exist"
     names = sorted(p.name for p in root.iterdir())
-    shown = [name for name in names if not re.search(r"\d{5}", name)][:10]
+    shown = [name for name in names if not re.search(r"\d{5}|_\d", name)][:10]
     others = len(names) - len(shown)
     return ", ".join(shown + [f"{others} other(s)"] * bool(others)) or "nothing"
 

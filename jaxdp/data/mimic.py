@@ -52,6 +52,7 @@ LABELERS = {"chexpert": "CheXpert", "negbio": "NegBio"}
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 _GROUP = re.compile(r"p1\d")
 _REPORT = re.compile(r"(?:^|/)p(1\d{7})/s(5\d{7})\.txt\Z")
+_NUMBER = re.compile(r"[sp]?(\d{1,18})(\.0)?", re.ASCII)
 _ARCHIVE = "mimic-cxr-reports.zip"
 _SOURCE = (
     "reports: https://physionet.org/content/mimic-cxr; "
@@ -144,10 +145,10 @@ def _choose(content: str, study: int, text: str, counts: Counter) -> str:
 
 def _number(value: str, path: Path, row: int) -> int:
     """A study or subject number, also as "s50414267" or as "50414267.0"."""
-    digits = value.strip().lstrip("sp").removesuffix(".0")
-    if not digits.isdigit():
+    match = _NUMBER.fullmatch(value.strip())
+    if match is None:
         raise DataError(f"{path}: row {row} has no whole number as study_id or subject_id")
-    return int(digits)
+    return int(match[1])
 
 
 def _read_splits(path: Path, counts: Counter) -> dict[int, tuple[int, str]]:
@@ -212,10 +213,23 @@ def _locate(root: Path, labeler: str) -> tuple[Path, Path, Reports]:
 
 def _tree_reports(tree: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """(path, reads it) of all files in the patients' folders below p10 ... p19."""
-    for group in sorted(p for p in tree.iterdir() if _GROUP.fullmatch(p.name)):
-        for patient in (p for p in group.iterdir() if p.is_dir()):
-            for name in os.listdir(patient):
-                yield f"{patient.name}/{name}", (patient / name).read_bytes
+
+    def unreadable(error: OSError) -> DataError:  # whose words name the file, hence the patient
+        return DataError(f"{tree} holds a report or folder that cannot be read: {error.strerror}")
+
+    def read(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise unreadable(error) from None
+
+    try:
+        for group in sorted(p for p in tree.iterdir() if _GROUP.fullmatch(p.name)):
+            for patient in (p for p in group.iterdir() if p.is_dir()):
+                for name in os.listdir(patient):
+                    yield f"{patient.name}/{name}", functools.partial(read, patient / name)
+    except OSError as error:
+        raise unreadable(error) from None
 
 
 def _archived_reports(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -228,7 +242,8 @@ def _archived_reports(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     def read(member: zipfile.ZipInfo) -> bytes:
         try:
             return archive.read(member)
-        except (EOFError, OSError, zipfile.BadZipFile, zlib.error):
+        # RuntimeError: encrypted, or packed in a way that zipfile does not know
+        except (EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
             raise DataError(f"{path} is damaged: a report in it cannot be read") from None
 
     for member in archive.infolist():

@@ -7,6 +7,7 @@ place: nothing in it is ever written to disk.
 
 import tarfile
 import xml.etree.ElementTree as ElementTree
+import xml.parsers.expat
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -62,20 +63,22 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
         ) from None
     except IsADirectoryError:
         raise DataError(f"{archive} is a directory; expected NLMCXR_reports.tgz") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{archive} is not a complete tar archive: {error}") from None
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        raise DataError(f"{archive} is not a complete tar archive") from None
 
 
-def _parse(archive: Path, name: str, content: bytes) -> tuple[str, dict[str, str], set[str]]:
+def _parse(content: bytes, where: str) -> tuple[str | None, dict[str, str], set[str]]:
     """One report: (patient id, section -> text, major MeSH headings)."""
     try:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
-        raise DataError(f"{archive}: member {name}.xml is not XML: {error}") from None
+        # not the error's own words, which can quote the report, nor the file's name, which is an id
+        problem = xml.parsers.expat.ErrorString(error.code)
+        raise DataError(f"{where}, line {error.position[0]}: {problem}") from None
     patient = root.find("pmcId")
     sections = {e.get("Label"): (e.text or "").strip() for e in root.iter("AbstractText")}
     headings = {(e.text or "").split("/")[0].strip() for e in root.iter("major")}
-    return (name if patient is None else patient.get("id", name)), sections, headings
+    return (None if patient is None else patient.get("id")), sections, headings
 
 
 def load_openi(
@@ -102,8 +105,9 @@ def load_openi(
     texts, headings, ids, patients = [], [], [], []
     counts = Counter({"reports read": 0, "reports without text, dropped": 0})
     for name, content in _members(Path(archive)):
-        patient, sections, majors = _parse(archive, name, content)
         counts["reports read"] += 1
+        where = f"{archive}: XML file {counts['reports read']}"
+        patient, sections, majors = _parse(content, where)
         joined = "\n".join(filter(None, (sections.get(s, "") for s in SECTIONS[text])))
         if not joined:
             counts["reports without text, dropped"] += 1
@@ -111,7 +115,7 @@ def load_openi(
         texts.append(joined)
         headings.append(majors)
         ids.append(name)
-        patients.append(patient)
+        patients.append(name if patient is None else patient)
     wanted = [LABELS.get(label, label) for label in labels]
     table = np.array([[h in majors for h in wanted] for majors in headings], np.int8)
     if texts:

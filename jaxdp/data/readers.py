@@ -69,7 +69,9 @@ def _find_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> l
     if missing and header[0].startswith("version https://git-lfs"):
         raise DataError(f"{path} is a Git LFS pointer; fetch the file itself (git lfs pull)")
     if missing:
-        close = [m for name in missing for m in difflib.get_close_matches(name, positions, 1, 0.7)]
+        # a row that lacks most of the names may be no header but a report: nothing of it is shown
+        shown = positions if 2 * len(missing) <= len(wanted) else ()
+        close = [m for name in missing for m in difflib.get_close_matches(name, shown, 1, 0.7)]
         hint = f"; did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
         raise DataError(
             f"{path}: row 1 must name the columns; {', '.join(map(repr, missing))} is not among "
@@ -100,8 +102,8 @@ def read_rows(
         with open_text(path) as stream:
             reader = csv.reader(stream, delimiter=delimiter, strict=True)
             header = next(reader, None)
-            if header is None:
-                raise DataError(f"{path} is empty; row 1 must name the columns")
+            if not header:
+                raise DataError(f"{path} is empty, or its row 1, which must name the columns, is")
             wanted = _find_columns(path, header, columns)
             for number, row in enumerate(reader, start=2):
                 if not row:

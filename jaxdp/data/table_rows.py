@@ -3,7 +3,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,7 @@ def stream_rows(source: str, columns: Sequence[str], counts: Counter) -> Iterato
     """
     path = Path(source)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if path.is_dir():
-        yield from _stored_dataset(path, columns)
-    elif not path.exists() and _is_hub_id(source):
+    if path.is_dir() or (not path.exists() and _is_hub_id(source)):
         yield from _dataset(source, columns)
     elif suffix in _DELIMITERS:
         for number, values in read_rows(path, columns, counts, delimiter=_DELIMITERS[suffix]):
@@ -65,7 +63,7 @@ def _json_lines(path: Path, columns: Sequence[str], counts: Counter) -> Iterator
                 continue
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise DataError(f"{path}: row {number} is not a JSON object") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}: row {number} is not a JSON object")
@@ -91,39 +89,36 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                     yield "", number, list(values)
     except (pyarrow.ArrowException, OSError):
         raise DataError(f"{path} is not a complete Parquet file") from None
-
-
-def _stored_dataset(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    if not any((path / name).exists() for name in _ON_DISK):
-        yield from _dataset(str(path), columns)
-        return
-    import datasets
-
-    stored = datasets.load_from_disk(str(path))
-    parts = stored if isinstance(stored, datasets.DatasetDict) else {"": stored}
-    yield from _parts(str(path), parts, columns)
+    except UnicodeDecodeError:
+        raise DataError(f"{path} holds text that is not UTF-8, behind row {number}") from None
 
 
 def _dataset(source: str, columns: Sequence[str]) -> Iterator[Row]:
     import datasets
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its log quotes what it cannot parse
+    place = ""
     try:
-        parts = datasets.load_dataset(source, streaming=True)
-    except Exception as error:  # of many kinds: network, access, no such data set, no data files
+        if any((Path(source) / name).exists() for name in _ON_DISK):
+            parts = datasets.load_from_disk(source)
+            parts = parts if isinstance(parts, datasets.DatasetDict) else {"": parts}
+        else:
+            parts = datasets.load_dataset(source, streaming=True)
+        for part, rows in parts.items():
+            for number, record in enumerate(rows, start=1):
+                _require_columns(source, record, columns)
+                yield part, number, [record[name] for name in columns]
+                place = f", behind {part} row {number}"
+    except DataError:
+        raise
+    except Exception as error:  # of many kinds: network, access, no such data set, damaged files
         kind = type(error).__name__
-        raise DataError(f"data.root = {source} is no data set to `datasets` ({kind})") from None
-    yield from _parts(source, parts, columns)
+        raise DataError(
+            f"data.root = {source}: `datasets` cannot read it ({kind}{place})"
+        ) from None
 
 
-def _parts(source: str, parts, columns: Sequence[str]) -> Iterator[Row]:
-    for part, rows in parts.items():
-        if rows.column_names is not None:
-            _require_columns(source, rows.column_names, columns)
-        for number, record in enumerate(rows, start=1):
-            yield part, number, [record[name] for name in columns]
-
-
-def _require_columns(source: str, found: Sequence[str], wanted: Sequence[str]) -> None:
+def _require_columns(source: str, found: Collection[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise DataError(f"{source} has no column {', '.join(map(repr, missing))}")

@@ -3,6 +3,7 @@
 
 import ast
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,12 +80,13 @@ def load_table(
     for part, number, values in stream_rows(source, wanted, counts):
         where = f"{source}{f' ({part})' if part else ''}: row {number}"
         counts["rows read"] += 1
-        text = "\n".join(filter(None, map(_text, values[: len(text_columns)])))
+        text = "\n".join(filter(None, (_text(v, where) for v in values[: len(text_columns)])))
         if not text:
             counts["reports without text, dropped"] += 1
             continue
         given = values[len(text_columns) : len(text_columns) + len(label_columns)]
-        extra = dict(zip(optional, map(_text, values[len(values) - len(optional) :]), strict=True))
+        own = (_text(v, where) for v in values[len(values) - len(optional) :])
+        extra = dict(zip(optional, own, strict=True))
         if "" in extra.values():
             raise DataError(f"{where} has an empty id, patient or split")
         report = extra.get("id", f"{part}{number}")
@@ -121,7 +123,9 @@ def load_table(
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str | int | float | None):
+        raise DataError(f"{where} has a text, id, patient or split that is no string or number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # an id in a column with gaps comes back as a float
     return clean_text(str(value))  # which knows "None" and "nan" for what they are
@@ -136,10 +140,13 @@ def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> l
     if isinstance(value, str):
         value = value.strip()
         try:
-            value = ast.literal_eval(value) if value[:1] == "[" else re.split("[;|]", value)
-        except (ValueError, SyntaxError):
-            raise DataError(f"{where} has a label list that cannot be read") from None
-    names = [] if value is None or isinstance(value, float) else list(value)
+            with warnings.catch_warnings(action="ignore"):  # they quote the cell
+                value = ast.literal_eval(value) if value[:1] == "[" else re.split("[;|]", value)
+        except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+            value = 0  # no list
+    names = [] if value is None or value != value else value
+    if not isinstance(names, list):
+        raise DataError(f"{where} has a label list that cannot be read")
     if names and all(isinstance(v, int | float) for v in names):
         if len(names) != len(labels):
             raise DataError(f"{where} has {len(names)} numbers as labels, not {len(labels)}")

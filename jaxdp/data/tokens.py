@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts -> token ids, packed without padding, and kept on disk for the next run."""
+"""Texts -> token ids, packed without padding."""
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
+from jaxdp.models.checkpoints import read_json
+
 from .dataset import DataError
 from .packed import Packed
+from .store import stored
 
 _FORMAT = 1
 """Of a cache entry; part of its key."""
@@ -23,7 +23,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a model directory: tokenizer.json, or BERT's vocab.txt.
 
     Raises:
-        DataError: neither file is there.
+        DataError: neither file is there, or config.json beside it has fewer rows of embeddings than
+            the tokenizer has ids: JAX would quietly take the last row for the others.
     """
     directory = Path(directory)
     if (directory / "tokenizer.json").exists():
@@ -39,6 +40,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         )._tokenizer
     else:
         raise DataError(f"{directory} holds neither tokenizer.json nor vocab.txt")
+    config_path = directory / "config.json"
+    rows = read_json(config_path).get("vocab_size") if config_path.exists() else None
+    ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if isinstance(rows, int) and ids > rows:
+        raise DataError(
+            f"{directory}: the tokenizer has {ids} ids, but vocab_size in config.json is {rows}; "
+            "they belong to different models"
+        )
     tokenizer.no_padding()
     return tokenizer
 
@@ -54,21 +63,14 @@ def tokenize(
         texts: private.
         tokenizer: left with truncation to max_length switched on.
         max_length: special tokens included.
-        cache: folder that keeps results, which are as private as the reports: entries are readable
-            by their owner alone. None keeps nothing. A result is found again by a hash of texts,
-            tokenizer and max_length, is then memory-mapped, and is made anew if it is damaged.
+        cache: folder for `store.stored`, where a result is found again by a hash of texts,
+            tokenizer and max_length. None keeps nothing.
     """
     tokenizer.no_truncation()
     if cache is None:
         return _encode(texts, tokenizer, max_length)
-    entry = Path(cache) / _key(texts, tokenizer, max_length)
-    found = _load(entry)
-    if found is None:
-        _store(entry, *_encode(texts, tokenizer, max_length))
-        found = _load(entry)
-        if found is None:
-            raise DataError(f"{cache} does not keep what is written to it; choose another folder")
-    return found
+    key = _key(texts, tokenizer, max_length)
+    return stored(cache, key, lambda: _encode(texts, tokenizer, max_length))
 
 
 def _encode(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> tuple[Packed, int]:
@@ -93,42 +95,3 @@ def _key(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> str:
         content = text.encode("utf-8", "surrogatepass")
         digest.update(b"%d " % len(content) + content)
     return digest.hexdigest()[:32]
-
-
-def _checksum(packed: Packed) -> str:
-    digest = hashlib.sha256(packed.lengths.tobytes())
-    digest.update(np.ascontiguousarray(packed.values).data)
-    return digest.hexdigest()
-
-
-def _store(entry: Path, packed: Packed, cut: int) -> None:
-    """Writes an entry whole or not at all, whatever else writes it at the same time."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp: for the owner alone, and so is the entry that it becomes
-    folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
-    try:
-        np.save(folder / "values.npy", packed.values)
-        np.save(folder / "lengths.npy", packed.lengths)
-        meta = {"cut": cut, "sha256": _checksum(packed)}
-        (folder / "meta.json").write_text(json.dumps(meta))
-        if entry.exists() and _load(entry) is None:
-            shutil.rmtree(entry, ignore_errors=True)  # damaged
-        try:
-            os.rename(folder, entry)
-        except OSError:  # another process was faster
-            if not entry.is_dir():
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _load(entry: Path) -> tuple[Packed, int] | None:
-    """A sound entry, memory-mapped; None if there is none."""
-    try:
-        meta = json.loads((entry / "meta.json").read_text())
-        values = np.load(entry / "values.npy", mmap_mode="r")
-        packed = Packed.from_lengths(values, np.load(entry / "lengths.npy"))
-        sound = meta["sha256"] == _checksum(packed)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-    return (packed, int(meta["cut"])) if sound else None

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audited base: mechanism, clipping, noise, sampling, accounting, statement, ledger.
+"""The audited base: mechanism, clipping, noise, sampling, accounting, groups, statement, ledger.
 
 Read in this order: `mechanism` (what is run), `clipping` and `noise` (the release of one step),
-`sampling` (who takes part), `accounting` (what it costs), `statement` (what is claimed), `ledger`
-(what was run before). Imports nothing else of jaxdp. Adjacency throughout: two data sets are
-neighbours if one is the other plus one privacy unit (add or remove one).
+`sampling` (who takes part), `accounting` (what it costs), `groups` (what it costs a patient with
+several reports), `statement` (what is claimed), `ledger` (what was run before). Imports nothing
+else of jaxdp. Adjacency throughout: two data sets are neighbours if one is the other plus one
+privacy unit (add or remove one).
 """
 
 from .accounting import CalibrationError, calibrate_noise, epsilon_pld, epsilon_rdp
 from .clipping import ClipDiagnostics, clip_and_sum, clipped_gradient_sum
+from .groups import group_epsilon
 from .ledger import Ledger, LedgerError
 from .mechanism import SubsampledGaussian
 from .noise import add_noise_and_average, dp_aggregate
 from .sampling import PoissonSampler
+from .secure_noise import SecureNoise
 from .statement import (
     event_from_json,
     privacy_statement,
@@ -26,6 +29,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "PoissonSampler",
+    "SecureNoise",
     "SubsampledGaussian",
     "add_noise_and_average",
     "calibrate_noise",
@@ -35,6 +39,7 @@ __all__ = [
     "epsilon_pld",
     "epsilon_rdp",
     "event_from_json",
+    "group_epsilon",
     "privacy_statement",
     "recomputed_epsilon",
     "statement_markdown",

@@ -6,6 +6,7 @@ upwards by construction), with Renyi DP (RDP) as the independent, looser second 
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
@@ -53,10 +54,11 @@ def epsilon_pld(mechanisms: Sequence[SubsampledGaussian], delta: float) -> float
             f"noise_multiplier {least:g} is too small (epsilon is about {looser:.3g}): nothing "
             "would be protected, and the privacy loss distribution would not fit in memory"
         )
-    return _pld(mechanisms, delta, INTERVAL)
+    return _pld(tuple(mechanisms), delta, INTERVAL)
 
 
-def _pld(mechanisms: Sequence[SubsampledGaussian], delta: float, interval: float) -> float:
+@functools.cache  # planning, evaluation, statement and its check ask for the same
+def _pld(mechanisms: tuple[SubsampledGaussian, ...], delta: float, interval: float) -> float:
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
     epsilon = float(accountant.compose(composed_event(mechanisms)).get_epsilon(delta))
     if math.isinf(epsilon):
@@ -71,11 +73,16 @@ def epsilon_rdp(mechanisms: Sequence[SubsampledGaussian], delta: float) -> float
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta:g}")
-    active = [m for m in mechanisms if m.steps > 0]
+    active = tuple(m for m in mechanisms if m.steps > 0)
     if not active:
         return 0.0
     if any(m.noise_multiplier == 0 for m in active):
         return math.inf
+    return _rdp(active, delta)
+
+
+@functools.cache
+def _rdp(active: tuple[SubsampledGaussian, ...], delta: float) -> float:
     with _quiet():
         accountant = rdp.RdpAccountant().compose(composed_event(active))
         return float(accountant.get_epsilon(delta))
@@ -120,7 +127,7 @@ def calibrate_noise(
         stages = [*others, mechanism.replace(noise_multiplier=noise_multiplier)]
         if epsilon_rdp(stages, delta) > MAX_PLD_EPSILON:
             return math.inf
-        return _pld(stages, delta, interval)
+        return _pld(tuple(stages), delta, interval)
 
     # What is left over is 0.2 % of the part of the target that this stage can use.
     aim = epsilon - 0.002 * (epsilon - spent)

@@ -3,8 +3,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -115,7 +117,8 @@ class Ledger:
         """The locked file and the key, which is made at first use."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         key_path = self.path.with_name(self.path.name + ".key")
-        with open(self.path, "a+b") as file:
+        # Unbuffered: what was not written must not be written later, when closing.
+        with open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not key_path.exists():
                 if file.seek(0, os.SEEK_END):
@@ -123,26 +126,31 @@ class Ledger:
                 new = key_path.with_name(key_path.name + ".new")
                 with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
                     out.write(os.urandom(32))
-                    _sync(out)
+                    out.flush()
+                    os.fsync(out.fileno())
                 os.replace(new, key_path)
                 # Names must last as well as contents: the ledger's own, and the key's.
                 folder = os.open(self.path.parent, os.O_RDONLY)
                 os.fsync(folder)
                 os.close(folder)
-            yield file, key_path.read_bytes()
+            key = key_path.read_bytes()
+            if len(key) != 32:
+                raise LedgerError(f"{key_path} is damaged: the ledger cannot be checked")
+            yield file, key
 
     def _read(self, file: BinaryIO, key: bytes) -> tuple[dict[str, dict[str, Mechanisms]], str]:
         """(as `runs`, check of the last entry); cuts off a torn last line."""
         file.seek(0)
         data, check, whole = {}, "", 0
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
+        for number, line in enumerate(io.BytesIO(file.read()), start=1):
+            # The last byte is the newline, or was before something changed it.
+            claimed, _, body = line[:-1].decode(errors="replace").partition(" ")
+            expected = _check(key, check, body)
+            if claimed != expected and not line.endswith(b"\n"):
                 file.truncate(whole)
                 break
-            whole += len(line)
-            claimed, _, body = line.decode(errors="replace").rstrip("\n").partition(" ")
-            check = _check(key, check, body)
-            if claimed != check:
+            whole, check = whole + len(line), expected
+            if claimed != expected or not line.endswith(b"\n"):
                 raise LedgerError(f"{self.path}: line {number} is not what was written there")
             entry = json.loads(body)
             data.setdefault(entry["data"], {})[entry["run"]] = {
@@ -154,13 +162,13 @@ class Ledger:
 def _append(file, key, check, fingerprint, run, mechanisms) -> None:
     stages = {name: dataclasses.asdict(m) for name, m in mechanisms.items()}
     body = json.dumps({"data": fingerprint, "run": run, "mechanisms": stages})
-    file.write(f"{_check(key, check, body)} {body}\n".encode())
-    _sync(file)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    line = f"{_check(key, check, body)} {body}\n".encode()
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def _check(key: bytes, previous: str, body: str) -> str:

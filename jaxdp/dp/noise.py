@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian noise as an optax transform: the only place where a gradient sum is released."""
+"""Gaussian noise as an optax transform: here, or in `secure_noise`, a gradient sum is released."""
 
 from typing import NamedTuple
 
@@ -32,6 +32,12 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     return sum(draws) / DRAWS**0.5
 
 
+def require_wide(leaf: jax.Array) -> None:
+    """TypeError for a sum whose rounding would be a coarse grid that shows through the noise."""
+    if leaf.dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(f"a clipped sum must be float32 or float64, not {leaf.dtype}")
+
+
 def add_noise_and_average(
     mechanism: SubsampledGaussian, key: jax.Array
 ) -> optax.GradientTransformation:
@@ -51,14 +57,14 @@ def add_noise_and_average(
     subkeys for certain; among the subkeys of all leaves two coincide with probability below 1e-5
     at 10^7 of them. But a Threefry-2x32 key has 64 bits and JAX does not claim it to be
     cryptographic: someone with the whole adapter history and 2^64 trials could find it.
+    `secure_noise.SecureNoise` lifts both limits.
 
     Args:
         mechanism: the stage's numbers; noise_multiplier 0 adds exact zeros.
         key: typed PRNG key (`jax.random.key`) from OS entropy, secret, used for nothing else.
 
     Raises:
-        TypeError: (update) a leaf is narrower than float32: noise would be rounded onto a coarse
-            grid that shows the sum through it.
+        TypeError: (update) a leaf is narrower than float32.
     """
 
     def init(params):
@@ -72,8 +78,7 @@ def add_noise_and_average(
         leaf_keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
         released = []
         for leaf_key, leaf in zip(leaf_keys, leaves, strict=True):
-            if leaf.dtype not in (jnp.float32, jnp.float64):
-                raise TypeError(f"a clipped sum must be float32 or float64, not {leaf.dtype}")
+            require_wide(leaf)
             noise = mechanism.stddev * standard_normal(leaf_key, leaf.shape, leaf.dtype)
             released.append((leaf + noise) / mechanism.expected_batch_size)
         return jax.tree.unflatten(treedef, released), NoiseState(state.key, state.step + 1)

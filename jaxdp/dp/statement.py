@@ -11,9 +11,14 @@ from typing import Any
 import dp_accounting
 
 from .accounting import accountant_version, composed_event, epsilon_pld, epsilon_rdp
+from .groups import group_epsilon, swap_epsilon
 from .mechanism import SubsampledGaussian
 
 NEIGHBORING_RELATION = "add-or-remove-one"
+
+GROUP_SIZES = (2, 5, 10, 20, 50, 100)
+"""Reports of one patient for which a report-level statement gives epsilon. Public numbers: how many
+reports patients really have must not get into a statement."""
 
 NOT_COVERED = (
     "the choice of hyper-parameters, if any was made by looking at these private reports",
@@ -30,6 +35,8 @@ def privacy_statement(
     privacy_unit: str,
     seed_policy: str,
     label_origin: str,
+    noise_generator: str = "not stated",
+    max_reports_per_patient: int | None = None,
 ) -> dict[str, Any]:
     """The JSON-ready statement of a run.
 
@@ -44,6 +51,8 @@ def privacy_statement(
         privacy_unit: "report" or "patient".
         seed_policy: "os-entropy" or "fixed-for-research".
         label_origin: who made the labels.
+        noise_generator: what turns the seed into noise.
+        max_reports_per_patient: more than these were not trained on.
 
     Raises:
         ValueError: stages of one run differ in `units`, or see `epsilon_pld`.
@@ -54,6 +63,11 @@ def privacy_statement(
         raise ValueError("units must be the same number in all stages of a run")
     units = stages[0].units if private else None
     epsilon = epsilon_pld(stages, delta) if private else None
+    groups, swap = None, None
+    if privacy_unit == "report" and private and math.isfinite(epsilon):
+        groups = _group_epsilons(stages, delta, max_reports_per_patient)
+        if max_reports_per_patient is not None:
+            swap = swap_epsilon(tuple(stages), delta)
     event = composed_event(stages) if private else dp_accounting.NonPrivateDpEvent()
     warnings = []
     if not private:
@@ -78,9 +92,13 @@ def privacy_statement(
         "accountant": "pld",
         "accountant_version": accountant_version(),
         "epsilon_rdp": _json_number(epsilon_rdp(stages, delta)) if private else None,
+        "max_reports_per_patient": max_reports_per_patient,
+        "group_epsilon": groups,
+        "swap_epsilon": _claimed(swap),
         "units": units,
         "units_are": "configured, hence public; the run does not publish how many there really are",
         "seed_policy": seed_policy,
+        "noise_generator": noise_generator,
         "mechanisms": [
             {
                 "stage": name,
@@ -98,6 +116,21 @@ def privacy_statement(
         "not_covered": list(NOT_COVERED),
         "warnings": warnings,
     }
+
+
+def _group_epsilons(
+    stages: list[SubsampledGaussian], delta: float, most: int | None
+) -> dict[str, float | None]:
+    """Number of reports of one patient -> their epsilon together; None where none is claimed."""
+    result: dict[str, float | None] = {}
+    for size in [k for k in GROUP_SIZES if most is None or k < most] + [most] * (most is not None):
+        beyond = None in result.values()  # larger groups cost more
+        result[str(size)] = None if beyond else _claimed(group_epsilon(stages, delta, size))
+    return result
+
+
+def _claimed(epsilon: float | None) -> float | None:
+    return None if epsilon is None or math.isinf(epsilon) else epsilon
 
 
 def event_from_json(value: Any) -> Any:
@@ -187,7 +220,7 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
             f"Accounting: privacy loss distributions ({statement['accountant_version']}); "
             f"the looser Renyi bound is {_rounded_up(statement['epsilon_rdp'])}. "
             f"Units: {statement['units']:,} {unit}s, as configured. Randomness: "
-            f"{statement['seed_policy']}.",
+            f"{statement['seed_policy']}; noise from {statement['noise_generator']}.",
         ]
     if statement["mechanisms"]:
         lines += [
@@ -202,18 +235,44 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
             f"{m['steps']} |"
             for m in statement["mechanisms"]
         ]
-    if unit == "report":
-        lines += [
-            "",
-            "The unit is one report. A patient with several reports is protected less: the "
-            "guarantee for k reports of one patient is weaker than the one stated here.",
-        ]
+    if statement["group_epsilon"] is not None:
+        lines += _groups_in_words(statement)
     lines += ["", f"Labels: {statement['labels']}.", "", "Not covered:", ""]
     lines += [f"- {item}" for item in statement["not_covered"]]
     if statement["warnings"]:
         lines += ["", "Warnings:", ""] + [f"- **{item}**" for item in statement["warnings"]]
     lines += ["", "```json", json.dumps(statement, indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _groups_in_words(statement: Mapping[str, Any]) -> list[str]:
+    """What the report as the unit leaves open."""
+
+    def cell(epsilon: float | None) -> str:
+        return "none is claimed" if epsilon is None else _rounded_up(epsilon)
+
+    lines = [
+        "",
+        "The unit is one report, not one patient. What several reports of a patient say together "
+        "is protected less: a finding that recurs in them, or that the patient is among the data "
+        "at all. For reports of one patient that are added or removed together, epsilon at the "
+        "same delta is at most:",
+        "",
+        "| reports | epsilon |",
+        "|---|---|",
+        *(f"| {size} | {cell(e)} |" for size, e in statement["group_epsilon"].items()),
+        "",
+    ]
+    most = statement["max_reports_per_patient"]
+    if most is None:
+        return [*lines, "How many reports a patient has is private, and not told here."]
+    return [
+        *lines,
+        f"No patient has more than {most} in training, so the last line holds for any patient with "
+        "all reports. Which ones are kept is decided first, and the unit is one of those: a report "
+        "that is added to the collection can displace another one of its patient. For such a swap "
+        f"epsilon is at most: {cell(statement['swap_epsilon'])}.",
+    ]
 
 
 def _rounded_up(value: float) -> str:

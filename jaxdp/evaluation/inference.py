@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a model over many reports, in the shapes that training uses."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax import nnx
 
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
+from jaxdp.data.store import stored
 from jaxdp.models.classifier import ReportClassifier
 
 
@@ -97,11 +100,20 @@ def cache_level(
     start: int,
     level: int,
     buckets: Buckets,
+    folder: Path | None = None,
 ) -> Packed:
-    """Carries every report from level `start` to `level`, once; float32, on the host.
+    """Carries every report from level `start` to level `level`, once; float32, on the host.
 
     Hidden states stay packed: [tokens, H] for the reports' real tokens only. Features are [n, H]
     with every length 1. The same level gives the reports back.
+
+    Args:
+        graphdef, state: of the model; its LoRA B matrices are zero, as they start.
+        reports: at level `start`.
+        start, level: see `models.classifier`.
+        buckets: shapes to run in.
+        folder: for `store.stored`, where the result is found again by a hash of the program, its
+            weights and the reports. None keeps nothing.
     """
     if level == start:
         return reports
@@ -111,8 +123,22 @@ def cache_level(
         model = nnx.merge(graphdef, state)
         return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
 
+    if folder is None:
+        return _carry(partial(advance, state), reports, buckets)
+    rows = np.full(buckets.rows[0], -1)
+    program = advance.lower(state, *reports.gather(rows, buckets.widths[0])).as_text()
+    # Adapters change nothing yet, and would make the hash that of one run.
+    base = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.LoRAParam, nnx.PathContains("classifier"))))
+    digest = hashlib.sha256(f"{jax.__version__} {buckets} {program}".encode())
+    for array in (*jax.tree.leaves(base), reports.lengths, reports.values):
+        digest.update(np.ascontiguousarray(array).data)
+    key = digest.hexdigest()[:32]
+    return stored(folder, key, lambda: (_carry(partial(advance, state), reports, buckets), 0))[0]
+
+
+def _carry(advance: Callable, reports: Packed, buckets: Buckets) -> Packed:
     values, lengths = None, reports.lengths
-    for rows, row_lengths, output in in_batches(partial(advance, state), reports, buckets):
+    for rows, row_lengths, output in in_batches(advance, reports, buckets):
         if output.ndim == 2:  # features
             lengths = np.ones_like(reports.lengths)
             row_lengths, output = np.ones_like(row_lengths), output[:, None]

@@ -9,17 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from tokenizers import Tokenizer
 
-from jaxdp.backbone import resolve_backbone
+from jaxdp.backbone import load_finetuned
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.models import lora
-from jaxdp.models.merged import load_checkpoint
-from jaxdp.models.peft import load_adapter, read_adapter_info
-from jaxdp.models.pretrained import load_classifier
 
 from .inference import Predictor
 from .metrics import DECISION_THRESHOLD
@@ -65,10 +61,11 @@ def read_rows(path: Path, text_column: str) -> Iterator[Row]:
 
 
 def _read_csv(file, text_column: str) -> Iterator[tuple[str, str | None]]:
-    rows = csv.reader(file, delimiter="\t" if file.name.endswith(".tsv") else ",")
+    rows = csv.reader(file, delimiter="\t" if file.name.endswith(".tsv") else ",", strict=True)
     header = next(rows, [])
     if text_column not in header:
-        raise DataError(f"no column {text_column!r}; there are {', '.join(header) or 'none'}")
+        # their names are not shown: without a header row, they are a report
+        raise DataError(f"row 1 has no column {text_column!r} among its {len(header)}")
     column = header.index(text_column)
     while True:
         try:
@@ -116,16 +113,7 @@ class ReleasedClassifier:
         adapter = Path(release) / "adapter"
         if not adapter.is_dir():
             raise DataError(f"{adapter} does not exist; expected the release/ of a finished run")
-        if (adapter / "adapter_config.json").exists():
-            info = read_adapter_info(adapter)
-            backbone = resolve_backbone(base_model or info.base_model, info.pooling, info.revision)
-            self.label_names = info.label_names
-            model, _ = load_classifier(
-                backbone.directory, len(info.label_names), info.pooling, rngs=nnx.Rngs(0)
-            )
-            load_adapter(adapter, model)
-        else:
-            model, self.label_names = load_checkpoint(adapter)
+        model, self.label_names, _ = load_finetuned(adapter, base_model)
         self._tokenizer: Tokenizer = load_tokenizer(adapter)
         config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
         self._max_length = int(config["model_max_length"])

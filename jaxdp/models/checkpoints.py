@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a model directory -> Python values; errors name the file and what would help."""
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,30 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_description(directory: Path, pooling: str, label_names: Sequence[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Description:
     """jaxdp.json: what a classifier needs and neither PEFT nor config.json has a field for."""
-    description = {"pooling": pooling, "label_names": list(label_names)}
-    write_json(Path(directory) / "jaxdp.json", description)
 
+    pooling: str
+    label_names: tuple[str, ...]
+    """Of the head's rows, in order."""
+    base_fingerprint: str | None = None
+    """Of the weights an adapter was trained on, see `pretrained.load_classifier`; or not known."""
 
-def read_description(directory: Path) -> tuple[str, tuple[str, ...]]:
-    """(pooling, label names) as written by `write_description`; WeightsError if absent or odd."""
-    path = Path(directory) / "jaxdp.json"
-    description = read_json(path)
-    pooling, labels = description.get("pooling"), description.get("label_names")
-    if pooling not in POOLINGS or not isinstance(labels, list):
-        raise WeightsError(f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names")
-    return pooling, tuple(labels)
+    def write(self, directory: Path) -> None:
+        write_json(Path(directory) / "jaxdp.json", dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> "Description":
+        """WeightsError if the file is absent, or lacks what it must hold."""
+        path = Path(directory) / "jaxdp.json"
+        value = read_json(path)
+        pooling, labels = value.get("pooling"), value.get("label_names")
+        if pooling not in POOLINGS or not isinstance(labels, list):
+            raise WeightsError(
+                f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names"
+            )
+        return cls(pooling, tuple(labels), value.get("base_fingerprint"))
 
 
 def read_tensors(directory: Path) -> Tensors:

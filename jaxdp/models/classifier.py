@@ -24,6 +24,8 @@ class ReportClassifier(nnx.Module):
     depth: int
     pooling: str
     classifier: nnx.Module
+    base_fingerprint: str | None = None
+    """Of the pretrained weights it was filled with, see `pretrained.load_classifier`."""
 
     @property
     def feature_level(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from .checkpoints import WeightsError, read_description, write_description, write_json
+from .checkpoints import Description, WeightsError, write_json
 from .classifier import ReportClassifier
 from .lora import LoRALinear
 from .pretrained import load_classifier, relayout, source_name
@@ -36,7 +36,7 @@ def save_checkpoint(
         config: the backbone's, from `pretrained.read_config`.
         label_names: of the head's rows, in order; they become id2label.
     """
-    label_names = list(label_names)
+    label_names = tuple(label_names)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     merged = {
@@ -54,20 +54,23 @@ def save_checkpoint(
     write_json(
         directory / "config.json",
         {
-            **config,
+            **{name: value for name, value in config.items() if name != "_name_or_path"},
             "architectures": [_CLASS_PREFIX[config["model_type"]] + task],
             "problem_type": "multi_label_classification",
             "id2label": {str(i): name for i, name in enumerate(label_names)},
             "label2id": {name: i for i, name in enumerate(label_names)},
         },
     )
-    write_description(directory, model.pooling, label_names)
+    Description(model.pooling, label_names).write(directory)
 
 
 def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, tuple[str, ...]]:
     """(model, label names) of a directory that `save_checkpoint` wrote; WeightsError otherwise."""
-    pooling, labels = read_description(directory)
-    model, report = load_classifier(directory, len(labels), pooling, dtype=dtype, rngs=nnx.Rngs(0))
+    described = Description.read(directory)
+    labels = described.label_names
+    model, report = load_classifier(
+        directory, len(labels), described.pooling, dtype=dtype, rngs=nnx.Rngs(0)
+    )
     if report.initialised:
         raise WeightsError(f"{directory} lacks {', '.join(report.initialised)}")
     return model, labels

@@ -2,7 +2,8 @@
 """Adapters in and out, in the file format of Hugging Face PEFT.
 
 A directory holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, and
-beside them `jaxdp.json` with what PEFT has no field for: the pooling and the label names.
+beside them `jaxdp.json` with what PEFT has no field for: the pooling, the label names, and the
+fingerprint of the backbone's weights, which its name alone does not vouch for.
 
 What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
 
@@ -12,7 +13,8 @@ What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
     full             no adapter exists; `merged.save_checkpoint` writes the whole model
 
 transformers has no mean-pooled classifier, so an adapter with pooling "mean" has the same tensors
-but no task_type: in PyTorch it belongs on a class that averages over the tokens.
+but no task_type: in PyTorch it belongs on a class that averages over the tokens. An adapter that
+PEFT made on such a class needs a jaxdp.json that says so.
 """
 
 import dataclasses
@@ -28,14 +30,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from .checkpoints import (
-    WeightsError,
-    read_description,
-    read_json,
-    read_safetensors,
-    write_description,
-    write_json,
-)
+from .checkpoints import Description, WeightsError, read_json, read_safetensors, write_json
 from .classifier import ReportClassifier
 from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
 from .pretrained import relayout, source_name
@@ -62,8 +57,7 @@ class AdapterInfo:
     base_model: str | None
     """Name of the backbone: preset, hub id or directory."""
     revision: str | None
-    pooling: str
-    label_names: tuple[str, ...]
+    description: Description
 
 
 def save_adapter(
@@ -92,7 +86,7 @@ def save_adapter(
     """
     if mode == "full":
         raise ValueError("train.mode full has no adapter; save the whole model instead")
-    label_names = list(label_names)
+    label_names = tuple(label_names)
     if len(label_names) != model.classifier.out_features:
         raise ValueError(
             f"{len(label_names)} label names for a head of {model.classifier.out_features} labels"
@@ -124,26 +118,32 @@ def save_adapter(
         "modules_to_save": saved_modules,
     }
     write_json(directory / "adapter_config.json", config)
-    write_description(directory, model.pooling, label_names)
+    Description(model.pooling, label_names, model.base_fingerprint).write(directory)
 
 
 def read_adapter_info(directory: Path) -> AdapterInfo:
-    """What is needed to rebuild the classifier; for an adapter of PEFT's own, pooling is "cls" and
-    labels are numbered.
+    """What is needed to rebuild the classifier.
+
+    For an adapter of PEFT's own, without jaxdp.json, labels are numbered, and pooling is "cls" if
+    its task_type is SEQ_CLS, which stands for the classes of transformers.
 
     Raises:
-        WeightsError: damaged files, or no classifier in the adapter.
+        WeightsError: damaged files, no classifier in the adapter, or nothing that says how it
+            pools.
     """
     directory = Path(directory)
     config = read_json(directory / "adapter_config.json")
     if (directory / "jaxdp.json").exists():
-        pooling, labels = read_description(directory)
-    else:
+        description = Description.read(directory)
+    elif config.get("task_type") == "SEQ_CLS":
         rows = len(_read_adapter(directory)["classifier.bias"])
-        pooling, labels = "cls", tuple(f"LABEL_{i}" for i in range(rows))
-    return AdapterInfo(
-        config.get("base_model_name_or_path"), config.get("revision"), pooling, labels
-    )
+        description = Description("cls", tuple(f"LABEL_{i}" for i in range(rows)))
+    else:
+        raise WeightsError(
+            f"{directory} does not say how it pools: task_type is not SEQ_CLS; write "
+            '{"pooling": "cls" or "mean", "label_names": [...]} to jaxdp.json in it'
+        )
+    return AdapterInfo(config.get("base_model_name_or_path"), config.get("revision"), description)
 
 
 def load_adapter(directory: Path, model: ReportClassifier) -> None:
@@ -153,7 +153,8 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
 
     Raises:
         WeightsError: damaged files, a setting whose arithmetic is not supported (by name), a
-            head of another size, or tensors that fit no layer of this backbone.
+            head of another size, tensors that fit no layer of this backbone, or another backbone
+            whose layers happen to fit.
     """
     directory = Path(directory)
     config = _read_supported_config(directory)
@@ -163,8 +164,8 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
     parameters = {source_name(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
 
     problems = []
-    if info.pooling != model.pooling:
-        problems.append(f"its pooling is {info.pooling}, the model's {model.pooling}")
+    if info.description.pooling != model.pooling:
+        problems.append(f"its pooling is {info.description.pooling}, the model's {model.pooling}")
     factors: dict[str, dict[str, np.ndarray]] = {}
     replaced = []
     for name, value in tensors.items():
@@ -187,6 +188,12 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
         kernel = parameters[f"{layer}.weight"][1].shape
         if (a[0], b[1]) != kernel or a[1] != b[0]:
             problems.append(f"{layer}: A {a} and B {b} do not fit {kernel}")
+    wanted, found = info.description.base_fingerprint, model.base_fingerprint
+    if not problems and wanted not in (None, found):
+        problems.append(
+            f"it was trained on other weights, {info.base_model} with fingerprint {wanted}, "
+            f"not {found}"
+        )
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise WeightsError(

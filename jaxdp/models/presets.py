@@ -26,3 +26,9 @@ PRESETS = {
     "minilm-l6": Preset("sentence-transformers/all-MiniLM-L6-v2", "mean", 256),
 }
 """Name in config.model.backbone -> preset."""
+
+
+def find_preset(name: str) -> Preset | None:
+    """The preset of this name or hub id, if there is one."""
+    by_hub_id = {preset.hub_id: preset for preset in PRESETS.values()}
+    return PRESETS.get(name) or by_hub_id.get(name)

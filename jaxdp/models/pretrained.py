@@ -6,7 +6,9 @@ initialised by an explicit rule; anything else is an error that names the tensor
 """
 
 import dataclasses
+import hashlib
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from .albert import AlbertClassifier, AlbertConfig
 from .bert import BertClassifier, BertConfig
 from .checkpoints import WeightsError, read_json, read_tensors
 from .classifier import POOLINGS, ReportClassifier
+from .layers import EncoderConfig
 
 MODELS = {"bert": (BertConfig, BertClassifier), "albert": (AlbertConfig, AlbertClassifier)}
 """model_type of a config.json, which is also the prefix of its tensors -> our classes."""
@@ -48,6 +51,16 @@ def read_config(directory: Path) -> dict:
             f"{path}: model_type must be {' or '.join(MODELS)}, not {config.get('model_type')!r}"
         )
     return config
+
+
+def read_encoder_config(directory: Path) -> EncoderConfig:
+    """config.json as our class for its model_type; WeightsError names a field we cannot use."""
+    config = read_config(directory)
+    config_class, _ = MODELS[config["model_type"]]
+    try:
+        return config_class.from_json(config)
+    except ValueError as error:
+        raise WeightsError(f"{directory}: {error}") from None
 
 
 def source_name(path: tuple) -> str:
@@ -80,6 +93,10 @@ def load_classifier(
 ) -> tuple[ReportClassifier, LoadReport]:
     """Builds the classifier that `directory`/config.json describes and fills it.
 
+    The model's `base_fingerprint` tells pretrained weights apart, not the files they came in: it is
+    of the names, shapes and float32 (or wider) values of all that was read, but the head. It is a
+    checksum against mix-ups, not against forgery.
+
     Args:
         directory: holds config.json and weights in any format of `checkpoints.read_tensors`, with
             or without the `bert.` prefix, with LayerNorm named weight/bias or gamma/beta.
@@ -98,11 +115,7 @@ def load_classifier(
     directory = Path(directory)
     config = read_config(directory)
     prefix = config["model_type"]
-    config_class, model_class = MODELS[prefix]
-    try:
-        cfg = config_class.from_json(config)
-    except ValueError as error:
-        raise WeightsError(f"{directory}: {error}") from None
+    cfg, model_class = read_encoder_config(directory), MODELS[prefix][1]
     graphdef, state = nnx.split(
         nnx.eval_shape(lambda: model_class(cfg, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
     )
@@ -113,26 +126,31 @@ def load_classifier(
         dropped |= {name for name in tensors if name.startswith(f"{prefix}.pooler.")}
     unused = set(tensors) - dropped
 
+    digest = hashlib.sha256()
     filled, initialised, missing, misshapen = [], [], [], []
     for path, variable in nnx.to_flat_state(state):
         name, shape = source_name(path), variable.shape
         if name in unused:
             unused.remove(name)
-            value = relayout(path, tensors[name]())
+            value = _widened(relayout(path, tensors[name]()))
             if value.shape != shape:
                 misshapen.append(f"{name} {value.shape}, expected {shape}")
                 continue
+            if path[0] != "classifier":
+                # A checksum of each tensor: hashing them whole would take longer than reading them.
+                digest.update(f"{name} {shape} {zlib.crc32(value)}\n".encode())
         elif path[0] == "classifier" or "pooler" in path:
             initialised.append(name)
             value = _initial(path, shape, config.get("initializer_range", 0.02), rngs)
         else:
             missing.append(name)
             continue
-        filled.append((path, variable.replace(_parameter(value))))
+        filled.append((path, variable.replace(jnp.asarray(value))))
     problems = {"missing": missing, "surplus": sorted(unused), "misshapen": misshapen}
     if any(problems.values()):
         raise WeightsError(f"{directory}: weights do not fit config.json; {_listed(problems)}")
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    model.base_fingerprint = digest.hexdigest()[:32]
     return model, LoadReport(tuple(initialised), tuple(sorted(dropped)))
 
 
@@ -145,9 +163,9 @@ def _initial(path: tuple, shape: tuple, std: float, rngs: nnx.Rngs) -> np.ndarra
     return (std * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def _parameter(value: np.ndarray) -> jnp.ndarray:
-    """On the device, float32 or wider."""
-    return jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
+def _widened(value: np.ndarray) -> np.ndarray:
+    """float32 or wider."""
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32), copy=False)
 
 
 def _listed(problems: Mapping[str, list[str]]) -> str:

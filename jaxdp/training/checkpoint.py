@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: atomic, few, and enough to continue bit for bit."""
+"""Checkpoints: whole or absent, checked when read, and enough to continue bit for bit."""
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
+import safetensors
+import safetensors.numpy
 
-from .randomness import RunSecret
+from .rundir import write_whole
 from .step import TrainState
 
 
@@ -20,12 +23,21 @@ class Position(NamedTuple):
     """Steps of it that are done."""
 
 
-class Checkpoints:
-    """Saves and restores (position, state, secret) under private/.
+class DamagedCheckpoint(Exception):
+    """A checkpoint is not what was saved."""
 
-    Guarantee: a restored state is one that was saved whole; a crash while saving leaves the
-    previous checkpoint in force. Steps after it are then repeated with the same units and the same
-    noise, so nothing is released twice with different noise.
+    def __init__(self, position: Position):
+        self.position = position
+        super().__init__(f"the checkpoint of stage {position.stage} step {position.step}")
+
+
+class Checkpoints:
+    """One file for each saved state, under private/.
+
+    Guarantee: a file appears whole (fsync, then rename) or not at all, and `restore` gives what was
+    saved, bit for bit, or fails: the file carries a hash of position, names, types and values. A
+    crash while saving leaves the previous checkpoint in force; the steps after it are then repeated
+    with the same units and the same noise, so nothing is released twice with different noise.
 
     Args:
         directory: created if missing.
@@ -33,48 +45,82 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int):
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False, create=True
-            ),
-        )
+        self._directory = directory
+        self._keep = keep
+        directory.mkdir(parents=True, exist_ok=True)
 
-    def save(self, position: Position, state: TrainState, secret: RunSecret) -> None:
-        """Writes the state of `position`; saving a position again is a no-op."""
-        index = self._index(position)
-        if index in self._manager.all_steps():
-            return
-        meta = {"stage": position.stage, "step": position.step, "secret": secret.root.hex()}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        # save() says False, silently, when it did not write.
-        if not self._manager.save(index, args=args):
-            raise RuntimeError(
-                f"checkpoint of stage {position.stage} step {position.step} not written"
-            )
+    def save(self, position: Position, state: TrainState) -> None:
+        """Writes the state of `position`; OSError if there is no room, and nothing is lost then."""
+        tensors = _tensors(state)
+        content = safetensors.numpy.save(tensors, {"blake2b": _digest(position, tensors)})
+        write_whole(self._path(position), content)
+        for old in self._positions()[: -self._keep]:
+            self._path(old).unlink()
 
-    def latest(self) -> tuple[Position, RunSecret] | None:
-        """The newest checkpoint's position and the run's secret; None if there is none."""
-        index = self._manager.latest_step()
-        if index is None:
-            return None
-        meta = self._manager.restore(
-            index, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
-        return Position(meta["stage"], meta["step"]), RunSecret(bytes.fromhex(meta["secret"]))
+    def latest(self) -> Position | None:
+        """The newest checkpoint's position; None if there is none."""
+        return max(self._positions(), default=None)
+
+    def furthest(self) -> Position | None:
+        """As `latest`, but counting those that were set aside: how far the run ever got."""
+        return max(self._positions("*"), default=None)
 
     def restore(self, position: Position, like: TrainState) -> TrainState:
-        """The state saved at `position`; `like` gives structure, shapes and dtypes."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(
-            self._index(position),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-        ).state
+        """The state saved at `position`; `like` gives structure, shapes and dtypes.
 
-    def close(self) -> None:
-        self._manager.close()
+        Raises:
+            DamagedCheckpoint: the file does not hold such a state, whole and unchanged.
+        """
+        try:
+            with safetensors.safe_open(self._path(position), framework="numpy") as file:
+                claimed = (file.metadata() or {}).get("blake2b")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except safetensors.SafetensorError:
+            raise DamagedCheckpoint(position) from None
+        expected = {name: (leaf.dtype, leaf.shape) for name, leaf in _tensors(like).items()}
+        found = {name: (value.dtype, value.shape) for name, value in tensors.items()}
+        if found != expected or claimed != _digest(position, tensors):
+            raise DamagedCheckpoint(position)
+        leaves, treedef = jax.tree.flatten(like)
+        return jax.tree.unflatten(
+            treedef,
+            [_leaf(tensors[name], leaf) for name, leaf in zip(expected, leaves, strict=True)],
+        )
 
-    @staticmethod
-    def _index(position: Position) -> int:
-        # Orbax numbers checkpoints by one integer; stages come first in it.
-        return position.stage * 10**9 + position.step
+    def set_aside(self, position: Position) -> None:
+        """Renames a damaged checkpoint, so that the one before it is the latest."""
+        path = self._path(position)
+        path.rename(path.with_suffix(".damaged"))
+
+    def _path(self, position: Position) -> Path:
+        return self._directory / f"{position.stage}-{position.step}.safetensors"
+
+    def _positions(self, suffix: str = "safetensors") -> list[Position]:
+        """Ascending."""
+        names = (path.stem.split("-") for path in self._directory.glob(f"[0-9]*-*.{suffix}"))
+        return sorted(Position(int(stage), int(step)) for stage, step in names)
+
+
+def _tensors(state: TrainState) -> dict[str, np.ndarray]:
+    """Numbered names, in the order of the tree -> values; of a PRNG key its words."""
+    leaves = [
+        jax.random.key_data(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+        for leaf in jax.tree.leaves(state)
+    ]
+    return {f"{i:06d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+
+def _leaf(value: np.ndarray, like: jax.Array) -> jax.Array:
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+    return jax.numpy.asarray(value)
+
+
+def _digest(position: Position, tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(repr(tuple(position)).encode(), digest_size=32)
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 """A whole run, in order: plan, load, train stage by stage, evaluate, release."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 
-from .checkpoint import Checkpoints, Position
+from .checkpoint import Checkpoints, DamagedCheckpoint, Position
 from .interrupt import Interrupt
 from .monitor import Monitor
+from .patients import patient_epsilons
 from .prefix import FrozenPrefix, mean_feature
-from .randomness import RunSecret, seed_policy
+from .randomness import RunSecret, noise_generator, seed_policy
 from .release import write_release
 from .rundir import RunDirectory, RunError, write_json
-from .setup import Inputs, build_model, load_inputs, test_metrics, token_buckets
+from .setup import Inputs, build_model, cache_folder, load_inputs, test_metrics, token_buckets
 from .stages import RunPlan, plan_run
 from .step import TrainState
 from .trainer import StageTrainer
@@ -69,20 +71,30 @@ def train(
             raise RunError(f"{run.path} is finished already; its results are in {run.release}")
         inputs = load_inputs(config)
         monitor.loaded(inputs)
+        if patients := patient_epsilons(config, plan, inputs):
+            write_json(run.private / "patients.json", patients)
+            monitor.patients(patients)
+        grouping = (inputs.units.members.tobytes(), inputs.units.offsets.tobytes())
+        secret = run.secret(itertools.chain(inputs.training_records(), grouping))
         checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
-        try:
-            model, weights = _train_stages(
-                config, plan, inputs, checkpoints, run, interrupt, monitor
-            )
-        finally:
-            checkpoints.close()
+        training = (config, plan, inputs, secret, checkpoints, run, interrupt, monitor)
+        while True:
+            try:
+                model, weights = _train_stages(*training)
+                break
+            except DamagedCheckpoint as damage:
+                # The one before, or none at all, leads to the same result.
+                checkpoints.set_aside(damage.position)
+                monitor.set_aside(damage)
 
         statement = dp.privacy_statement(
             plan.mechanisms(),
             delta=config.privacy.delta,
             privacy_unit=config.privacy.unit,
             seed_policy=seed_policy(config.run.research_seed),
+            noise_generator=noise_generator(config.privacy.secure_noise),
             label_origin=inputs.dataset.label_origin,
+            max_reports_per_patient=config.privacy.max_reports_per_patient,
         )
         write_release(
             run.release,
@@ -106,6 +118,7 @@ def _train_stages(
     config: Config,
     plan: RunPlan,
     inputs: Inputs,
+    secret: RunSecret,
     checkpoints: Checkpoints,
     run: RunDirectory,
     interrupt: Interrupt,
@@ -113,20 +126,20 @@ def _train_stages(
 ) -> tuple[ReportClassifier, LoadReport]:
     """The trained model, from the beginning or from the newest checkpoint; how it was loaded."""
     saved = checkpoints.latest()
-    position, secret = saved or (Position(0, 0), RunSecret.create(config.run.research_seed))
-    _record(config, plan, inputs, secret)
+    position = saved or Position(0, 0)
     model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
     monitor.built(model, weights, config.train.mode)
+    _begin(config, plan, inputs, secret, run)
     buckets = token_buckets(config)
     used = {split: inputs.tokens[split] for split in ("train", "validation")}
-    prefix = FrozenPrefix(model, used, buckets)
+    prefix = FrozenPrefix(model, used, buckets, cache_folder(config))
     # From the lowest level up, so that each is made from the one before.
     for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
         prefix.at(level)
-    center = 0.0
+    center, secure = 0.0, config.privacy.secure_noise
     if config.centering.l2_clip_norm is not None:
         features = prefix.at(model.feature_level)["train"]
-        center = mean_feature(features, inputs.units, plan.centering, secret)
+        center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
     for index in range(position.stage, len(plan.stages)):
         trainer = StageTrainer(
             plan.stages[index],
@@ -138,32 +151,42 @@ def _train_stages(
             token_buckets=buckets,
             feature_rows=config.train.microbatch_tokens,
             center=center,
+            secure_noise=secure,
         )
         begin = position if index == position.stage else Position(index, 0)
-        if saved and begin == position:
-            state = checkpoints.restore(position, trainer.initial_state)
+        if begin == saved:
+            state = checkpoints.restore(begin, trainer.initial_state)
         else:
             state = trainer.initial_state
-            checkpoints.save(begin, state, secret)
-        loop = _StageLoop(config, plan, inputs, trainer, checkpoints, secret, interrupt, monitor)
+            checkpoints.save(begin, state)
+        loop = _StageLoop(config, plan, inputs, trainer, checkpoints, interrupt, monitor)
         with monitor.stage(run, plan.stages, begin):
             trainer.install(loop.run(begin, state))
     return model, weights
 
 
-def _record(config: Config, plan: RunPlan, inputs: Inputs, secret: RunSecret) -> None:
-    """Enters the run in the ledger, if there is one, before it touches the reports."""
+def _begin(
+    config: Config, plan: RunPlan, inputs: Inputs, secret: RunSecret, run: RunDirectory
+) -> None:
+    """Keeps the secret, and enters the run in the ledger, if there is one: nothing is done with
+    the reports before."""
+    new = run.start()
     privacy = config.privacy
     if privacy.ledger is None or not privacy.private:
         return
     ledger = dp.Ledger(Path(privacy.ledger))
     budget = None if privacy.total_budget is None else (privacy.total_budget, privacy.delta)
-    ledger.plan(
-        ledger.fingerprint(inputs.training_records()),
-        secret.public_id(),
-        plan.mechanisms(),
-        total_budget=budget,
-    )
+    try:
+        ledger.plan(
+            ledger.fingerprint(inputs.training_records()),
+            secret.public_id(),
+            plan.mechanisms(),
+            total_budget=budget,
+        )
+    except dp.LedgerError:
+        if new:
+            run.unstart()
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +198,6 @@ class _StageLoop:
     inputs: Inputs
     trainer: StageTrainer
     checkpoints: Checkpoints
-    secret: RunSecret
     interrupt: Interrupt
     monitor: Monitor
 
@@ -184,7 +206,7 @@ class _StageLoop:
         unread = None
         for step in range(position.step, stage.steps):
             plan = self.trainer.plan(step)
-            state, diagnostics = self.trainer.step(state, plan)
+            state, diagnostics = self.trainer.step(state, step, plan)
             # Reading what the device has computed waits for it: read one step late.
             if unread:
                 self.monitor.stepped(*unread)
@@ -194,26 +216,28 @@ class _StageLoop:
             last = step + 1 == stage.steps
             stop = self.interrupt.received is not None
             evaluate = last or stop or (step + 1) % every.eval_every == 0
-            save = last or stop or (step + 1) % every.checkpoint_every == 0
-            if evaluate or save:
+            if evaluate or (step + 1) % every.checkpoint_every == 0:
                 _require_finite(jax.tree.leaves(state.adapters), done)
+                if evaluate:
+                    self.monitor.stepped(*unread)
+                    unread = None
+                    metrics = self._evaluate(done, state)
+                # Saved before it is shown: what people have seen is never taken back by a crash, so
+                # a run that is given up has released no more than its newest checkpoint.
+                self.checkpoints.save(done, state)
             if evaluate:
-                self.monitor.stepped(*unread)
-                unread = None
-                self._evaluate(done, state)
-            if save:
-                self.checkpoints.save(done, state, self.secret)
+                self.monitor.evaluated(done, metrics, self._epsilon(done))
             if stop and not last:
                 raise Interrupted(done, self._epsilon(done))
         return state
 
-    def _evaluate(self, done: Position, state: TrainState) -> None:
+    def _evaluate(self, done: Position, state: TrainState) -> dict[str, Any]:
+        """Metrics on the validation split."""
         probabilities = self.trainer.validation_probabilities(state)
         _require_finite([probabilities], done)
-        metrics = classification_metrics(
+        return classification_metrics(
             probabilities, self.inputs.labels["validation"], self.inputs.dataset.label_names
         )
-        self.monitor.evaluated(done, metrics, self._epsilon(done))
 
     def _epsilon(self, done: Position) -> float | None:
         """Of the steps taken so far; None without privacy."""

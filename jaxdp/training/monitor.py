@@ -6,6 +6,8 @@ also hold un-noised diagnostics. Neither ever holds a report's text or an id.
 """
 
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +25,7 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 
-from .checkpoint import Position
+from .checkpoint import DamagedCheckpoint, Position
 from .rundir import RunDirectory
 from .setup import Inputs
 from .stages import RunPlan, Stage
@@ -33,6 +35,18 @@ def _epsilon(value: float | str | None) -> str:
     if value is None:
         return "none (not private)"
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def peak_memory() -> str:
+    """The most memory that this process has held so far, on the host and, where it says, on the
+    fullest device."""
+    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+    parts = [f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"]
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    on_device = max(s.get("peak_bytes_in_use", 0) for s in stats)
+    if on_device:
+        parts.append(f"{on_device / 1e9:.2f} GB on {jax.local_devices()[0].device_kind}")
+    return "peak memory " + ", ".join(parts)
 
 
 class Monitor:
@@ -68,8 +82,19 @@ class Monitor:
             self._say(f"  {what}: {count:,}")
         if inputs.cut:
             self._say(f"  reports cut to data.max_length: {inputs.cut:,}")
+        usual = inputs.backbone.usual_length
+        if usual and (beyond := sum((t.lengths > usual).sum() for t in inputs.tokens.values())):
+            self._say(f"  reports longer than the backbone's usual {usual} tokens: {beyond:,}")
         for warning in inputs.dataset.warnings():
             self._say(f"  [yellow]{warning}[/]")
+
+    def patients(self, patients: dict[str, Any]) -> None:
+        """The unit is one report, and patients have several; see `patients.patient_epsilons`."""
+        for who, patient in patients.items():
+            epsilon = patient["epsilon"]
+            cost = "too large to claim" if epsilon is None else _epsilon(epsilon)
+            self._say(f"  {who} patient: {patient['reports']:,} reports, epsilon together: {cost}")
+        self._say("  [yellow]privacy.unit = patient would protect patients as a whole[/]")
 
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""
@@ -83,6 +108,10 @@ class Monitor:
         )
         if weights.initialised:
             self._say(f"  initialised at random: {', '.join(weights.initialised)}")
+
+    def set_aside(self, damage: DamagedCheckpoint) -> None:
+        """A checkpoint was unusable."""
+        self._say(f"[yellow]{damage} is damaged and set aside; going on from the one before[/]")
 
     @contextlib.contextmanager
     def stage(
@@ -116,6 +145,8 @@ class Monitor:
         try:
             with self._progress:
                 yield
+            rate = f"{self._rate():.0f} reports/s, " if self._rates else ""
+            self._say(f"{stage.name} done, {rate}{peak_memory()}")
         finally:
             self._writer.close()
 
@@ -137,11 +168,14 @@ class Monitor:
             values["clipped_fraction"] = np.mean(norms > self._clip_norm)
         for name, value in values.items():
             self._writer.add_scalar(f"unnoised/{name}", value, self._offset + done.step)
-        # The first step of a process compiles; the rate shown is the median of the others.
-        rate = np.median(self._rates[1:] or self._rates)
         self._progress.update(
-            self._task, completed=done.step, status=f"{rate:.0f} reports/s {self._spent}"
+            self._task, completed=done.step, status=f"{self._rate():.0f} reports/s {self._spent}"
         )
+
+    def _rate(self) -> float:
+        """Reports per second in the median step; the first of a process compiles and is left out
+        where there are others."""
+        return float(np.median(self._rates[1:] or self._rates))
 
     def evaluated(self, done: Position, metrics: dict[str, Any], epsilon: float | None) -> None:
         """Validation metrics after `done.step` steps."""
@@ -150,10 +184,9 @@ class Monitor:
             self._writer.add_scalar(f"validation/{name}", metrics[name], self._offset + done.step)
         if epsilon is not None:
             self._writer.add_scalar("epsilon", epsilon, self._offset + done.step)
-        rate = np.median(self._rates[1:] or self._rates)
         self._say(
             f"step {done.step}: validation weighted F1 {metrics['weighted_f1']:.4f}, "
-            f"{rate:.0f} reports/s {self._spent}"
+            f"{self._rate():.0f} reports/s {self._spent}"
         )
         self._last_read = time.perf_counter()  # evaluation is not part of the next step
 
@@ -183,4 +216,5 @@ class Monitor:
             )
         for warning in statement["warnings"]:
             self._say(f"[yellow]{warning}[/]")
+        self._say(peak_memory())
         self._say(f"may be shared under that statement: {run.release}")

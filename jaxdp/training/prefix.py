@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen part of the model, run once per report; and the private mean of what it gives."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from jaxdp import dp
@@ -25,11 +28,19 @@ class FrozenPrefix:
         model: as it is before training.
         tokens: split -> token ids.
         buckets: shapes for token ids.
+        folder: keeps the levels for other runs, see `cache_level`; None keeps nothing.
     """
 
-    def __init__(self, model: ReportClassifier, tokens: dict[str, Packed], buckets: Buckets):
+    def __init__(
+        self,
+        model: ReportClassifier,
+        tokens: dict[str, Packed],
+        buckets: Buckets,
+        folder: Path | None = None,
+    ):
         self._parts = nnx.split(model)
         self._buckets = buckets
+        self._folder = folder
         self._levels = {0: tokens}
 
     def at(self, level: int) -> dict[str, Packed]:
@@ -37,7 +48,7 @@ class FrozenPrefix:
         if level not in self._levels:
             below = max(known for known in self._levels if known < level)
             self._levels[level] = {
-                split: cache_level(*self._parts, reports, below, level, self._buckets)
+                split: cache_level(*self._parts, reports, below, level, self._buckets, self._folder)
                 for split, reports in self._levels[below].items()
             }
         return self._levels[level]
@@ -48,6 +59,8 @@ def mean_feature(
     units: PrivacyUnits,
     mechanism: dp.SubsampledGaussian | None,
     secret: RunSecret,
+    *,
+    secure_noise: bool = False,
 ) -> np.ndarray:
     """The mean training feature [H], float32: one release of `mechanism`, or exact without one.
 
@@ -60,6 +73,8 @@ def mean_feature(
         secret.sampling_seed("feature mean"), mechanism.sampling_probability, units.num_units
     )
     shown = jnp.asarray(features.values[units.reports_at(0, sampler)])
-    release = dp.dp_aggregate(mechanism, secret.noise_key("feature mean"))
-    mean, _ = jax.jit(release.update)(shown, release.init(shown[0]))
+    one = jax.ShapeDtypeStruct(shown.shape[1:], shown.dtype)
+    noise, draw = secret.release(mechanism, "feature mean", one, secure=secure_noise)
+    release = optax.chain(dp.clip_and_sum(mechanism.l2_clip_norm), noise)
+    mean, _ = jax.jit(release.update)(shown, release.init(one), **draw(0))
     return np.asarray(mean)

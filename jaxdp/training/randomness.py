@@ -4,9 +4,14 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import numpy as np
+import optax
+
+from jaxdp import dp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +40,21 @@ class RunSecret:
         """128 bits for `dp.PoissonSampler`."""
         return int.from_bytes(self._derive(f"sampling/{stage}", 16), "little")
 
-    def noise_key(self, stage: str) -> jax.Array:
-        """Typed key for `dp.add_noise_and_average`; all 64 bits of a threefry key are used."""
+    def release(
+        self, mechanism: dp.SubsampledGaussian, stage: str, like: Any, *, secure: bool
+    ) -> tuple[optax.GradientTransformation, Callable[[int], dict[str, Any]]]:
+        """The release of a stage's clipped sums (a tree like `like`), noised from its own stream.
+
+        Returns:
+            The transform, and step -> what its `update` needs besides, as keyword arguments.
+        """
+        if secure:
+            noise = dp.SecureNoise(mechanism, self._derive(f"secure noise/{stage}", 32), like)
+            return noise.release(), lambda step: {"draw": noise.draw(step)}
+        # All 64 bits of a threefry key are used.
         words = np.frombuffer(self._derive(f"noise/{stage}", 8), np.uint32)
-        return jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+        key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+        return dp.add_noise_and_average(mechanism, key), lambda step: {}
 
     def public_id(self) -> str:
         """Names the run in a ledger, and tells nothing else."""
@@ -48,7 +64,21 @@ class RunSecret:
         """63 bits for the initial adapters."""
         return int.from_bytes(self._derive("init", 8), "little") >> 1
 
+    def fingerprint(self, records: Iterable[bytes]) -> str:
+        """A keyed hash of the records, in order; tells nothing without the secret."""
+        digest = hashlib.blake2b(key=self.root, person=b"fingerprint", digest_size=32)
+        for record in records:
+            digest.update(len(record).to_bytes(8, "little") + record)
+        return digest.hexdigest()
+
 
 def seed_policy(research_seed: int | None) -> str:
     """How the statement names the origin of the secret."""
     return "os-entropy" if research_seed is None else "fixed-for-research"
+
+
+def noise_generator(secure_noise: bool) -> str:
+    """How the statement names what expands the secret to noise."""
+    if secure_noise:
+        return "SHAKE-256 with a 256-bit key on the host, rounded to a grid and added in integers"
+    return "Threefry-2x32 with a 64-bit key, float32"

@@ -2,6 +2,7 @@
 """The release bundle: everything that may be shared under the statement, and nothing else."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,9 +15,12 @@ from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import read_config
 
-from .rundir import write_json
+from .release_check import ReleaseError, check_release
+from .rundir import sync_folder, write_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "special_tokens_map.json")
+_PATHS = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
+"""Fields of a tokenizer_config.json in which transformers keeps paths of whoever saved it."""
 
 
 def write_release(
@@ -30,7 +34,8 @@ def write_release(
     initialised: Iterable[str],
     statement: Mapping[str, Any],
 ) -> None:
-    """Writes adapter/, privacy.json and PRIVACY.md; the directory appears whole or not at all.
+    """Writes adapter/, privacy.json and PRIVACY.md; the directory appears checked and whole (fsync,
+    then rename), or not at all.
 
     adapter/ is in PEFT's format (for mode "full": a whole checkpoint, there being no adapter), with
     the backbone's tokenizer (its `model_max_length` is what the model was trained with) and the
@@ -45,9 +50,13 @@ def write_release(
         max_length: tokens per report.
         initialised: parameters drawn at random because the checkpoint lacked them.
         statement: from `dp.privacy_statement`.
+
+    Raises:
+        ReleaseError: the bundle does not pass `check_release`.
     """
-    scratch = release.with_name(".release.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch, old = release.with_name(".release.tmp"), release.with_name(".release.old")
+    for leftover in (scratch, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     adapter = scratch / "adapter"
     adapter.mkdir(parents=True)
     if mode == "full":
@@ -67,8 +76,23 @@ def write_release(
             shutil.copyfile(backbone.directory / name, adapter / name)
     config_file = backbone.directory / "tokenizer_config.json"
     config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
+    config = {name: value for name, value in config.items() if name not in _PATHS}
     write_json(adapter / "tokenizer_config.json", config | {"model_max_length": max_length})
     write_json(scratch / "privacy.json", statement)
     (scratch / "PRIVACY.md").write_text(statement_markdown(statement), encoding="utf-8")
-    shutil.rmtree(release, ignore_errors=True)
+    for path in [scratch, *scratch.rglob("*")]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    failed = [f for f in check_release(scratch, backbone.directory) if not f.passed]
+    if failed:
+        raise ReleaseError(
+            "not released: " + "; ".join(f"{finding.check}: {finding.text}" for finding in failed)
+        )
+    if release.exists():
+        release.rename(old)
     scratch.rename(release)
+    sync_folder(release.parent)
+    shutil.rmtree(old, ignore_errors=True)

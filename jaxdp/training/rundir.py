@@ -4,11 +4,13 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxdp.config import Config
+
+from .randomness import RunSecret
 
 # Settings that change neither the mechanism nor the result, and may differ on resume.
 _HARMLESS = {
@@ -23,23 +25,44 @@ class RunError(RuntimeError):
     """A run directory that cannot be used; the message says what to do."""
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes atomically: a reader sees the old file or the whole new one."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes atomically: a reader, also after a crash or power loss, finds the old file or the
+    whole new one; the new one once this has returned."""
     scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:  # does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder last through power loss, as fsync does contents."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Indented, atomically."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 class RunDirectory:
     """Paths of one run, held under an exclusive lock until `close` or the end of the process.
 
+    A run has started once its secret is on disk, see `start`; before, nothing has been done with
+    its reports, and it starts afresh, with any settings.
+
     Args:
         config: decides where the directory is.
-        resume: continue a run that was started before; otherwise no step may have been saved.
+        resume: continue a run that has started; otherwise it must not have.
 
     Raises:
         RunError: the directory is in use, exists without `resume`, or was started with settings
@@ -51,6 +74,8 @@ class RunDirectory:
         self.private = self.path / "private"
         self.release = self.path / "release"
         self.checkpoints = self.private / "checkpoints"
+        self._secret_file = self.private / "secret.json"
+        self._research_seed = config.run.research_seed
         config_file = self.path / "config.json"
 
         try:
@@ -66,8 +91,10 @@ class RunDirectory:
         except BlockingIOError:
             self._lock.close()
             raise RunError(f"{self.path} is in use by another process") from None
-        # Before its first checkpoint a run has touched nothing private: it starts afresh.
-        if not any(self.checkpoints.glob("*")):
+        if not self.started:
+            if any(self.checkpoints.glob("*")):
+                self.close()
+                raise RunError(f"{self._secret_file} is missing; the run cannot be continued")
             write_json(config_file, config.to_dict())
             return
         if not resume:
@@ -76,7 +103,11 @@ class RunDirectory:
                 f"{self.path} holds a run already; continue it with --resume, or choose another "
                 "config.run.name"
             )
-        started = Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
+        try:
+            started = Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            self.close()
+            raise RunError(f"{config_file} is damaged; the run cannot be continued") from None
         changed = _differences(started, config)
         if changed:
             self.close()
@@ -86,9 +117,57 @@ class RunDirectory:
             )
 
     @property
+    def started(self) -> bool:
+        return self._secret_file.exists()
+
+    @property
     def finished(self) -> bool:
         """Whether the release bundle is complete: metrics.json is written after it."""
         return (self.path / "metrics.json").exists()
+
+    def secret(self, records: Iterable[bytes]) -> RunSecret:
+        """The secret that the run was started with, or a new one for `start`.
+
+        Args:
+            records: what the run trains on. On other records, the noise must not be used again.
+
+        Raises:
+            RunError: the records are not those the run was started with, or the file is damaged.
+        """
+        if not self.started:
+            secret = RunSecret.create(self._research_seed)
+            self._new = {"secret": secret.root.hex(), "data": secret.fingerprint(records)}
+            return secret
+        secret, data = self.stored_secret()
+        if data != secret.fingerprint(records):
+            raise RunError(
+                f"{self.path} was started on other training reports (or {self._secret_file} is "
+                "damaged); resume it with the same data, or choose another config.run.name"
+            )
+        return secret
+
+    def start(self) -> bool:
+        """Keeps a new secret: False if the run had started before.
+
+        Being on disk before a ledger and any checkpoint, it lets a run that lost all its
+        checkpoints start again with the same samples and noise: one run, counted once.
+        """
+        if self.started:
+            return False
+        write_json(self._secret_file, self._new)
+        return True
+
+    def stored_secret(self) -> tuple[RunSecret, str]:
+        """(the secret of a started run, fingerprint of its records); RunError if damaged."""
+        try:
+            content = json.loads(self._secret_file.read_text(encoding="utf-8"))
+            return RunSecret(bytes.fromhex(content["secret"])), content["data"]
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{self._secret_file} is damaged; the run cannot be continued") from None
+
+    def unstart(self) -> None:
+        """The run was refused: it has not started after all."""
+        self._secret_file.unlink()
 
     def close(self) -> None:
         self._lock.close()

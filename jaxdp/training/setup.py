@@ -21,7 +21,7 @@ from jaxdp.evaluation.inference import Predictor
 from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.pretrained import LoadReport, load_classifier
+from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
 
 from .randomness import RunSecret
 
@@ -54,16 +54,25 @@ class Inputs:
 
 
 def load_inputs(config: Config) -> Inputs:
-    """Reads and tokenises all splits."""
+    """Reads and tokenises all splits.
+
+    Raises:
+        ConfigError, AssetError, DataError, WeightsError: data or backbone cannot be used.
+    """
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
+    positions = read_encoder_config(backbone.directory).max_position_embeddings
+    if config.data.max_length > positions:
+        raise ConfigError(
+            f"config.data.max_length must be at most {positions}, the positions of "
+            f"{backbone.name}, not {config.data.max_length}"
+        )
     dataset = load_reports(config.data, config.teacher)
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
-    cache = Path(config.data.token_cache) if config.data.token_cache else None
     for split in SPLITS:
         part = dataset.subset(split)
         tokens[split], part_cut = tokenize(
-            part.texts, tokenizer, config.data.max_length, cache=cache
+            part.texts, tokenizer, config.data.max_length, cache=cache_folder(config)
         )
         labels[split] = part.labels
         cut += part_cut
@@ -100,6 +109,11 @@ def build_model(
         except ValueError as error:
             raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
     return model, report
+
+
+def cache_folder(config: Config) -> Path | None:
+    """Where token ids and frozen levels are kept; None if they are not."""
+    return None if config.data.cache is None else Path(config.data.cache)
 
 
 def token_buckets(config: Config) -> Buckets:

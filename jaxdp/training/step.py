@@ -15,7 +15,7 @@ from jaxdp.dp.clipping import ClipDiagnostics
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes; checkpointed whole. The noise key is inside `optimizer`."""
+    """Everything a step changes; checkpointed whole. A noise key is inside `optimizer`."""
 
     adapters: Any
     optimizer: Any
@@ -67,15 +67,16 @@ def make_train_step(
         gradient_sum: turns a one-report loss (params, *report) -> scalar into (params, *batch,
             is_padding=) -> (sum of gradients, diagnostics): `dp.clipped_gradient_sum` with its clip
             norm, or `plain_gradient_sum`.
-        optimizer: starts with the release (`dp.add_noise_and_average`).
+        optimizer: an `optax.chain` that starts with the release (`dp.add_noise_and_average`).
         buckets: the shapes that plans are made of.
 
     Returns:
-        step(state, frozen, data, plan) -> (state, diagnostics [capacity]). The number of
-        microbatches is data for the program, not shape: one compilation serves every step.
+        step(state, frozen, data, plan, **release) -> (state, diagnostics [capacity]). What the
+        release needs besides the sum is passed on to it: `draw=` for `dp.SecureNoise`. The number
+        of microbatches is data for the program, not shape: one compilation serves every step.
     """
 
-    def step(state: TrainState, frozen, data: LabelledData, plan: Plan):
+    def step(state: TrainState, frozen, data: LabelledData, plan: Plan, **release):
         summed = gradient_sum(lambda adapters, *report: loss_fn(adapters, frozen, *report))
 
         total = jax.tree.map(jnp.zeros_like, state.adapters)
@@ -103,7 +104,9 @@ def make_train_step(
             total, diagnostics = jax.lax.fori_loop(
                 0, plan.counts[i], microbatch, (total, diagnostics)
             )
-        updates, optimizer_state = optimizer.update(total, state.optimizer, state.adapters)
+        updates, optimizer_state = optimizer.update(
+            total, state.optimizer, state.adapters, **release
+        )
         adapters = optax.apply_updates(state.adapters, updates)
         return TrainState(adapters, optimizer_state), diagnostics
 

@@ -42,6 +42,7 @@ class StageTrainer:
         token_buckets: microbatch shapes for whole reports.
         feature_rows: reports in a microbatch of features.
         center: [H], public or released; or 0.
+        secure_noise: noise from `dp.SecureNoise`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class StageTrainer:
         token_buckets: Buckets,
         feature_rows: int,
         center: np.ndarray | float = 0.0,
+        secure_noise: bool = False,
     ):
         self.stage = stage
         self._model = model
@@ -93,10 +95,11 @@ class StageTrainer:
 
         if mechanism:
             gradient_sum = partial(dp.clipped_gradient_sum, l2_clip_norm=mechanism.l2_clip_norm)
-            release = dp.add_noise_and_average(mechanism, secret.noise_key(stage.name))
+            like = jax.eval_shape(lambda: adapters)
+            release, self._draw = secret.release(mechanism, stage.name, like, secure=secure_noise)
         else:
             gradient_sum = plain_gradient_sum
-            release = optax.scale(1 / batch)
+            release, self._draw = optax.scale(1 / batch), lambda step: {}
         optimizer = optax.chain(release, make_optimizer(stage.settings))
         self._step = jax.jit(
             make_train_step(loss, gradient_sum, optimizer, self.buckets), donate_argnums=0
@@ -113,9 +116,11 @@ class StageTrainer:
             except OverflowError:
                 self._capacity *= 2
 
-    def step(self, state: TrainState, plan: Plan) -> tuple[TrainState, dp.ClipDiagnostics]:
+    def step(
+        self, state: TrainState, step: int, plan: Plan
+    ) -> tuple[TrainState, dp.ClipDiagnostics]:
         """One release and one update; `state` is consumed. Returns before the device is done."""
-        return self._step(state, self._frozen, self._data, plan)
+        return self._step(state, self._frozen, self._data, plan, **self._draw(step))
 
     def describe(self, plan: Plan) -> tuple[int, float]:
         """(reports that take part, share of the computed positions that are real)."""

@@ -30,9 +30,10 @@ CRASH = re.compile(r"^E +(NameError|SyntaxError|AttributeError|ImportError|TypeE
 
 
 def copy_of_the_package(target: Path) -> Path:
-    """jaxdp/ and the test files, without caches; the tests' own conftest is left out for speed."""
-    ignore = shutil.ignore_patterns("__pycache__", "conftest.py", "mutants", "fixtures")
-    for name in ("jaxdp", "tests"):
+    """jaxdp/, configs/ and the test files, without caches; the tests' own conftest is left out for
+    speed."""
+    ignore = shutil.ignore_patterns("__pycache__", "conftest.py", "mutants", "fixtures", "faults")
+    for name in ("jaxdp", "tests", "configs"):
         shutil.copytree(ROOT / name, target / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", target)
     return target
@@ -121,7 +122,7 @@ def main() -> int:
     bad = 0
     for mutant, status, seconds, tail in run_all(chosen, options.workers):
         words = {KILLED: "killed by", SURVIVED: "SURVIVED"}.get(status, f"BROKEN ({status})")
-        print(f"{mutant.file:18} {mutant.name:52} {words} {mutant.killer} ({seconds:.1f} s)")
+        print(f"{mutant.file:25} {mutant.name:52} {words} {mutant.killer} ({seconds:.1f} s)")
         if status != KILLED:
             bad += 1
             print(tail)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 CLIPPING, MECHANISM, NOISE = "dp/clipping.py", "dp/mechanism.py", "dp/noise.py"
 SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/statement.py"
-LEDGER = "dp/ledger.py"
-STEP = "training/step.py"
+LEDGER, SECURE = "dp/ledger.py", "dp/secure_noise.py"
+STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
+CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/rundir.py"
+RELEASE_CHECK = "training/release_check.py"
 
 
 class Mutant(NamedTuple):
@@ -29,6 +31,10 @@ LOOP = "test_step.py::test_equals_the_loop_over_reports_whatever_the_microbatche
 EDGES = "test_clipping.py::test_edge_table"
 SIGMA = "test_noise.py::test_noise_on_the_sum_has_the_mechanisms_stddev"
 INDEPENDENT = "test_noise.py::test_noise_is_independent_between_steps_leaves_and_keys"
+SECURE_SIGMA = "test_secure_noise.py::test_noise_on_the_sum_has_the_mechanisms_stddev"
+SECURE_INDEPENDENT = (
+    "test_secure_noise.py::test_noise_is_independent_between_steps_leaves_and_secrets"
+)
 BINOMIAL = "test_sampling.py::test_batch_sizes_are_binomial"
 CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
 
@@ -304,6 +310,112 @@ MUTANTS = [
         "optax.chain(add_noise_and_average(mechanism, key), clip_and_sum(mechanism.l2_clip_norm))",
         "test_noise.py::test_aggregate_clips_sums_and_noises_once",
     ),
+    # Secure noise: the same, from the host.
+    Mutant(
+        "secure noise skipped",
+        SECURE,
+        "(rounded + noise).astype",
+        "(rounded + 0 * noise).astype",
+        SECURE_SIGMA,
+    ),
+    Mutant(
+        "secure noise not scaled by the sensitivity",
+        SECURE,
+        "self.mechanism.noise_multiplier * self.sensitivity",
+        "self.mechanism.noise_multiplier",
+        SECURE_SIGMA,
+    ),
+    Mutant(
+        "rounding left out of the sensitivity",
+        SECURE,
+        "return self.mechanism.l2_clip_norm + self.grid * self._root_size",
+        "return self.mechanism.l2_clip_norm",
+        "test_secure_noise.py::test_rounding_is_part_of_the_sensitivity",
+    ),
+    Mutant(
+        "secure noise added in floating point",
+        SECURE,
+        "(rounded + noise).astype(leaf.dtype)",
+        "leaf / self.grid + noise",
+        "test_secure_noise.py::test_sum_and_noise_are_rounded_to_the_grid_and_added_without_error",
+    ),
+    Mutant(
+        "the same secure noise at every step",
+        SECURE,
+        'place = step.to_bytes(8, "little")',
+        "place = bytes(8)",
+        SECURE_INDEPENDENT,
+    ),
+    Mutant(
+        "the same secure noise for every leaf",
+        SECURE,
+        'leaf.to_bytes(8, "little")',
+        "bytes(8)",
+        SECURE_INDEPENDENT,
+    ),
+    Mutant(
+        "secure noise without the secret",
+        SECURE,
+        "shake_256(secret + place)",
+        "shake_256(place)",
+        SECURE_INDEPENDENT,
+    ),
+    Mutant(
+        "secure noise of one sign",
+        SECURE,
+        "np.where(words & np.uint64(1), tail, -tail)",
+        "-tail",
+        "test_secure_noise.py::test_tails_are_those_of_a_gaussian",
+    ),
+    Mutant(
+        "secure noise from 32 bits",
+        SECURE,
+        "((words >> np.uint64(1)) + 0.5) * 2.0**-64",
+        "((words >> np.uint64(33)) + 0.5) * 2.0**-32",
+        "test_secure_noise.py::test_tails_are_those_of_a_gaussian",
+    ),
+    Mutant(
+        "the draw of another step accepted",
+        SECURE,
+        "jnp.where(draw.step == state.step, released, jnp.nan)",
+        "released",
+        "test_secure_noise.py::test_the_draw_of_another_step_is_noticed_and_none_is_refused",
+    ),
+    Mutant(
+        "a draw of other shapes broadcasts",
+        SECURE,
+        "            chex.assert_trees_all_equal_shapes(clipped_sum, draw.noise)\n",
+        "",
+        "test_secure_noise.py::test_a_draw_of_other_shapes_is_refused",
+    ),
+    Mutant(
+        "sums beyond int32 wrap around",
+        SECURE,
+        "jnp.clip(jnp.round(leaf / self.grid), -_LIMIT, _LIMIT)",
+        "jnp.round(leaf / self.grid)",
+        "test_secure_noise.py::test_sums_beyond_the_grids_range_are_held_at_its_end",
+    ),
+    Mutant(
+        "secure noise of half-precision sums",
+        SECURE,
+        "                require_wide(leaf)\n",
+        "",
+        "test_secure_noise.py::test_sums_narrower_than_float32_are_refused",
+    ),
+    Mutant(
+        "the draw of the first step at every step",
+        TRAINER,
+        "**self._draw(step)",
+        "**self._draw(0)",
+        "test_secure_noise.py::test_a_run_uses_it_and_says_so",
+    ),
+    Mutant(
+        "secure noise asked for, and not used",
+        RANDOMNESS,
+        "        if secure:\n",
+        "        if False:\n",
+        "test_secure_noise.py::test_a_run_uses_it_and_says_so",
+    ),
     # Sampling: Poisson, and nothing like it.
     Mutant(
         "batches of fixed size",
@@ -495,6 +607,70 @@ MUTANTS = [
         '            return hashlib.blake2b(b"".join(digests),',
         "test_ledger.py::test_fingerprint_is_of_the_multiset_and_keyed",
     ),
+    Mutant(
+        "a whole last entry taken for a torn one",
+        LEDGER,
+        'if claimed != expected and not line.endswith(b"\\n"):',
+        'if not line.endswith(b"\\n"):',
+        "test_ledger.py::test_a_whole_last_entry_is_not_taken_for_a_torn_one",
+    ),
+    Mutant(
+        "half an entry counts as written",
+        LEDGER,
+        "if file.write(line) != len(line):",
+        "if file.write(line) < 0:",
+        "test_ledger.py::test_a_plan_that_finds_no_room_is_an_error_and_is_not_recorded[100]",
+    ),
+    # Going on after a crash: the same mechanism on the same data, or not at all.
+    Mutant(
+        "checkpoints not checked",
+        CHECKPOINT,
+        "if found != expected or claimed != _digest(position, tensors):",
+        "if found != expected:",
+        "test_checkpoint.py::test_a_checkpoint_that_is_damaged_anywhere_is_refused",
+    ),
+    Mutant(
+        "a started run gets another secret",
+        RUNDIR,
+        "        if self.started:\n            return False\n",
+        "",
+        "test_checkpoint.py::test_the_secret_is_kept_from_the_start_and_never_replaced",
+    ),
+    Mutant(
+        "the noise used again on other reports",
+        RUNDIR,
+        "if data != secret.fingerprint(records):",
+        "if False:",
+        "test_checkpoint.py::test_the_secret_is_kept_from_the_start_and_never_replaced",
+    ),
+    Mutant(
+        "checkpoints continued with another secret",
+        RUNDIR,
+        'if any(self.checkpoints.glob("*")):',
+        "if False:",
+        "test_checkpoint.py::test_checkpoints_without_their_secret_are_not_continued_with_another",
+    ),
+    Mutant(
+        "the clip norm may change on resume",
+        RUNDIR,
+        '    ("run", "dir"),\n',
+        '    ("run", "dir"),\n    ("privacy", "l2_clip_norm"),\n',
+        "test_checkpoint.py::test_a_started_run_keeps_what_decides_its_result[privacy-l2_clip_norm-0.2]",
+    ),
+    Mutant(
+        "a release with a false epsilon",
+        RELEASE_CHECK,
+        'field != "accountant_version" and',
+        'field not in ("accountant_version", "epsilon") and',
+        "test_release_check.py::test_a_spoilt_bundle_fails_its_check[8-statement-epsilon]",
+    ),
+    Mutant(
+        "a release with a LoRA that does nothing",
+        RELEASE_CHECK,
+        "bool(np.any(product))",
+        "True",
+        "test_release_check.py::test_what_was_not_trained_is_not_released",
+    ),
     # The step: what happens once per logical batch.
     Mutant(
         "noise per microbatch",
@@ -528,9 +704,9 @@ MUTANTS = [
     Mutant(
         "divided by the actual batch",
         STEP,
-        "optimizer.update(total, state.optimizer, state.adapters)",
-        "optimizer.update(jax.tree.map(lambda t: t * 8 / jnp.maximum((plan.rows >= 0).sum(), 1), "
-        "total), state.optimizer, state.adapters)",
+        "            total, state.optimizer, state.adapters, **release\n",
+        "            jax.tree.map(lambda t: t * 8 / jnp.maximum((plan.rows >= 0).sum(), 1), "
+        "total), state.optimizer, state.adapters, **release\n",
         "test_step.py::test_divides_by_the_expected_not_the_actual_batch",
     ),
     Mutant(

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens a release bundle and proves what can be proven of it; trusts nothing that wrote it."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from jaxdp import dp
+from jaxdp.models.checkpoints import WeightsError, read_tensors
+
+_BUNDLE = {"PRIVACY.md", "privacy.json"}
+_ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+_WHOLE = {"config.json", "model.safetensors"}
+_BESIDE_WEIGHTS = {"jaxdp.json", "tokenizer_config.json"}
+_TOKENIZER = {"tokenizer.json", "vocab.txt", "special_tokens_map.json"}
+
+_PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
+"""Where transformers keeps paths of whoever saved a file."""
+_NAME = r"[^/\\\s][^/\\\n]{0,199}"
+_PREFIX = "base_model.model."
+_HEAD = ("classifier.weight", "classifier.bias")
+_POOLER = re.compile(r"\.pooler(\.dense)?\.(weight|bias)$")
+
+
+def _layers(names: Any) -> bool:
+    return all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+
+def _layer_numbers(value: Any) -> bool:
+    return _layers(value) and all(isinstance(v, int | float) for v in value.values())
+
+
+_PEFT_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "peft_type": lambda v: v == "LORA",
+    "task_type": lambda v: v in ("SEQ_CLS", None),
+    # A folder's name or a hub id: a path tells about the machine and its users.
+    "base_model_name_or_path": lambda v: bool(re.fullmatch(f"{_NAME}(/{_NAME})?", v)),
+    "revision": lambda v: v is None or bool(re.fullmatch(f"{_NAME}(/{_NAME}){{0,2}}", v)),
+    "inference_mode": lambda v: v is True,
+    "r": lambda v: isinstance(v, int) and v >= 1,
+    "lora_alpha": lambda v: isinstance(v, int | float) and v > 0,
+    "lora_dropout": lambda v: v == 0,
+    "bias": lambda v: v in ("none", "all"),
+    "target_modules": lambda v: _layers([v] if isinstance(v, str) else v),
+    "modules_to_save": lambda v: "classifier" in v and set(v) <= {"classifier", "pooler"},
+    "rank_pattern": _layer_numbers,
+    "alpha_pattern": _layer_numbers,
+}
+"""Field of adapter_config.json -> whether a value may stand there."""
+
+
+class ReleaseError(ValueError):
+    """A release bundle holds what it must not, or does not hold what it claims."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    passed: bool
+    text: str
+    """What was seen, or what is wrong; never a report's text."""
+
+
+def check_release(release: Path, base: Path | None = None) -> list[Finding]:
+    """Checks a bundle against the design's release contract; read only.
+
+    files       exactly the files of the contract, no links, nothing hidden; if not, the rest of
+                the checks is left out
+    statement   privacy.json, its epsilon and dp_event above all, is recomputed from the mechanisms
+                it lists; PRIVACY.md says the same and no more
+    settings    adapter_config.json and jaxdp.json hold known fields with values of their kind
+    tensors     those that the settings declare and no others, of the right shape, all finite, and
+                no further metadata
+    trained     the head has moved from its first value, and no LoRA update B A (with `base`: no
+                trained bias or matrix) is as it was before training. Of a run with noise, that
+                holds for each of them; of one without, a layer may have no gradient.
+    tokenizer   with `base`: unchanged; without, only that it can be read
+
+    Args:
+        release: the directory.
+        base: the backbone's directory, for what can only be seen by comparing.
+
+    Raises:
+        OSError: `base` is not there.
+    """
+    bundle = _Bundle(Path(release), None if base is None else Path(base))
+    findings = []
+    for name in ("files", "statement", "settings", "tensors", "trained", "tokenizer"):
+        try:
+            findings.append(Finding(name, True, getattr(bundle, name)()))
+        except (ReleaseError, WeightsError, safetensors.SafetensorError) as error:
+            findings.append(Finding(name, False, str(error)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # Fields of another kind than they should be.
+            findings.append(Finding(name, False, f"malformed: {type(error).__name__} {error}"))
+        if name == "files" and not findings[0].passed:
+            break  # the other checks open these files
+    return findings
+
+
+class _Bundle:
+    """One method for each check: what was seen, or ReleaseError."""
+
+    def __init__(self, release: Path, base: Path | None):
+        self.release = release
+        self.adapter = release / "adapter"
+        self.base = base
+        self.whole = (self.adapter / "model.safetensors").exists()
+
+    def files(self) -> str:
+        if not self.release.is_dir():
+            raise ReleaseError(f"{self.release} is no directory")
+        weights = _WHOLE if self.whole else _ADAPTER
+        needed = _BUNDLE | {f"adapter/{name}" for name in weights | _BESIDE_WEIGHTS}
+        allowed = needed | {"adapter"} | {f"adapter/{name}" for name in _TOKENIZER}
+        found = {}
+        for path in self.release.rglob("*"):
+            found[str(path.relative_to(self.release))] = path
+        surplus = sorted(found.keys() - allowed)
+        if surplus:
+            raise ReleaseError(f"does not belong in a release: {', '.join(surplus[:8])}")
+        if missing := sorted(needed - found.keys()):
+            raise ReleaseError(f"missing: {', '.join(missing)}")
+        if odd := [n for n, p in found.items() if p.is_symlink() or p.is_dir() != (n == "adapter")]:
+            raise ReleaseError(f"links or folders where files belong: {', '.join(sorted(odd))}")
+        if not {"adapter/tokenizer.json", "adapter/vocab.txt"} & found.keys():
+            raise ReleaseError("neither tokenizer.json nor vocab.txt is there")
+        return f"{len(found) - 1} files, each of them allowed"
+
+    def statement(self) -> str:
+        stated = _read(self.release / "privacy.json")
+        names = {field.name for field in dataclasses.fields(dp.SubsampledGaussian)} - {"units"}
+        again = dp.privacy_statement(
+            {
+                m["stage"]: dp.SubsampledGaussian(stated["units"], **{n: m[n] for n in names})
+                for m in stated["mechanisms"]
+            },
+            delta=stated["delta"],
+            privacy_unit=stated["privacy_unit"],
+            seed_policy=stated["seed_policy"],
+            label_origin=stated["labels"],
+            noise_generator=stated["noise_generator"],
+            max_reports_per_patient=stated["max_reports_per_patient"],
+        )
+        for field in sorted(again.keys() | stated.keys()):
+            if field != "accountant_version" and not _close(stated.get(field), again.get(field)):
+                raise ReleaseError(f"privacy.json: {field} does not follow from its mechanisms")
+        words = (self.release / "PRIVACY.md").read_text(encoding="utf-8")
+        if words != dp.statement_markdown(stated):
+            raise ReleaseError("PRIVACY.md does not say what privacy.json does, or says more")
+        if not again["mechanisms"]:
+            return "trained without privacy, and says so"
+        return f"epsilon {stated['epsilon']} at delta {stated['delta']:g}, recomputed"
+
+    def settings(self) -> str:
+        description = _read(self.adapter / "jaxdp.json")
+        _known("jaxdp.json", description, {"pooling", "label_names", "base_fingerprint"}, set())
+        labels, fingerprint = description["label_names"], description["base_fingerprint"]
+        if description["pooling"] not in ("cls", "mean"):
+            raise ReleaseError("jaxdp.json: pooling must be cls or mean")
+        if not all(isinstance(name, str) and len(name) <= 200 for name in labels):
+            raise ReleaseError("jaxdp.json: label_names must be short names")
+        if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):
+            raise ReleaseError("jaxdp.json: base_fingerprint must be 32 hexadecimal digits")
+        if self.whole:
+            config = _read(self.adapter / "config.json")
+            _no_paths("config.json", config)
+            if list(config["id2label"].values()) != labels:
+                raise ReleaseError("config.json: id2label must be the label names")
+            if self.base is not None:
+                own = {"architectures", "problem_type", "id2label", "label2id"} | _PATHS
+                if _without(config, own) != _without(_read(self.base / "config.json"), own):
+                    raise ReleaseError("config.json differs from the backbone's")
+            return f"whole model, {len(labels)} labels"
+        config = _read(self.adapter / "adapter_config.json")
+        patterns = {"rank_pattern", "alpha_pattern"}
+        _known("adapter_config.json", config, _PEFT_FIELDS.keys() - patterns, patterns)
+        for field, value in config.items():
+            if not _PEFT_FIELDS[field](value):
+                raise ReleaseError(f"adapter_config.json: {field} has a value of another kind")
+        return f"PEFT adapter of {config['base_model_name_or_path']}, {len(labels)} labels"
+
+    def tensors(self) -> str:
+        tensors = self._tensors()
+        labels = _read(self.adapter / "jaxdp.json")["label_names"]
+        shapes = {name: tensors[name].shape for name in _HEAD if name in tensors}
+        if [shape[:1] for shape in shapes.values()] != 2 * [(len(labels),)]:
+            raise ReleaseError(f"the head must have a row for each of {len(labels)} labels")
+        if not self.whole:
+            self._check_declared(tensors)
+        elif self.base is not None:
+            before = read_tensors(self.base)
+            for name, value in tensors.items():
+                old = _find(before, name)
+                new = old is None and (name in _HEAD or _POOLER.search(name))
+                if not new and (old is None or old.shape != value.shape):
+                    raise ReleaseError(f"{name!r} is no parameter of the backbone")
+        for name, value in tensors.items():
+            if value.dtype not in (np.float32, np.float64):
+                raise ReleaseError(f"{name} is {value.dtype}, not float32 or float64")
+            if not np.isfinite(value).all():
+                raise ReleaseError(f"{name} holds numbers that are not finite")
+        return f"{len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} finite numbers"
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """By the names of the model's parameters."""
+        path = self.adapter / ("model.safetensors" if self.whole else "adapter_model.safetensors")
+        # The library refuses a file with bytes that belong to no tensor.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            if file.metadata() != {"format": "pt"}:
+                raise ReleaseError(f"{path.name} carries metadata beside its format")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if self.whole:
+            return tensors
+        if foreign := [name for name in tensors if not name.startswith(_PREFIX)]:
+            raise ReleaseError(f"{foreign[0]!r} is not declared by adapter_config.json")
+        return {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+
+    def _check_declared(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Every tensor is a factor of a targeted layer, a saved module's, or a trained bias."""
+        config = _read(self.adapter / "adapter_config.json")
+        targets = config["target_modules"]
+        targets = [] if isinstance(targets, str) else targets
+        for name, value in tensors.items():
+            layer, is_factor, which = name.partition(".lora_")
+            if is_factor:
+                rank = config.get("rank_pattern", {}).get(layer, config["r"])
+                axis = {"A.weight": 0, "B.weight": 1}.get(which)
+                declared = (
+                    axis is not None
+                    and any(layer == t or layer.endswith(f".{t}") for t in targets)
+                    and value.ndim == 2
+                    and value.shape[axis] == rank
+                    and {f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"} <= tensors.keys()
+                )
+            elif name in _HEAD:
+                declared = value.ndim == 1 + name.endswith("weight")
+            else:
+                declared = (config["bias"] == "all" and name.endswith(".bias")) or (
+                    "pooler" in config["modules_to_save"] and bool(_POOLER.search(name))
+                )
+            if not declared:
+                raise ReleaseError(f"{name!r} is not what adapter_config.json declares")
+
+    def trained(self) -> str:
+        tensors = self._tensors()
+        before = {} if self.base is None else read_tensors(self.base)
+        changed: dict[str, bool] = {}
+        for name, value in tensors.items():
+            layer, is_factor, which = name.partition(".lora_")
+            if which == "A.weight":
+                product = tensors[f"{layer}.lora_B.weight"] @ value
+                changed[f"LoRA of {layer}"] = bool(np.any(product))
+            elif is_factor or _POOLER.search(name) and not self.whole:
+                continue
+            elif (old := _find(before, name)) is not None:
+                changed[name] = not np.array_equal(value, old)
+            elif name == "classifier.bias":
+                changed[name] = bool(np.any(value))  # a new head's bias starts at zero
+        same = [name for name, moved in changed.items() if not moved]
+        if "classifier.bias" in same:
+            raise ReleaseError("the head was never trained: its bias is what it was before")
+        noised = isinstance(_read(self.release / "privacy.json")["epsilon"], float | int)
+        lora = {name for name in changed if name.startswith("LoRA")}
+        if same and (noised or (lora and lora <= set(same))):
+            more = f" and {len(same) - 4} more" if len(same) > 4 else ""
+            raise ReleaseError(f"unchanged by training: {', '.join(same[:4])}{more}")
+        return f"{len(changed) - len(same)} of {len(changed)} updates are not zero"
+
+    def tokenizer(self) -> str:
+        config = _read(self.adapter / "tokenizer_config.json")
+        _no_paths("tokenizer_config.json", config)
+        if not isinstance(config.get("model_max_length"), int):
+            raise ReleaseError("tokenizer_config.json has no model_max_length")
+        present = [n for n in sorted(_TOKENIZER) if (self.adapter / n).exists()]
+        for name in present:
+            if name.endswith(".json"):
+                _read(self.adapter / name)
+        if self.base is None:
+            return f"{', '.join(present)}: readable, not compared"
+        for name in present:
+            theirs = self.base / name
+            if not theirs.exists() or theirs.read_bytes() != (self.adapter / name).read_bytes():
+                raise ReleaseError(f"{name} is not the backbone's")
+        path, own = self.base / "tokenizer_config.json", {"model_max_length"} | _PATHS
+        if _without(config, own) != _without(_read(path) if path.exists() else {}, own):
+            raise ReleaseError("tokenizer_config.json differs from the backbone's")
+        return f"{', '.join(present)}: the backbone's"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ReleaseError(f"{path.name} is not JSON") from None
+    if not isinstance(value, dict):
+        raise ReleaseError(f"{path.name} must hold a JSON object")
+    return value
+
+
+def _known(file: str, value: Mapping[str, Any], needed: set[str], optional: set[str]) -> None:
+    if surplus := sorted(value.keys() - needed - optional):
+        raise ReleaseError(f"{file}: unknown fields {', '.join(surplus)}")
+    if missing := sorted(needed - value.keys()):
+        raise ReleaseError(f"{file}: fields {', '.join(missing)} are missing")
+
+
+def _no_paths(file: str, value: Mapping[str, Any]) -> None:
+    if found := sorted(value.keys() & _PATHS):
+        raise ReleaseError(f"{file}: {', '.join(found)} may be paths of this machine")
+
+
+def _without(value: Mapping[str, Any], fields: set[str]) -> dict[str, Any]:
+    return {k: v for k, v in value.items() if k not in fields}
+
+
+def _close(left: Any, right: Any) -> bool:
+    """Equal; numbers up to what a newer dp-accounting may discretise differently."""
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-3)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_close(left[k], right[k]) for k in left)
+    return left == right
+
+
+def _find(before: Mapping[str, Callable[[], np.ndarray]], name: str) -> np.ndarray | None:
+    """The parameter in a backbone's checkpoint, whatever its habits of naming."""
+    for known in (name, name.partition(".")[2]):
+        older = known.replace("LayerNorm.weight", "LayerNorm.gamma")
+        for candidate in (known, older.replace("LayerNorm.bias", "LayerNorm.beta")):
+            if candidate in before:
+                return before[candidate]()
+    return None

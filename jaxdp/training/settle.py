@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving a run up: the ledger then counts the steps it took instead of those it planned."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxdp import dp
+from jaxdp.config import Config
+
+from .checkpoint import Checkpoints, Position
+from .rundir import RunDirectory, RunError
+from .stages import plan_run
+
+
+def settle(path: Path, ledger: dp.Ledger) -> Position | None:
+    """Settles the unfinished run at `path` to where it got, and returns that; None: no step taken.
+
+    Safe, because a step is saved before anyone sees a result of it, so nothing later than the
+    furthest checkpoint has left the process; because nobody trains meanwhile (lock); and because
+    going on after all is a plan again, which counts in full and must fit the budget.
+
+    Raises:
+        RunError: no run is there, or it is finished, or in use.
+        ConfigError, LedgerError: the run is not in the ledger, or not with these settings.
+    """
+    try:
+        config = Config.from_dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        raise RunError(f"{path} holds no run") from None
+    place = dataclasses.replace(config.run, dir=str(path.resolve().parent))
+    run = RunDirectory(dataclasses.replace(config, run=place), resume=True)
+    try:
+        if run.finished or not run.started:
+            raise RunError(f"{path}: only a run that was started and not finished can be settled")
+        run_id = run.stored_secret()[0].public_id()
+        data = next((data for data, runs in ledger.runs().items() if run_id in runs), None)
+        if data is None:
+            raise dp.LedgerError(f"{path} is not in {ledger.path}")
+        position = Checkpoints(run.checkpoints, config.run.keep_checkpoints).furthest()
+        ledger.settle(data, run_id, plan_run(config).mechanisms(*position) if position else {})
+        return position
+    finally:
+        run.close()

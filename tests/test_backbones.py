@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users bring as a backbone: names, weight formats, tokenizers, files that do not fit.
+
+With the cells of the README's table that no other file tests: MiniLM's real weights, and the sizes
+of the study with random ones (slow).
+"""
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import flax
+import huggingface_hub
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from flax import nnx
+from helpers_models import (
+    IGNORE_PEFT,
+    STUDY,
+    check_parity,
+    load,
+    mean_pooled,
+    our_logits,
+    reports,
+    save_torch_model,
+    torch_logits,
+)
+from helpers_training import LABELS, as_flags, run_script, smoke_config, smoke_settings
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from jaxdp import assets
+from jaxdp import backbone as backbone_module
+from jaxdp.backbone import Backbone, resolve_backbone
+from jaxdp.cli import USER_ERRORS
+from jaxdp.config import ConfigError
+from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.models.checkpoints import WeightsError
+from jaxdp.models.peft import load_adapter, read_adapter_info
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import train
+from jaxdp.training.monitor import Monitor, peak_memory
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.setup import build_model, load_inputs
+
+pytestmark = IGNORE_PEFT
+
+
+def write_backbone(name: str, directory: Path) -> Path:
+    """A directory with a model.safetensors without a head and with vocab.txt; random weights, but
+    for MiniLM."""
+    real = assets.minilm_directory()
+    if name == "minilm-l6":
+        return real
+    kind, sizes = STUDY[name]
+    save_torch_model(directory, kind, noise=0.02, **sizes).base_model.save_pretrained(directory)
+    words = (real / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    (directory / "vocab.txt").write_text("\n".join(words[: sizes["vocab_size"]]))
+    return directory
+
+
+@pytest.fixture(
+    scope="module",
+    params=["minilm-l6", *(pytest.param(name, marks=pytest.mark.slow) for name in STUDY)],
+)
+def backbone(request, tmp_path_factory):
+    """(name, directory)"""
+    return request.param, write_backbone(request.param, tmp_path_factory.mktemp("backbone"))
+
+
+def pooling(name: str) -> str:
+    return "mean" if name == "minilm-l6" else "cls"
+
+
+def peak_of_linux() -> float:
+    """GB"""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
+
+
+def write_sharded(tensors, directory):
+    size = sum(value.nbytes for value in tensors.values()) // 3
+    huggingface_hub.save_torch_state_dict(
+        {name: torch.tensor(value) for name, value in tensors.items()},
+        directory,
+        max_shard_size=size,
+    )
+    assert len(list(directory.glob("model-*.safetensors"))) > 1
+
+
+def write_msgpack(tensors, directory):
+    """As the former Flax classes named and laid out their parameters."""
+    tree = {}
+    for name, value in tensors.items():
+        *parents, leaf = name.split(".")
+        if leaf == "weight" and parents[-1].endswith("embeddings"):
+            leaf = "embedding"
+        elif leaf == "weight" and parents[-1].lower().endswith("norm"):
+            leaf = "scale"
+        elif leaf == "weight":
+            leaf, value = "kernel", np.ascontiguousarray(value.T)
+        tree[(*parents, leaf)] = value
+    tree = flax.traverse_util.unflatten_dict(tree)
+    (directory / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+
+
+def write_bin(tensors, directory):
+    tensors = {name: torch.tensor(value) for name, value in tensors.items()}
+    torch.save(tensors, directory / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("write", [write_sharded, write_msgpack, write_bin])
+def test_every_format_gives_the_same_model(backbone, tmp_path, write):
+    name, directory = backbone
+    shutil.copy(directory / "config.json", tmp_path)
+    write(load_file(directory / "model.safetensors"), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    wanted, found = (load(path, pooling=pooling(name)) for path in (directory, tmp_path))
+    assert found.base_fingerprint == wanted.base_fingerprint
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(found), nnx.state(wanted))
+
+
+def torch_classifier(name, directory):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        directory, num_labels=5, attn_implementation="eager"
+    ).eval()
+    return mean_pooled(model) if pooling(name) == "mean" else model
+
+
+@pytest.mark.slow
+def test_minilm_with_its_real_weights_matches_transformers(tmp_path):
+    directory = assets.minilm_directory()
+    check_parity(
+        tmp_path,
+        directory,
+        torch_classifier("minilm-l6", directory),
+        pooling="mean",
+        targets=("query", "value"),
+        lengths=(64, 21, 1),
+        width=64,
+        noise=0.02,
+        logits_atol=1e-4,
+        gradient_rtol=1e-3,
+    )
+
+
+def test_an_adapter_of_peft_gives_the_same_logits(backbone, tmp_path):
+    name, directory = backbone
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS" if pooling(name) == "cls" else None,
+        modules_to_save=["classifier"],
+        target_modules=["query", "value"],
+        init_lora_weights=False,  # B is random too
+    )
+    theirs = peft.get_peft_model(torch_classifier(name, directory), config).eval()
+    theirs.save_pretrained(tmp_path)
+    if pooling(name) == "mean":
+        with pytest.raises(WeightsError, match='does not say how it pools.*"pooling": "cls" or'):
+            read_adapter_info(tmp_path)
+        description = {"pooling": "mean", "label_names": list("abcde")}
+        (tmp_path / "jaxdp.json").write_text(json.dumps(description))
+    batch = reports(theirs.config.vocab_size, lengths=(16, 7, 1), width=16)
+    expected = torch_logits(theirs, *batch)
+    with theirs.disable_adapter():
+        assert np.abs(torch_logits(theirs, *batch) - expected).max() > 1e-3
+    model = load(directory, pooling=pooling(name))
+    load_adapter(tmp_path, model)
+    np.testing.assert_allclose(our_logits(model, *batch), expected, atol=1e-4, rtol=0)
+
+
+def test_names_of_backbones(workspace, monkeypatch):
+    monkeypatch.setattr(backbone_module, "download", lambda hub_id, revision: Path(hub_id))
+    clinical = "emilyalsentzer/Bio_ClinicalBERT"
+    for name in ("bio-clinical-bert", clinical):
+        found = resolve_backbone(name, None, "v1")
+        assert found == Backbone(clinical, Path(clinical), "cls", 128, "v1")
+    assert resolve_backbone("owner/name", "mean") == Backbone(
+        "owner/name", Path("owner/name"), "mean"
+    )
+    assert resolve_backbone("minilm-l6", None, "v1").pooling == "mean"
+    # Of a directory, a release tells its last name alone.
+    monkeypatch.chdir(workspace / "backbone")
+    for name in (str(workspace / "backbone"), "."):
+        assert resolve_backbone(name).name == "backbone"
+    message = "'bert-smal' is no directory here.* bert-small.*--base_model"
+    with pytest.raises(ConfigError, match=message):
+        resolve_backbone("bert-smal")
+
+
+def test_reports_beyond_the_usual_length_are_counted(workspace):
+    inputs = load_inputs(smoke_config(workspace))
+    lengths = np.concatenate([tokens.lengths for tokens in inputs.tokens.values()])
+    for usual, count in ((6, (lengths > 6).sum()), (16, 0), (None, 0)):
+        backbone = dataclasses.replace(inputs.backbone, usual_length=usual)
+        console = Console(record=True, width=100, file=io.StringIO())
+        Monitor(console).loaded(dataclasses.replace(inputs, backbone=backbone))
+        said = f"longer than the backbone's usual {usual} tokens: {count}"
+        assert (said in console.export_text()) == (count > 0), said
+
+
+def test_parameters_and_memory_are_said(workspace):
+    console = Console(record=True, width=100, file=io.StringIO())
+    config = smoke_config(workspace, train__mode="head")
+    model, report = build_model(
+        config, Backbone("", workspace / "backbone", "cls"), 3, RunSecret.create(0)
+    )
+    Monitor(console).built(model, report, "head")
+    head = 3 * 16 + 3
+    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    said = f"{total:,} parameters, {head} trained ({100 * head / total:.2g} %)"
+    assert said in console.export_text()
+    # Linux's own count of the same, in kB; memory only goes up.
+    before, text = peak_of_linux(), peak_memory()
+    said = float(re.fullmatch(r"peak memory ([\d.]+) GB", text)[1])
+    assert before - 0.01 <= said <= peak_of_linux() + 0.01
+
+
+@pytest.mark.slow
+def test_minilm_with_its_real_weights_trains_privately(workspace):
+    changes = dict(model__backbone="minilm-l6", head_stage__steps=0, centering__l2_clip_norm=None)
+    monitor = Monitor(Console(quiet=True))
+    result = train(
+        smoke_config(workspace, **changes), resume=False, interrupt=Interrupt(), monitor=monitor
+    )
+    assert 0.49 < result["privacy"]["epsilon"] <= 0.5
+    adapter = workspace / "runs" / "smoke" / "release" / "adapter"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    lora_b = [value for name, value in tensors.items() if "lora_B" in name]
+    assert len(lora_b) == 2 and all(np.abs(value).max() > 0 for value in lora_b)
+    assert read_adapter_info(adapter).base_model == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"vocab_size": 18}, "tokenizer has 19 ids, but vocab_size .* is 18"),
+        ("config.json", {"max_position_embeddings": 15}, "data.max_length must be at most 15"),
+        ("config.json", {"model_type": None}, "model_type must be bert or albert, not None"),
+        ("config.json", {"hidden_size": "16"}, "hidden_size must be a positive integer, not '16'"),
+        (
+            "config.json",
+            {"type_vocab_size": 3},
+            r"token_type_embeddings.weight \(2, 16\), expected",
+        ),
+        ("model.safetensors", 1000, "model.safetensors is not a complete safetensors file"),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_one_line(workspace, file, change, message):
+    path = workspace / "backbone" / file
+    if file == "config.json":
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    else:
+        path.write_bytes(path.read_bytes()[:change])
+    config = smoke_config(workspace)
+    with pytest.raises(USER_ERRORS, match=message) as info:
+        build_model(config, load_inputs(config).backbone, len(LABELS), RunSecret.create(0))
+    assert "\n" not in str(info.value)
+
+
+NASTY = [
+    "", " ", "\n\t\r\x0b", "No acute\ndisease.\r\n\r\n", "___ 3.5 x 2-cm 1,234.5%", "don't ##ing",
+    "[CLS] a [SEP] b [MASK] [PAD] [UNK] [cls] <pad> </s>", "!?.,;:-_()[]{}<>|\\/\"'`~@#$%^&*+=",
+    "na\u00efve caf\u00e9 \u00c5ngstr\u00f6m cafe\u0301 e\u0301\u0301\u0301",
+    "\u0130stanbul \u1e9e \ufb01 \u00bd",
+    "\u80f8\u90e8X\u7dda \u6b63\u5e38 \u0442\u0435\u043d\u044c", "heart\u00a0size\u3000normal",
+    "\x00a\x00 \ufffd a\u200bb\u00adc\ufeff \u202eabc \ud7ff\ue000",
+    "\U0001f600\U0001f9ec\U00020000 \u2695\ufe0f",
+    "x" * 101 + " b", "a " * 600,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt", "cased", "accents", "unigram"])
+def test_tokens_of_nasty_strings_are_those_of_transformers(tmp_path, form):
+    options = {"cased": {"do_lower_case": False}, "accents": {"strip_accents": False}}
+    if form == "unigram":  # what ALBERT has
+        words = "<pad> <unk> [CLS] [SEP] [MASK] \u2581heart".split() + list("\u2581abcdehinorst.,")
+        vocabulary = [(word, -float(i)) for i, word in enumerate(words)]
+        transformers.AlbertTokenizer(vocab=vocabulary).save_pretrained(tmp_path)
+    else:
+        for name in ("config.json", "tokenizer.json" if form == "tokenizer.json" else "vocab.txt"):
+            shutil.copy(assets.minilm_directory() / name, tmp_path)
+        settings = options.get(form, {}) | {"tokenizer_class": "BertTokenizer"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    packed, _ = tokenize(NASTY, load_tokenizer(tmp_path), 512)
+    for text, start, length in zip(NASTY, packed.offsets, packed.lengths, strict=True):
+        expected = theirs(text, truncation=True, max_length=512)["input_ids"]
+        assert packed.values[start : start + length].tolist() == expected, ascii(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDY)
+def test_full_size_trains_privately_and_says_what_it_takes(name, workspace):
+    directory = write_backbone(name, workspace / name)
+    settings = smoke_settings(
+        workspace,
+        model__backbone=str(directory),
+        lora__layers="all",
+        train__steps=2,
+        head_stage__steps=0,
+    )
+    done = run_script("train.py", *as_flags(settings), JAXDP_CACHE=str(workspace))
+    assert done.returncode == 0, done.stderr
+    width, rank = STUDY[name][1]["hidden_size"], settings.lora.rank
+    layers = 1 if name.startswith("albert") else STUDY[name][1]["num_hidden_layers"]
+    trained = layers * 2 * 2 * width * rank + (width + 1) * len(LABELS)
+    backbone = transformers.AutoModel.from_pretrained(directory).num_parameters()
+    text = " ".join(done.stdout.split())
+    total = backbone + trained
+    assert f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2g} %)" in text
+    (*_, peak) = re.findall(r"peak memory ([\d.]+) GB", text)
+    assert 4 * total / 1e9 < float(peak) < 24

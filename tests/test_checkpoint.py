@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints and the run directory: bit for bit, or a clear refusal."""
+
+import dataclasses
+import json
+import random
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdp.config import Config
+from jaxdp.training.checkpoint import Checkpoints, DamagedCheckpoint, Position
+from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.step import TrainState
+
+
+def state(seed: int = 0) -> TrainState:
+    """Adapters in two types, an optimizer's state, a PRNG key, a count, an empty leaf."""
+    key = jax.random.key(seed)
+    adapters = {
+        "a": jax.random.normal(jax.random.fold_in(key, 1), (3, 5)),
+        "b": jax.random.normal(jax.random.fold_in(key, 2), (7,)).astype(jnp.bfloat16),
+        "none": jnp.zeros((0, 4)),
+    }
+    return TrainState(adapters, (optax.adam(0.1).init(adapters), jnp.copy(key), jnp.int32(seed)))
+
+
+def assert_identical(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "deep" / "checkpoints", keep=2)
+    assert checkpoints.latest() is None
+    checkpoints.save(Position(0, 3), state(1))
+    assert checkpoints.latest() == Position(0, 3)
+    assert_identical(checkpoints.restore(Position(0, 3), state(2)), state(1))
+
+
+def test_the_newest_are_kept_in_the_order_of_stages_and_steps(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for position in [Position(0, 9), Position(0, 10), Position(1, 0), Position(1, 2)]:
+        checkpoints.save(position, state())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-0.safetensors", "1-2.safetensors"]
+    assert checkpoints.latest() == Position(1, 2)
+
+
+def test_a_checkpoint_that_is_damaged_anywhere_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    position = Position(1, 4)
+    checkpoints.save(position, state())
+    (path,) = tmp_path.iterdir()
+    whole, rng = path.read_bytes(), random.Random(0)
+    damaged = [b"", whole[:7], bytes(len(whole)), whole + b"\0"]
+    damaged += [whole[: rng.randrange(len(whole))] for _ in range(30)]
+    for _ in range(150):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(changed))
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(DamagedCheckpoint, match="stage 1 step 4"):
+            checkpoints.restore(position, state())
+    path.write_bytes(whole)
+    assert_identical(checkpoints.restore(position, state()), state())
+
+
+def test_a_checkpoint_of_another_position_or_shape_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(Position(0, 1), state())
+    other = TrainState({**state().adapters, "a": jnp.zeros((5, 3))}, state().optimizer)
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.restore(Position(0, 1), other)
+    (tmp_path / "0-1.safetensors").rename(tmp_path / "0-2.safetensors")
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.restore(Position(0, 2), state())
+
+
+def test_set_aside_leaves_the_one_before_and_remembers_how_far_it_was(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(Position(0, 1), state(1))
+    checkpoints.save(Position(0, 2), state(2))
+    checkpoints.set_aside(Position(0, 2))
+    assert checkpoints.latest() == Position(0, 1)
+    assert checkpoints.furthest() == Position(0, 2)
+    checkpoints.save(Position(0, 2), state(2))
+    assert_identical(checkpoints.restore(Position(0, 2), state()), state(2))
+
+
+def config(tmp_path, **run) -> Config:
+    return Config.from_dict({"privacy": {"units": 1000}, "run": {"dir": str(tmp_path), **run}})
+
+
+@pytest.fixture
+def open_run():
+    """RunDirectory, closed in the end however the test ends."""
+    opened = []
+
+    def open_run(config, resume):
+        opened.append(RunDirectory(config, resume=resume))
+        return opened[-1]
+
+    yield open_run
+    for run in opened:
+        run.close()
+
+
+def test_the_secret_is_kept_from_the_start_and_never_replaced(tmp_path, open_run):
+    run = open_run(config(tmp_path), resume=False)
+    first = run.secret([b"report"])
+    assert not run.started and run.start() and run.started and not run.start()
+    run.close()
+    with pytest.raises(RunError, match="--resume"):
+        open_run(config(tmp_path), resume=False)
+    run = open_run(config(tmp_path), resume=True)
+    assert run.secret([b"report"]) == first
+    for records in ([b"report", b""], [b"repor", b"t"], []):
+        with pytest.raises(RunError, match="other training reports"):
+            run.secret(records)
+    run.close()
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"secret": "zz", "data": ""}', "[]"])
+def test_a_damaged_secret_stops_the_run(tmp_path, open_run, content):
+    run = open_run(config(tmp_path), resume=False)
+    run.secret([])
+    run.start()
+    (run.private / "secret.json").write_text(content)
+    with pytest.raises(RunError, match="damaged"):
+        run.secret([])
+    run.close()
+
+
+def test_damaged_settings_stop_the_run(tmp_path, open_run):
+    run = open_run(config(tmp_path), resume=False)
+    run.secret([])
+    run.start()
+    run.close()
+    (run.path / "config.json").write_text('{"run": {')
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
+        open_run(config(tmp_path), resume=True)
+
+
+def test_a_secret_with_a_changed_digit_stops_the_run(tmp_path, open_run):
+    run = open_run(config(tmp_path), resume=False)
+    run.secret([])
+    run.start()
+    file = run.private / "secret.json"
+    content = json.loads(file.read_text())
+    content["secret"] = f"{int(content['secret'], 16) ^ 1:064x}"
+    file.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="damaged"):
+        run.secret([])
+    run.close()
+
+
+def test_checkpoints_without_their_secret_are_not_continued_with_another(tmp_path, open_run):
+    run = open_run(config(tmp_path), resume=False)
+    Checkpoints(run.checkpoints, keep=2).save(Position(0, 1), state())
+    run.close()
+    with pytest.raises(RunError, match=r"secret\.json is missing"):
+        open_run(config(tmp_path), resume=True)
+
+
+def test_before_its_start_a_run_may_change_its_settings(tmp_path, open_run):
+    open_run(config(tmp_path), resume=False).close()
+    run = open_run(config(tmp_path, research_seed=3), resume=False)
+    assert json.loads((run.path / "config.json").read_text())["run"]["research_seed"] == 3
+    run.secret([])
+    run.start()
+    run.unstart()
+    run.close()
+    open_run(config(tmp_path), resume=False).close()
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("privacy", "l2_clip_norm", 0.2),
+        ("privacy", "noise_multiplier", 5.0),
+        ("privacy", "secure_noise", True),
+        ("privacy", "units", 999),
+        ("privacy", "unit", "patient"),
+        ("privacy", "ledger", "ledger.jsonl"),
+        ("train", "steps", 101),
+        ("train", "expected_batch_size", 511.0),
+        ("train", "learning_rate", 0.1),
+        ("data", "max_length", 64),
+        ("lora", "rank", 4),
+        ("run", "research_seed", 1),
+    ],
+)
+def test_a_started_run_keeps_what_decides_its_result(tmp_path, open_run, section, field, value):
+    before = config(tmp_path)
+    run = open_run(before, resume=False)
+    run.secret([])
+    run.start()
+    run.close()
+    for name in ("checkpoint_every", "keep_checkpoints", "eval_every"):
+        open_run(config(tmp_path, **{name: 7}), resume=True).close()
+    changed = dataclasses.replace(getattr(before, section), **{field: value})
+    was = re.escape(f"config.{section}.{field} = {getattr(getattr(before, section), field)!r}")
+    with pytest.raises(RunError, match=was):
+        open_run(dataclasses.replace(before, **{section: changed}), resume=True)
