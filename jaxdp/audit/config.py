@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of an audit: those of the training it attacks, and its own."""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from jaxdp.config import Config, ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditSettings:
+    """How hard to attack."""
+
+    gradient_canaries: int = 5000
+    """In each run; at most hidden size times labels, so that each has a direction of its own."""
+    gradient_runs: int = 3
+    """Independent runs per variant with gradient canaries, judged together."""
+    input_canaries: int = 400
+    small_epsilon: float = 0.1
+    """Also trained at this epsilon, where every attack should fail."""
+    guesses: float = 0.05
+    """The share of the canaries that are guessed to be in; chosen before the attack."""
+    confidence: float = 0.95
+    """Of each lower bound, one-sided."""
+
+    def __post_init__(self):
+        for field, wanted, holds in (
+            ("gradient_canaries", "at least 100", self.gradient_canaries >= 100),
+            ("gradient_runs", "at least 1", self.gradient_runs >= 1),
+            ("input_canaries", "at least 100", self.input_canaries >= 100),
+            ("guesses", "in [0.02, 0.5]", 0.02 <= self.guesses <= 0.5),
+            ("confidence", "in (0.5, 1)", 0.5 < self.confidence < 1),
+        ):
+            if not holds:
+                value = getattr(self, field)
+                raise ConfigError(f"config.audit.{field} must be {wanted}, not {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig(Config):
+    """A training configuration with a section `audit`.
+
+    Restricted to what the attack is made for: a head on frozen features, one stage, every report at
+    every step. Without subsampling, T steps are one Gaussian mechanism of noise_multiplier /
+    sqrt(T) exactly: the claim is tight, and theory says how sharp an attack can be.
+    """
+
+    audit: AuditSettings = AuditSettings()
+
+    def __post_init__(self):
+        super().__post_init__()
+        privacy, train = self.privacy, self.train
+        for field, wanted, holds in (
+            ("privacy.epsilon", "finite: an audit tests a claim", privacy.private),
+            (
+                "audit.small_epsilon",
+                f"in (0, privacy.epsilon = {privacy.epsilon})",
+                privacy.private and 0 < self.audit.small_epsilon < privacy.epsilon,
+            ),
+            ("privacy.ledger", "None: an audit releases nothing", privacy.ledger is None),
+            ("privacy.unit", '"report": a canary is one report', privacy.unit == "report"),
+            ("train.mode", '"head" for an audit', train.mode == "head"),
+            ("head_stage.steps", "0 for an audit", self.head_stage.steps == 0),
+            ("centering.l2_clip_norm", "None for an audit", self.centering.l2_clip_norm is None),
+            (
+                "train.expected_batch_size",
+                f"privacy.units = {privacy.units}, so that every report is in every step",
+                train.expected_batch_size == privacy.units,
+            ),
+        ):
+            if not holds:
+                raise ConfigError(f"config.{field} must be {wanted}")
+
+
+def with_audit(training: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """A training configuration, extended by the section `audit` with its defaults."""
+    with training.unlocked():
+        training.audit = config_dict.ConfigDict(dataclasses.asdict(AuditSettings()))
+    return training
