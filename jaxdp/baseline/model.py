@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classifier in PyTorch: an encoder of transformers under PEFT, without drop-out."""
+
+import warnings
+
+import torch
+import transformers
+from peft import PeftModel
+
+from .job import Job
+
+_TRAINABLE = {
+    "lora": ("lora_A", "lora_B", "modules_to_save.default"),
+    "lora-ffa": ("lora_B", "modules_to_save.default"),
+    "head": ("modules_to_save.default",),
+}
+"""train.mode -> what marks the names of trainable parameters."""
+MODES = tuple(_TRAINABLE)
+_NO_DROPOUT = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout_prob": 0.0,
+}
+
+
+class Classifier(torch.nn.Module):
+    """Encoder, pooling and head, under the names that transformers' classifiers have.
+
+    Stands for AutoModelForSequenceClassification, which cannot average over tokens, nor subtract a
+    centre from the feature.
+    """
+
+    def __init__(self, job: Job):
+        super().__init__()
+        config = transformers.AutoConfig.from_pretrained(job.backbone, **_NO_DROPOUT)
+        self.config, self._prefix, self._pooling = config, config.model_type, job.pooling
+        encoder = transformers.AutoModel.from_pretrained(
+            job.backbone,
+            config=config,
+            dtype=torch.float32,
+            add_pooling_layer=job.pooling == "cls",
+        )
+        setattr(self, self._prefix, encoder)
+        self.classifier = torch.nn.Linear(config.hidden_size, len(job.label_names))
+        self.register_buffer("center", torch.tensor(job.center, dtype=torch.float32))
+
+    @property
+    def encoder(self) -> transformers.PreTrainedModel:
+        return getattr(self, self._prefix)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs
+    ) -> torch.Tensor:
+        """Logits [B, num_labels] of token ids [B, L]; kwargs are those of PEFT's wrapper."""
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        if self._pooling == "cls":
+            feature = output.pooler_output
+        else:
+            weights = attention_mask[..., None].to(output.last_hidden_state.dtype)
+            feature = (output.last_hidden_state * weights).sum(1) / weights.sum(1)
+        return self.classifier(feature - self.center)
+
+
+def build(job: Job, device: str) -> PeftModel:
+    """The job's starting point; its mode says what `requires_grad`. In training mode, which Opacus
+    insists on."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # tensors that we have no use for
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # below: all frozen
+    base = Classifier(job).to(
+        device
+    )  # before PEFT: adapters put on later did not train (opacus#820)
+    model = PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
+    model.train()
+    marks = _TRAINABLE[job.config.train.mode]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(mark in name for mark in marks)
+    head = base.classifier.modules_to_save["default"]
+    with torch.no_grad():
+        head.bias += head.weight @ base.center  # the same logits, now that features are centred
+    return model
+
+
+def adapter_name(name: str) -> str:
+    """The name in an adapter file of a parameter, as the (wrapped) model calls it."""
+    return (
+        name.removeprefix("_module.")
+        .replace(".modules_to_save.default", "")
+        .replace(".default", "")
+    )

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DP training in PyTorch as Opacus' documentation teaches it, one logical step at a time."""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import opacus
+import peft
+import torch
+import transformers
+from opacus.utils.batch_memory_manager import BatchMemoryManager
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch.utils.data import DataLoader
+
+from .batches import Collate, ReportRows
+from .job import MAIN, Job, Reports, sampling_probability
+from .model import adapter_name, build
+
+METHODS = ("hooks", "ghost", "none")
+"""Opacus' per-example gradients, its ghost clipping, or no privacy."""
+PADDINGS = ("dynamic", "fixed")
+"""To the longest report of a physical batch, or to data.max_length."""
+
+
+class MultilabelLoss(torch.nn.Module):
+    """Binary cross-entropy, averaged over a report's labels; unknown labels (-1) count as 0.
+
+    The mean over reports, or one value per report for reduction "none", which ghost clipping sets.
+    """
+
+    reduction = "mean"
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, labels.clamp(min=0).to(logits.dtype), reduction="none"
+        )
+        losses = torch.where(labels >= 0, losses, 0.0).mean(dim=1)
+        return losses if self.reduction == "none" else losses.mean()
+
+
+class TorchTrainer:
+    """The main stage of a job, ready to step.
+
+    Opacus is told what it would otherwise work out: noise multiplier, sampling rate, and expected
+    batch size. Its own are far too large at small epsilons, or rounded (the rate to one over a
+    whole number).
+
+    Args:
+        job: what to train, and from where.
+        method: one of `METHODS`.
+        padding: one of `PADDINGS`.
+        physical_batch: most reports computed at once.
+        device: of torch.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        method: str = "hooks",
+        padding: str = "dynamic",
+        physical_batch: int = 64,
+        device: str = "cpu",
+    ):
+        self.job, self._method, self._padding = job, method, padding
+        self._physical_batch = physical_batch
+        width = job.config.data.max_length if padding == "fixed" else None
+        self._collate = Collate(len(job.label_names), width, device)
+        seed, train = job.config.run.research_seed, job.config.train
+        torch.manual_seed(torch.seed() if seed is None else seed)
+        self._model = self._peft_model = build(job, device)
+        self._trained = {
+            adapter_name(name): parameter
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad
+        }
+        rate = {"lr": train.learning_rate}
+        kind, options = {
+            "adam": (torch.optim.Adam, rate),
+            "sgd": (torch.optim.SGD, rate | {"momentum": 0.9}),
+        }[train.optimizer]
+        self._plain_optimizer = kind(self._trained.values(), **options)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._plain_optimizer, lambda step: relative_rate(train.schedule, step / train.steps)
+        )
+        self._sampler = UniformWithReplacementSampler(
+            num_samples=len(job.train), sample_rate=job.sampling_probability, steps=train.steps
+        )
+        self._loss, self._optimizer, self._engine = MultilabelLoss(), self._plain_optimizer, None
+        if method != "none":
+            self._make_private()
+
+    def _make_private(self) -> None:
+        mechanism = self.job.mechanisms[MAIN]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Secure RNG turned off")
+            self._engine = opacus.PrivacyEngine()
+        self._model, self._optimizer, *criterion, _ = self._engine.make_private(
+            module=self._model,
+            optimizer=self._plain_optimizer,
+            criterion=self._loss,
+            data_loader=DataLoader(ReportRows(self.job.train), batch_sampler=self._sampler),
+            noise_multiplier=mechanism["noise_multiplier"],
+            max_grad_norm=mechanism["l2_clip_norm"],
+            poisson_sampling=False,  # the sampler is Opacus' Poisson sampler, at the exact rate
+            grad_sample_mode=self._method,
+        )
+        if criterion:
+            (self._loss,) = criterion
+        self._model.forbid_grad_accumulation()
+        self._optimizer.expected_batch_size = mechanism["expected_batch_size"]
+        self._optimizer.attach_step_hook(
+            self._engine.accountant.get_optimizer_hook_fn(self._sampler.sample_rate)
+        )
+
+    def draws(self) -> Iterator[list[int]]:
+        """The reports of each step, by Opacus' Poisson sampler."""
+        return iter(self._sampler)
+
+    def step(self, rows: Sequence[int]) -> None:
+        """One logical step on these rows of `job.train`: clipped, summed, noised, applied.
+
+        Without rows it is a step of noise alone.
+        """
+        private, share = self._engine is not None, self.job.config.train.expected_batch_size
+        with self._physical_batches(rows) as batches:
+            for ids, mask, labels in batches:
+                loss = self._loss(self._model(ids, mask), labels)
+                if private:
+                    loss.backward()
+                    self._optimizer.step()  # of the parameters: after the last physical batch only
+                    self._optimizer.zero_grad()
+                else:
+                    (loss * (len(ids) / share)).backward()
+        if not private:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        self._schedule.step()
+
+    def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(norm of each row's gradient, clipped sum by adapter tensor), as Opacus computes them."""
+        norms = []
+        for ids, mask, labels in self._loader(self._split(rows)):
+            self._loss(self._model(ids, mask), labels).backward()
+            if self._method == "ghost":
+                norms.append(self._model.per_sample_gradient_norms)
+            else:
+                samples = [g.flatten(1) for g in self._optimizer.grad_samples]
+                norms.append(torch.cat(samples, dim=1).norm(dim=1))
+            self._optimizer.signal_skip_step(True)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        sums = {name: p.summed_grad.numpy(force=True) for name, p in self._trained.items()}
+        for parameter in self._trained.values():
+            parameter.summed_grad = None
+        return torch.cat(norms).numpy(force=True), sums
+
+    def clipped_sum_by_loop(
+        self, rows: Sequence[int], l2_clip_norm: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The same by an ordinary backward pass for each report; for method "none"."""
+        norms, total = [], {name: torch.zeros_like(p) for name, p in self._trained.items()}
+        for ids, mask, labels in self._loader([[row] for row in rows]):
+            self._loss(self._model(ids, mask), labels).backward()
+            norm = torch.cat([p.grad.flatten() for p in self._trained.values()]).norm()
+            for name, parameter in self._trained.items():
+                total[name] += parameter.grad * (l2_clip_norm / norm).clamp(max=1.0)
+            norms.append(norm)
+            self._optimizer.zero_grad()
+        sums = {name: g.numpy(force=True) for name, g in total.items()}
+        return torch.stack(norms).numpy(force=True), sums
+
+    def adapters(self) -> dict[str, np.ndarray]:
+        """Copies of the trained tensors by their names in an adapter file; the head is the centred
+        one."""
+        return {name: p.numpy(force=True).copy() for name, p in self._trained.items()}
+
+    def probabilities(self, reports: Reports) -> np.ndarray:
+        """[n, num_labels], in batches of similar length."""
+        batches = self._split(np.argsort(reports.lengths, kind="stable"))
+        result = np.empty(reports.labels.shape, np.float32)
+        self._model.eval()
+        with torch.inference_mode():
+            for rows, (ids, mask, _) in zip(batches, self._loader(batches, reports), strict=True):
+                result[rows] = torch.sigmoid(self._model(ids, mask)).numpy(force=True)
+        self._model.train()
+        return result
+
+    def epsilon(self) -> dict[str, float]:
+        """What Opacus' accountants say that the run has cost, stages before this one included."""
+        if self._engine is None:
+            return {}
+        before = [
+            (m["noise_multiplier"], sampling_probability(m), m["steps"])
+            for name, m in self.job.mechanisms.items()
+            if name != MAIN
+        ]
+        result = {}
+        for kind in ("prv", "rdp"):
+            accountant = opacus.accountants.create_accountant(kind)
+            accountant.history = before + self._engine.accountant.history
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # log(0) at rate 1, deprecated calls
+                epsilon = accountant.get_epsilon(delta=self.job.config.privacy.delta)
+            result[kind] = float(epsilon)
+        return result
+
+    def settings(self) -> dict[str, Any]:
+        """What is run, read back from the objects that run it."""
+        optimizer, defaults = self._optimizer, self._plain_optimizer.defaults
+        train, private = self.job.config.train, self._engine is not None
+        encoder = self._peft_model.base_model.model.encoder
+        adapter = self._peft_model.peft_config["default"]
+        dropouts = [m.p for m in self._model.modules() if isinstance(m, torch.nn.Dropout)]
+        return {
+            "framework": f"torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"PEFT {peft.__version__}, Opacus {opacus.__version__}",
+            "per-example gradients": self._method,
+            "backbone layers": encoder.config.num_hidden_layers,
+            "pooling": self.job.pooling,
+            "trained tensors": len(self._trained),
+            "trained numbers": sum(p.numel() for p in self._trained.values()),
+            "lora rank": adapter.r,
+            "lora alpha": adapter.lora_alpha,
+            "dropout": max([*dropouts, adapter.lora_dropout]),
+            "loss": "binary cross-entropy, mean over labels",
+            "train reports": len(self.job.train),
+            "steps": self._sampler.steps,
+            "sampling": "Poisson",
+            "sampling probability": self._sampler.sample_rate,
+            "noise multiplier": optimizer.noise_multiplier if private else None,
+            "clip norm": optimizer.max_grad_norm if private else None,
+            "divided by": optimizer.expected_batch_size if private else train.expected_batch_size,
+            "clip factor": "C / (norm + 1e-6)" if private else None,
+            "optimizer": type(self._plain_optimizer).__name__.lower(),
+            "learning rate": self._schedule.base_lrs[0],
+            "schedule": train.schedule,
+            "optimizer betas": defaults.get("betas"),
+            "optimizer eps": defaults.get("eps"),
+            "optimizer momentum": defaults.get("momentum"),
+            "weight decay": defaults["weight_decay"],
+            "arithmetic": str(encoder.dtype).removeprefix("torch."),
+            "attention": encoder.config._attn_implementation,
+            "padding": self._padding,
+            "physical batch": f"at most {self._physical_batch} reports",
+            "threads": torch.get_num_threads(),
+        }
+
+    def _split(self, rows: Sequence[int]) -> list[np.ndarray]:
+        return np.array_split(rows, max(math.ceil(len(rows) / self._physical_batch), 1))
+
+    def _loader(self, batches, reports: Reports | None = None) -> DataLoader:
+        rows = ReportRows(self.job.train if reports is None else reports)
+        return DataLoader(rows, batch_sampler=batches, collate_fn=self._collate)
+
+    def _physical_batches(self, rows: Sequence[int]):
+        if self._engine is None:
+            return nullcontext(self._loader(self._split(rows)))
+        return BatchMemoryManager(
+            data_loader=self._loader([rows]),
+            max_physical_batch_size=self._physical_batch,
+            optimizer=self._optimizer,
+        )
+
+
+def relative_rate(schedule: str, progress: float) -> float:
+    """Learning rate over its first value, at a share in [0, 1] of the steps."""
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[schedule]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a job of a configuration: what comes before the main stage is done here, by us."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from jaxdp.baseline.job import Job, Reports
+from jaxdp.baseline.model import MODES
+from jaxdp.config import Config, ConfigError
+from jaxdp.models.peft import save_adapter
+from jaxdp.training.prefix import FrozenPrefix, mean_feature
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.setup import Inputs, build_model, token_buckets
+from jaxdp.training.stages import plan_run
+from jaxdp.training.trainer import StageTrainer
+
+
+def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
+    """Releases the mean feature and trains the head stage, where `config` has them, as `train.py`
+    does from the same research_seed, and writes what then starts to `folder`.
+
+    Raises:
+        ConfigError: a setting that the other side has not.
+    """
+    _check(config)
+    plan, secret = plan_run(config), RunSecret.create(config.run.research_seed)
+    model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
+    used = {split: inputs.tokens[split] for split in ("train", "validation")}
+    prefix = FrozenPrefix(model, used, token_buckets(config))
+    center, secure = np.zeros(model.classifier.in_features, np.float32), config.privacy.secure_noise
+    if config.centering.l2_clip_norm is not None:
+        features = prefix.at(model.feature_level)["train"]
+        center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
+    for stage in plan.stages[:-1]:
+        trainer = StageTrainer(
+            stage,
+            model,
+            prefix=prefix,
+            labels=inputs.labels,
+            units=inputs.units,
+            secret=secret,
+            token_buckets=token_buckets(config),
+            feature_rows=config.train.microbatch_tokens,
+            center=center,
+            secure_noise=secure,
+        )
+        state = trainer.initial_state
+        for step in range(stage.steps):
+            state, _ = trainer.step(state, step, trainer.plan(step))
+        trainer.install(state)
+    save_adapter(
+        folder / "adapter",
+        model,
+        config.train.mode,
+        base_model=inputs.backbone.name,
+        label_names=inputs.dataset.label_names,
+        initialised=weights.initialised,
+    )
+    # Packed lies in the order of its rows.
+    reports = {
+        split: Reports(np.asarray(tokens.values), np.asarray(tokens.lengths), inputs.labels[split])
+        for split, tokens in inputs.tokens.items()
+    }
+    job = Job(
+        config=config,
+        backbone=str(inputs.backbone.directory),
+        pooling=inputs.backbone.pooling,
+        label_names=tuple(inputs.dataset.label_names),
+        mechanisms={n: dataclasses.asdict(m) for n, m in plan.mechanisms().items()},
+        adapter=folder / "adapter",
+        center=center,
+        train=reports["train"].take(inputs.units.members),
+        test=reports["test"],
+    )
+    job.write(folder)
+    return job
+
+
+def move_adapter(job: Job, scale: float = 0.02) -> None:
+    """Adds noise to every tensor of the job's adapter, in place: where B is zero, as it starts, the
+    gradient of A is too, and a comparison would see nothing."""
+    path, rng = job.adapter / "adapter_model.safetensors", np.random.default_rng(0)
+    tensors = safetensors.numpy.load_file(path)
+    moved = {n: x + scale * rng.standard_normal(x.shape, x.dtype) for n, x in tensors.items()}
+    safetensors.numpy.save_file(moved, path, metadata={"format": "pt"})
+
+
+def _check(config: Config) -> None:
+    for field, value, allowed in (
+        ("train.mode", config.train.mode, MODES),
+        ("privacy.unit", config.privacy.unit, ("report",)),
+        ("model.dtype", config.model.dtype, ("float32",)),
+    ):
+        if value not in allowed:
+            raise ConfigError(
+                f"config.{field} must be {' or '.join(allowed)} to compare with PyTorch, "
+                f"not {value!r}"
+            )

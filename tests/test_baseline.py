@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch side, and that both sides do the same arithmetic."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from helpers_models import IGNORE_PEFT, save_torch_model
+from helpers_training import smoke_config, write_backbone, write_collection
+
+from jaxdp.baseline.job import MAIN, Job
+from jaxdp.baseline.trainer import MultilabelLoss, TorchTrainer, relative_rate
+from jaxdp.comparison import arithmetic
+from jaxdp.comparison.arithmetic import compare_gradients, compare_trajectories
+from jaxdp.comparison.ours import OurTrainer
+from jaxdp.comparison.start import make_job, move_adapter
+from jaxdp.config import ConfigError
+from jaxdp.training.setup import load_inputs
+from jaxdp.training.step import multilabel_loss
+
+pytestmark = IGNORE_PEFT
+
+SETTINGS = {
+    # with all that may come before the main stage, and mean pooling
+    "bert": {"model__pooling": "mean", "train__learning_rate": 1e-2},
+    "albert": {
+        "head_stage__steps": 0,
+        "centering__l2_clip_norm": None,
+        "privacy__l2_clip_norm": 0.5,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def job(request, tmp_path_factory) -> Job:
+    """A job with LoRA on every layer, whose clip norm is in the midst of the gradients' norms."""
+    return tiny_job(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Job:
+    return tiny_job(tmp_path_factory.mktemp("bert"), "bert", train__optimizer="sgd")
+
+
+def tiny_job(folder, kind: str, **changes) -> Job:
+    write_collection(folder / "NLMCXR_reports.tgz")
+    write_backbone(folder / "backbone")
+    if kind == "albert":
+        save_torch_model(folder / "albert", "albert", num_labels=3)
+        shutil.copy(folder / "backbone" / "vocab.txt", folder / "albert")
+        changes["model__backbone"] = str(folder / "albert")
+    changes = {
+        "lora__layers": "all",
+        "train__schedule": "linear",
+        "privacy__l2_clip_norm": 2.0,
+        **SETTINGS[kind],
+        **changes,
+    }
+    config = smoke_config(folder, **changes)
+    return make_job(config, load_inputs(config), folder / "job")
+
+
+def moved(job: Job, folder) -> Job:
+    shutil.copytree(job.adapter, folder / "adapter")
+    job = dataclasses.replace(job, adapter=folder / "adapter")
+    move_adapter(job, scale=0.1)
+    return job
+
+
+def test_gradients_are_those_of_opacus_and_of_a_loop(job, tmp_path):
+    """Every adapter tensor, every norm; Opacus is right about ALBERT's shared layer too."""
+    result = compare_gradients(moved(job, tmp_path), reports=24)
+    low, median, high = result["norms"]
+    assert low < result["l2_clip_norm"] < high, "clipping is not tested"
+    assert result["passed"]
+    albert = "albert" in job.backbone
+    assert set(result["errors"]) == {"PyTorch loop", "Opacus hooks", "Opacus ghost"} - (
+        {"Opacus ghost"} if albert else set()
+    )
+    assert set(result["refused"]) == ({"Opacus ghost"} if albert else set())
+    for found in result["errors"].values():
+        assert len(found["sums"]) == 10  # A and B of two layers' (or layer groups') q and v, head
+        assert max(found["norms"], *found["sums"].values()) < 2e-5  # float32, 24 reports
+
+
+def test_trajectories_stay_together(job):
+    result = compare_trajectories(job, 6, physical_batch=5)
+    assert result["steps"] == 6 and sum(result["reports"]) > 50
+    assert result["passed"] and max(result["error_by_step"]) < 2e-4
+    assert result["moved"] > 1e-3
+
+
+def test_differences_are_seen(bert, tmp_path, monkeypatch):
+    def changed(job, **options):
+        fields = job.mechanisms[MAIN] | {
+            "l2_clip_norm": 1.001 * job.mechanisms[MAIN]["l2_clip_norm"]
+        }
+        other = dataclasses.replace(job, mechanisms=job.mechanisms | {MAIN: fields})
+        return TorchTrainer(other, **options)
+
+    monkeypatch.setattr(arithmetic, "TorchTrainer", changed)
+    job = moved(bert, tmp_path)
+    assert not compare_gradients(job, reports=24)["passed"]
+    assert not compare_trajectories(job, 1)["passed"]
+
+
+@pytest.mark.parametrize("method", ["hooks", "ghost"])
+def test_a_step_without_reports_is_noise_of_the_right_size(bert, method):
+    trainer = TorchTrainer(bert, method=method)
+    start = trainer.adapters()
+    trainer.step([])
+    moved = np.concatenate([(x - start[n]).ravel() for n, x in trainer.adapters().items()])
+    mechanism, train = bert.mechanisms[MAIN], bert.config.train
+    stddev = mechanism["noise_multiplier"] * mechanism["l2_clip_norm"] / 16.0
+    # The standard error of a standard deviation is 1 / sqrt(2 n), here 0.02.
+    assert len(moved) > 1000
+    assert moved.std() / train.learning_rate == pytest.approx(stddev, rel=0.09)
+    assert trainer._engine.accountant.history == [(mechanism["noise_multiplier"], 16.0 / 96, 1)]
+
+
+def test_cutting_and_padding_do_not_change_a_step(bert):
+    results = []
+    for options in (
+        {"physical_batch": 64, "padding": "fixed"},
+        {"physical_batch": 7, "padding": "dynamic"},
+        {"physical_batch": 7, "padding": "dynamic", "method": "ghost"},
+    ):
+        trainer = TorchTrainer(bert.without_noise(), **options)
+        start = trainer.adapters()
+        trainer.step(np.arange(30))
+        results.append({n: x - start[n] for n, x in trainer.adapters().items()})
+    for other in results[1:]:
+        for name, value in results[0].items():
+            np.testing.assert_allclose(other[name], value, atol=2e-7)
+
+
+def test_without_privacy_both_sides_take_the_same_step(bert):
+    config = bert.config
+    privacy = dataclasses.replace(config.privacy, epsilon=None)
+    train = dataclasses.replace(config.train, learning_rate=10.0)
+    config = dataclasses.replace(config, privacy=privacy, train=train)
+    job = dataclasses.replace(bert, config=config, mechanisms={})
+    ours, theirs = OurTrainer(job), TorchTrainer(job, method="none", physical_batch=7)
+    state, _ = ours.stage.step(ours.stage.initial_state, 0, ours.stage.plan(0))
+    theirs.step(ours.rows(0))
+    for name, value in theirs.adapters().items():
+        np.testing.assert_allclose(ours.adapters(state)[name], value, atol=1e-6)
+    assert theirs.epsilon() == {}
+
+
+def test_both_sides_say_what_they_run_and_it_is_the_same(job):
+    ours, theirs = OurTrainer(job).settings(), TorchTrainer(job).settings()
+    assert ours.keys() == theirs.keys()
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    machinery = {"framework", "per-example gradients", "clip factor", "attention", "padding"}
+    assert differing <= machinery | {"physical batch", "threads"}
+    mechanism = job.mechanisms[MAIN]
+    assert theirs["noise multiplier"] == mechanism["noise_multiplier"] > 0
+    assert theirs["sampling probability"] == 16 / 96  # not one over a whole number of batches
+    assert theirs["divided by"] == 16.0 and theirs["dropout"] == 0
+    assert theirs["optimizer eps"] == 1e-8
+
+
+def test_opacus_sampler_is_poisson_at_the_exact_rate(bert):
+    steps = dataclasses.replace(bert.config.train, steps=2000)
+    job = dataclasses.replace(bert, config=dataclasses.replace(bert.config, train=steps))
+    sizes = np.array([len(rows) for rows in TorchTrainer(job).draws()])
+    n, q = len(job.train), 16 / 96
+    assert len(sizes) == 2000
+    # Four standard errors of a binomial's mean and variance.
+    assert sizes.mean() == pytest.approx(n * q, abs=4 * np.sqrt(n * q * (1 - q) / 2000))
+    assert sizes.var() == pytest.approx(n * q * (1 - q), rel=4 * np.sqrt(2 / 2000))
+
+
+def test_loss_and_schedules_are_ours():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 3)).astype(np.float32)
+    labels = rng.integers(-1, 2, (5, 3)).astype(np.int8)
+    ours = [float(multilabel_loss(x, y)) for x, y in zip(logits, jnp.asarray(labels), strict=True)]
+    loss = MultilabelLoss()
+    assert float(loss(torch.tensor(logits), torch.tensor(labels))) == pytest.approx(np.mean(ours))
+    loss.reduction = "none"
+    np.testing.assert_allclose(loss(torch.tensor(logits), torch.tensor(labels)), ours, rtol=1e-5)
+    schedules = {
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, 0.0, 7),
+        "cosine": optax.cosine_decay_schedule(1.0, 7),
+    }
+    for name, schedule in schedules.items():
+        theirs = [relative_rate(name, step / 7) for step in range(7)]
+        np.testing.assert_allclose(theirs, [schedule(step) for step in range(7)], atol=1e-6)
+
+
+def test_a_job_comes_back_from_disk(job):
+    back = Job.read(job.adapter.parent)
+    for field in dataclasses.fields(Job):
+        a, b = getattr(job, field.name), getattr(back, field.name)
+        if field.name in ("train", "test"):
+            for x, y in zip(vars(a).values(), vars(b).values(), strict=True):
+                np.testing.assert_array_equal(x, y)
+        else:
+            np.testing.assert_array_equal(a, b)
+    few = job.train.take(np.array([5, 2]))
+    start = job.train.lengths[:5].sum()
+    np.testing.assert_array_equal(
+        few.ids[: few.lengths[0]], job.train.ids[start:][: few.lengths[0]]
+    )
+    np.testing.assert_array_equal(few.labels, job.train.labels[[5, 2]])
+
+
+def test_what_the_other_side_has_not_is_refused(workspace):
+    for changes, field in (
+        ({"train__mode": "bitfit"}, "train.mode must be lora or lora-ffa or head"),
+        ({"model__dtype": "bfloat16"}, "model.dtype must be float32"),
+    ):
+        config = smoke_config(workspace, **changes)
+        with pytest.raises(ConfigError, match=field):
+            make_job(config, load_inputs(config), workspace / "job")
+
+
+def test_the_baseline_runs_without_jax():
+    """So that its memory and its time are its own."""
+    program = "import sys, jaxdp.baseline.run; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

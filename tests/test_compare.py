@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparing whole runs: statistics, the page, and the script."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+from helpers_models import IGNORE_PEFT
+from helpers_training import run_script, smoke_config, smoke_settings
+
+from jaxdp.baseline.job import Job, Outcome
+from jaxdp.comparison.page import SIDES, write_page
+from jaxdp.comparison.runs import Pair, summarise
+from jaxdp.comparison.statistics import over_reports, over_seeds, weighted_f1
+from jaxdp.evaluation.metrics import classification_metrics
+
+pytestmark = IGNORE_PEFT
+
+
+def table(n: int = 300, seed: int = 0):
+    """(labels with unknowns, probabilities that know something of them)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([-1, 0, 1], (n, 4), p=[0.1, 0.6, 0.3]).astype(np.int8)
+    labels[:, 3] = 0  # a label that never occurs
+    return labels, np.clip(0.4 * labels + 0.3 + 0.2 * rng.normal(size=labels.shape), 0, 1)
+
+
+def test_weighted_f1_is_that_of_the_metrics_with_rows_repeated():
+    labels, probabilities = table()
+    counts = np.random.default_rng(1).integers(0, 3, len(labels))
+    for weights in (np.ones(len(labels), int), counts):
+        rows = np.repeat(np.arange(len(labels)), weights)
+        wanted = classification_metrics(probabilities[rows], labels[rows], tuple("abcd"))
+        got = weighted_f1(probabilities, labels, np.stack([weights, weights]))
+        assert got == pytest.approx([wanted["weighted_f1"]] * 2)
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.61, 0.65, 0.60]
+    mean, low, high = over_seeds(values)
+    wanted = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((0.62, wanted.low, wanted.high))
+    assert over_seeds([0.5]) == (0.5, -np.inf, np.inf)
+
+
+def test_the_interval_over_reports_covers_and_separates():
+    """Two equal classifiers: 0 is in about 95 of 100 intervals. A better one: it is not."""
+    covered = 0
+    for seed in range(60):
+        labels, ours = table(200, seed)
+        rng = np.random.default_rng(seed + 1000)
+        theirs = np.clip(ours + 0.25 * rng.normal(size=ours.shape), 0, 1)
+        swap = rng.random(len(ours)) < 0.5  # which makes them equal in expectation
+        a, b = np.where(swap[:, None], [ours, theirs], [theirs, ours])
+        difference, low, high = over_reports([a], [b], labels, draws=400)
+        covered += low <= 0 <= high
+        better, low, high = over_reports([ours, ours], [theirs, theirs], labels, draws=400)
+        assert better > 0 and low > 0
+    assert 51 <= covered <= 60  # 57 expected, standard deviation 1.7
+
+
+def outcome(probabilities, seconds: float) -> Outcome:
+    return Outcome(
+        setup_seconds=1.0,
+        first_step_seconds=2.0,
+        later_seconds=seconds,
+        reports=[10, 20, 30],
+        peak_memory=10**9,
+        epsilon={"pld": 1.0},
+        settings={"sampling": "Poisson", "padding": "<fixed>"},
+        probabilities=probabilities,
+    )
+
+
+@pytest.fixture
+def pairs(workspace):
+    config = smoke_config(workspace)
+    labels, good = table()
+    job = Job(config, "", "cls", tuple("abcd"), {"main stage": {}}, None, None, None, None)
+    reports = type("Reports", (), {"labels": labels})
+    job = dataclasses.replace(job, test=reports)
+    bad = 1 - good
+    return [
+        Pair(
+            "smoke",
+            seed,
+            job,
+            dict(zip(SIDES, (outcome(good, 5.0), outcome(bad, 10.0)), strict=True)),
+        )
+        for seed in (0, 1)
+    ]
+
+
+def test_summary_and_page(pairs, tmp_path):
+    (row,) = summarise(pairs)
+    assert row["recipe"] == "smoke" and row["epsilon"] == 0.5 and row["seeds"] == [0, 1]
+    assert row["jaxdp"]["reports_per_second"] == 50 / 5.0
+    assert row["PyTorch"]["seconds"] == 1 + 2 + 10
+    gap, low, high = row["difference"]["over_reports"]
+    assert gap == pytest.approx(row["jaxdp"]["weighted_f1"][0] - row["PyTorch"]["weighted_f1"][0])
+    assert 0 < low < gap < high and row["difference"]["over_seeds"] == pytest.approx([gap] * 3)
+    (single,) = summarise(pairs[:1])
+    assert single["difference"]["over_seeds"] == [pytest.approx(gap), None, None]
+
+    result = {
+        "command": "python x",
+        "summary": [row],
+        "runs": [r for pair in pairs for r in pair.rows()],
+        "settings": {"smoke": {side: pairs[0].outcomes[side].settings for side in SIDES}},
+    }
+    result = json.loads(json.dumps(result, allow_nan=False))
+    write_page(tmp_path / "page.html", {"runs": result})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2 and "&lt;fixed&gt;" in page and "<fixed>" not in page
+    assert "src=" not in page and 'href="http' not in page  # one file, nothing fetched
+
+
+def flags(workspace, **changes) -> list[str]:
+    settings = smoke_settings(workspace, **changes)
+    config = workspace / "configuration.py"
+    config.write_text(
+        "import json\nfrom jaxdp.config import default_config\n"
+        "def get_config():\n    config = default_config()\n"
+        f"    config.update(json.loads({json.dumps(settings.to_dict())!r}))\n    return config\n"
+    )
+    return [f"--config={config}", f"--output={workspace / 'out'}"]
+
+
+def test_help_and_wrong_input_are_plain(workspace):
+    assert run_script("compare_pytorch.py", "--help").stdout.count("--level") >= 1
+    failed = run_script("compare_pytorch.py", *flags(workspace, privacy__epsilon=None))
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines() == [
+        "error: config.privacy.epsilon must be a number: gradients are clipped here"
+    ]
