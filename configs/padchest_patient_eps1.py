@@ -2,8 +2,6 @@
 """PadChest, MiniLM, epsilon 1 per patient: one random report of each sampled patient per step.
 
 python scripts/train.py --config configs/padchest_patient_eps1.py
-
-Result: not run.
 """
 
 from jaxdp.config import inherit

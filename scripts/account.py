@@ -145,7 +145,7 @@ def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
     if _SETTLE.value is not None:
         position = settle(Path(_SETTLE.value), ledger)
         where = f"{position.step} steps of stage {position.stage + 1}" if position else "no step"
-        console.print(f"{_SETTLE.value}: settled after {where}")
+        console.print(f"{_SETTLE.value}: settled after {where}", soft_wrap=True)
     table = Table(title=f"together, at delta {_DELTA.value:g}")
     table.add_column("data")
     table.add_column("runs", justify="right")

@@ -27,10 +27,10 @@ def test_shapes_cover_every_length(shape):
     assert buckets.widths[0] == max_length
     assert all(a > b for a, b in zip(buckets.widths, buckets.widths[1:], strict=False))
     assert min(buckets.rows) >= 1
-    if max_length > 1:
-        # as many rows as the token budget allows, and never none
-        expected = [max(tokens // width, 1) for width in buckets.widths]
-        assert list(buckets.rows) == expected
+    # as many rows as the token budget allows, and never none
+    assert list(buckets.rows) == [max(tokens // width, 1) for width in buckets.widths]
+    (rows,) = buckets.for_features().rows
+    assert buckets.for_features().widths == (1,) and 1 <= rows <= max(tokens, max_length) // 8 + 1
 
 
 @st.composite

@@ -113,7 +113,6 @@ class Audit:
             units=units,
             secret=secret,
             token_buckets=token_buckets(self.config),
-            feature_rows=self.config.train.microbatch_tokens,
             secure_noise=self.config.privacy.secure_noise,
         )
 

@@ -58,7 +58,6 @@ class OurTrainer:
             units=PrivacyUnits(config.privacy.unit, units[:-1], units),
             secret=RunSecret.create(config.run.research_seed),
             token_buckets=token_buckets(config),
-            feature_rows=config.train.microbatch_tokens,
             center=job.center,
             secure_noise=config.privacy.secure_noise,
         )

@@ -43,7 +43,6 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
             units=inputs.units,
             secret=secret,
             token_buckets=token_buckets(config),
-            feature_rows=config.train.microbatch_tokens,
             center=center,
             secure_noise=secure,
         )

@@ -36,15 +36,15 @@ class Buckets:
 
     @classmethod
     def for_lengths(cls, max_length: int, tokens: int, step: int = 16) -> "Buckets":
-        """Multiples of `step` down from max_length, each with about `tokens` positions.
-
-        max_length = 1 (cached features) gives a single bucket of `tokens` // 16 rows.
-        """
-        if max_length == 1:
-            return cls((1,), (max(tokens // 16, 1),))
+        """Multiples of `step` down from max_length, each with about `tokens` positions."""
         top = -(-max_length // step) * step
         widths = tuple(min(w, max_length) for w in range(top, 0, -step))
         return cls(widths, tuple(max(tokens // w, 1) for w in widths))
+
+    def for_features(self) -> "Buckets":
+        """For cached features, one position each. Fewer positions at once than for tokens: so many
+        gradients of a head stay in a processor's cache, where twice as many steps are done."""
+        return Buckets((1,), (max(self.widths[0] * self.rows[0] // 8, 1),))
 
     def plan(self, reports: np.ndarray, lengths: np.ndarray, capacity: int) -> Plan:
         """Cuts `reports` (indices into `lengths`, each at least 1) into microbatches.

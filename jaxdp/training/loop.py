@@ -149,7 +149,6 @@ def _train_stages(
             units=inputs.units,
             secret=secret,
             token_buckets=buckets,
-            feature_rows=config.train.microbatch_tokens,
             center=center,
             secure_noise=secure,
         )

@@ -14,6 +14,7 @@ from .randomness import RunSecret
 
 # Settings that change neither the mechanism nor the result, and may differ on resume.
 _HARMLESS = {
+    ("data", "cache"),
     ("run", "dir"),
     ("run", "checkpoint_every"),
     ("run", "keep_checkpoints"),

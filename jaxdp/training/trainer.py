@@ -39,8 +39,7 @@ class StageTrainer:
         labels: split -> [n, num_labels].
         units: of the training reports.
         secret: gives this stage's sampling seed and noise key.
-        token_buckets: microbatch shapes for whole reports.
-        feature_rows: reports in a microbatch of features.
+        token_buckets: microbatch shapes for whole reports; those for features follow from them.
         center: [H], public or released; or 0.
         secure_noise: noise from `dp.SecureNoise`.
     """
@@ -55,7 +54,6 @@ class StageTrainer:
         units: PrivacyUnits,
         secret: RunSecret,
         token_buckets: Buckets,
-        feature_rows: int,
         center: np.ndarray | float = 0.0,
         secure_noise: bool = False,
     ):
@@ -69,7 +67,7 @@ class StageTrainer:
         adapters = _shift_head(jax.tree.map(jnp.copy, adapters), center)
         self.level = model.start_level(adapters)
         at_feature = self.level == model.feature_level
-        self.buckets = Buckets((1,), (feature_rows,)) if at_feature else token_buckets
+        self.buckets = token_buckets.for_features() if at_feature else token_buckets
         reports = prefix.at(self.level)
         self._lengths = reports["train"].lengths
         self._validation = reports["validation"]

@@ -65,7 +65,8 @@ def start_tests(tree: Path, tests: list[str]) -> int:
     try:
         import pytest
 
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", *[f"tests/{test}" for test in tests]]
+        arguments = ["-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
+        arguments += [f"tests/{test}" for test in tests]
         status = int(pytest.main(arguments))
         if Path(sys.modules["jaxdp"].__file__).parent.parent != tree:
             status = 71  # the tests ran on another copy of the package

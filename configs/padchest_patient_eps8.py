@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PadChest, MiniLM, epsilon 8 per patient: one random report of each sampled patient per step.
+
+python scripts/train.py --config configs/padchest_patient_eps8.py
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "padchest_eps8")
+    config.privacy.unit = "patient"
+    config.privacy.units = 53000
+    config.run.name = "padchest_patient_eps8"
+    return config
