@@ -10,9 +10,9 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "padchest_eps1")
     config.head_stage.learning_rate = 0.1
-    config.train.steps = 100
+    config.train.steps = 400
     config.train.expected_batch_size = 256.0
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 2e-3
     config.privacy.epsilon = None
     config.run.name = "padchest_nonprivate"
     return config

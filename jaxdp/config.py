@@ -174,7 +174,7 @@ class CenteringConfig:
 
     Features of similar reports point the same way; their common part dominates every head gradient
     and its clipping. One noisy mean removes it at little cost. The finished adapter is an ordinary
-    one: the shift is folded into the head's bias. Off where l2_clip_norm is None.
+    one: the shift is folded into the head's bias. Off where l2_clip_norm is None or infinite.
     """
 
     l2_clip_norm: float | None = None
@@ -184,9 +184,9 @@ class CenteringConfig:
 
     def __post_init__(self):
         norm = self.l2_clip_norm
-        _require(
-            norm is None or 0 < norm < math.inf, "centering.l2_clip_norm", "positive or None", norm
-        )
+        if norm == math.inf:  # as flags say None
+            object.__setattr__(self, "l2_clip_norm", None)
+        _require(norm is None or norm > 0, "centering.l2_clip_norm", "positive or None", norm)
         _require(
             0 < self.epsilon_share < 1, "centering.epsilon_share", "in (0, 1)", self.epsilon_share
         )

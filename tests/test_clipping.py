@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp.dp.clipping import clip_and_sum, clipped_gradient_sum, per_report_norms, sum_clipped
+from jaxdp.dp.clipping import (
+    OuterProducts,
+    clip_and_sum,
+    clipped_gradient_sum,
+    per_report_norms,
+    sum_clipped,
+)
 
 CLIP = 9.0
 
@@ -202,3 +208,56 @@ def test_optax_transform_is_the_same_sum():
     expected, _ = sum_clipped(gradients, 1.0, jnp.zeros(3, bool))
     assert state == optax.EmptyState()
     jax.tree.map(np.testing.assert_array_equal, total, expected)
+
+
+def formed(gradients):
+    """The same tree with every outer product as an array."""
+    return jax.tree.map(
+        lambda g: jnp.einsum("bm,bn->bmn", *g) if isinstance(g, OuterProducts) else g,
+        gradients,
+        is_leaf=lambda g: isinstance(g, OuterProducts),
+    )
+
+
+def test_outer_products_are_clipped_as_if_they_were_formed():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(5)
+        left = rng.normal(size=(9, 6)) * np.geomspace(1e-3, 30, 9)[:, None]
+        right = rng.normal(size=(9, 4))
+        right[4] = 0
+        gradients = {"kernel": OuterProducts(left, right), "bias": right, "other": left}
+        gradients = jax.tree.map(jnp.asarray, gradients)
+        padding = jnp.arange(9) == 7
+        total, norms = sum_clipped(gradients, CLIP, padding)
+        expected, expected_norms = sum_clipped(formed(gradients), CLIP, padding)
+        assert (norms > CLIP).any() and ((norms > 0) & (norms < CLIP)).any()
+        assert_close(total, expected, 1e-12)
+        np.testing.assert_allclose(norms, expected_norms, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "contribution"),
+    [
+        ((3.0, 4.0), (1.0, 0.0), (0.6, 0.8)),
+        ((1e-25, 0.0), (1e28, 0.0), (1.0, 0.0)),  # neither vanishes nor overflows when squared
+        ((1e25, 0.0), (1e-25, 0.0), (1.0, 0.0)),
+        ((0.0, 0.0), (1.0, 1.0), (0.0, 0.0)),
+        ((np.nan, 1.0), (0.0, 0.0), (0.0, 0.0)),
+        ((1.0, 1.0), (np.inf, 0.0), (0.0, 0.0)),
+        ((np.inf, 0.0), (0.0, 0.0), (0.0, 0.0)),
+        ((1e30, 0.0), (1e30, 0.0), (0.0, 0.0)),
+    ],
+)
+def test_edge_table_of_outer_products(left, right, contribution):
+    neighbour = ((0.5, -0.25), (1.0, 0.0))
+    rows = (jnp.float32([mine, its]) for mine, its in zip((left, right), neighbour, strict=True))
+    total, _ = sum_clipped(OuterProducts(*rows), 1.0, jnp.zeros(2, bool))
+    expected = np.float32(contribution) + np.float32(neighbour[0])
+    np.testing.assert_allclose(total[:, 0], expected, rtol=3e-7)
+
+
+def test_half_precision_outer_products_are_summed_in_float32():
+    ones = jnp.full((3000, 1), 0.1, jnp.bfloat16)
+    total, norms = sum_clipped(OuterProducts(ones, ones), 1.0, jnp.zeros(3000, bool))
+    assert total.dtype == norms.dtype == jnp.float32
+    np.testing.assert_allclose(total, 3000 * float(jnp.bfloat16(0.1)) ** 2, rtol=1e-5)

@@ -64,6 +64,13 @@ def test_no_epsilon_means_no_privacy_and_no_units(epsilon):
     assert json.loads(json.dumps(config.to_dict(), allow_nan=False))["privacy"]["epsilon"] is None
 
 
+@pytest.mark.parametrize("norm", [None, float("inf")])
+def test_an_infinite_centering_norm_is_none(norm):
+    # a flag cannot say None where a config file has said a number
+    config = Config.from_dict(PRIVATE | {"centering": {"l2_clip_norm": norm}})
+    assert config.centering.l2_clip_norm is None
+
+
 def test_whole_numbers_are_accepted_for_floats():
     assert Config.from_dict(PRIVATE | {"lora": {"alpha": 8}}).lora.alpha == 8.0
 

@@ -42,9 +42,8 @@ class Buckets:
         return cls(widths, tuple(max(tokens // w, 1) for w in widths))
 
     def for_features(self) -> "Buckets":
-        """For cached features, one position each. Fewer positions at once than for tokens: so many
-        gradients of a head stay in a processor's cache, where twice as many steps are done."""
-        return Buckets((1,), (max(self.widths[0] * self.rows[0] // 8, 1),))
+        """For cached features, one position each."""
+        return Buckets((1,), (self.widths[0] * self.rows[0],))
 
     def plan(self, reports: np.ndarray, lengths: np.ndarray, capacity: int) -> Plan:
         """Cuts `reports` (indices into `lengths`, each at least 1) into microbatches.

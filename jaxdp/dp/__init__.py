@@ -9,7 +9,7 @@ privacy unit (add or remove one).
 """
 
 from .accounting import CalibrationError, calibrate_noise, epsilon_pld, epsilon_rdp
-from .clipping import ClipDiagnostics, clip_and_sum, clipped_gradient_sum
+from .clipping import ClipDiagnostics, OuterProducts, clip_and_sum, clipped_gradient_sum
 from .groups import group_epsilon
 from .ledger import Ledger, LedgerError
 from .mechanism import SubsampledGaussian
@@ -28,6 +28,7 @@ __all__ = [
     "ClipDiagnostics",
     "Ledger",
     "LedgerError",
+    "OuterProducts",
     "PoissonSampler",
     "SecureNoise",
     "SubsampledGaussian",

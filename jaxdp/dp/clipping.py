@@ -23,14 +23,41 @@ class ClipDiagnostics(NamedTuple):
     """Gradient norm before clipping; 0 for padding and for non-finite gradients."""
 
 
+class OuterProducts(NamedTuple):
+    """A leaf [B, M, N] of per-report gradients that are outer products, as those of a linear layer
+    on one input are: row i stands for outer(left[i], right[i]), which is never formed (Goodfellow,
+    2015)."""
+
+    left: jax.Array
+    """[B, M], or [M] for one report: inputs of the layer."""
+    right: jax.Array
+    """[B, N], or [N]: gradients of its outputs."""
+
+
+def _is_outer(g: Any) -> bool:
+    return isinstance(g, OuterProducts)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def per_report_norms(gradients: Any) -> jax.Array:
-    """Global L2 norm of each report's gradient: leaves [B, ...] -> [B], float32 or wider."""
+    """Global L2 norm of each report's gradient: leaves [B, ...] or `OuterProducts` -> [B], float32
+    or wider."""
+
+    def norm(x):
+        # Scaled by its largest entry: a tiny factor's square must not vanish beside a huge one.
+        largest = jnp.max(jnp.abs(x), axis=1)
+        scale = jnp.where(largest == 0, 1.0, largest)
+        return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale[:, None]), axis=1))
 
     def squares(g):
-        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
-        return jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)))
+        if _is_outer(g):
+            return jnp.square(norm(_wide(g.left)) * norm(_wide(g.right)))
+        return jnp.sum(jnp.square(_wide(g)), axis=tuple(range(1, g.ndim)))
 
-    return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(gradients)))
+    return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(gradients, is_leaf=_is_outer)))
 
 
 def sum_clipped(
@@ -55,7 +82,7 @@ def sum_clipped(
     =============================  ====================================================
 
     Args:
-        gradients: tree with leaves [B, ...], one row per report; B may be 0.
+        gradients: tree with leaves [B, ...] or `OuterProducts`, one row per report; B may be 0.
         l2_clip_norm: C > 0 (within `mechanism.CLIP_NORM_RANGE` for the guarantee); infinity means
             no clipping (non-finite and padding rules still hold).
         is_padding: [B] bool, rows that stand for no report.
@@ -78,32 +105,40 @@ def sum_clipped(
     factors = jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)
 
     def reduce(g):
+        if _is_outer(g):
+            # sum_i factor_i * outer(left_i, right_i) is a matrix product.
+            left, right = (jnp.where(counts[:, None], _wide(x), 0.0) for x in g)
+            scaled = right * factors[:, None]
+            return jnp.matmul(left.T, scaled, precision=jax.lax.Precision.HIGHEST)
         by_row = (-1,) + (1,) * (g.ndim - 1)
         # Select before scaling: 0 * nan is nan. The factors make products and sum float32 or wider.
         g = jnp.where(counts.reshape(by_row), g, 0.0) * factors.reshape(by_row)
         # An elementwise product and a sum: a matmul may round to bf16 or tf32 on accelerators.
         return jnp.sum(g, axis=0)
 
-    return jax.tree.map(reduce, gradients), norms
+    return jax.tree.map(reduce, gradients, is_leaf=_is_outer), norms
 
 
 def clipped_gradient_sum(
-    loss_fn: Callable[..., jax.Array], l2_clip_norm: float
+    loss_fn: Callable[..., jax.Array],
+    l2_clip_norm: float,
+    value_and_grad: Callable[..., Callable] = jax.value_and_grad,
 ) -> Callable[..., tuple[Any, ClipDiagnostics]]:
     """Turns a one-report loss into the clipped gradient sum of a batch of reports.
 
     Args:
         loss_fn: (params, *report) -> scalar loss of ONE report; it sees no other report.
         l2_clip_norm: see `sum_clipped`, whose guarantee and edge cases hold here.
+        value_and_grad: loss_fn -> f(params, *report) -> (loss, gradient like params); another one
+            may give leaves as `OuterProducts`, of the same values.
 
     Returns:
         f(params, *batch, is_padding=) -> (sum like params, `ClipDiagnostics`), where every array in
         `batch` has a leading axis [B].
     """
-    value_and_grad = jax.value_and_grad(loss_fn)
 
     def clipped_sum(params, *batch, is_padding):
-        per_report = jax.vmap(value_and_grad, in_axes=(None,) + (0,) * len(batch))
+        per_report = jax.vmap(value_and_grad(loss_fn), in_axes=(None,) + (0,) * len(batch))
         losses, gradients = per_report(params, *batch)
         total, norms = sum_clipped(gradients, l2_clip_norm, is_padding)
         return total, ClipDiagnostics(jnp.where(is_padding, 0.0, losses), norms)

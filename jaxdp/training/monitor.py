@@ -17,7 +17,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
 
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
@@ -118,6 +117,9 @@ class Monitor:
         self, run: RunDirectory, stages: tuple[Stage, ...], begin: Position
     ) -> Iterator[None]:
         """Shows progress of one stage while it runs."""
+        # Imports torch where that is installed: 2 s that only a run should wait for.
+        from tensorboardX import SummaryWriter
+
         stage = stages[begin.stage]
         # Steps of all stages on one axis; what a killed run wrote beyond its checkpoint is dropped.
         self._offset = sum(s.steps for s in stages[: begin.stage])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One stage, ready to step: compiled function, data on the device, sampler, state."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -61,17 +62,20 @@ class StageTrainer:
         self._model = model
         self._center = center
         graphdef, adapters, frozen = lora.split(model, stage.mode)
-        # Arguments of the compiled step, not constants in it: its program is cached on disk.
-        self._frozen = (frozen, jnp.float32(center))
         # Copies: the step donates its state, and the model keeps its own parameters.
         adapters = _shift_head(jax.tree.map(jnp.copy, adapters), center)
         self.level = model.start_level(adapters)
         at_feature = self.level == model.feature_level
         self.buckets = token_buckets.for_features() if at_feature else token_buckets
         reports = prefix.at(self.level)
-        self._lengths = reports["train"].lengths
-        self._validation = reports["validation"]
-        self._data = jax.device_put(LabelledData(reports["train"], labels["train"]))
+        train, self._validation = reports["train"], reports["validation"]
+        self._lengths = train.lengths
+        # Arguments of the compiled step, not constants in it: its program is cached on disk.
+        self._frozen = (frozen, jnp.float32(center))
+        if at_feature:
+            train = dataclasses.replace(train, values=train.values - center)
+            self._frozen = (frozen, jnp.float32(0.0))
+        self._data = jax.device_put(LabelledData(train, labels["train"]))
 
         self._units = units
         mechanism = stage.mechanism
@@ -92,7 +96,11 @@ class StageTrainer:
             return multilabel_loss(logits, labels)
 
         if mechanism:
-            gradient_sum = partial(dp.clipped_gradient_sum, l2_clip_norm=mechanism.l2_clip_norm)
+            gradient_sum = partial(
+                dp.clipped_gradient_sum,
+                l2_clip_norm=mechanism.l2_clip_norm,
+                value_and_grad=_head_value_and_grad if at_feature else jax.value_and_grad,
+            )
             like = jax.eval_shape(lambda: adapters)
             release, self._draw = secret.release(mechanism, stage.name, like, secure=secure_noise)
         else:
@@ -127,8 +135,7 @@ class StageTrainer:
 
     def validation_probabilities(self, state: TrainState) -> np.ndarray:
         """[n, num_labels] for the validation split."""
-        frozen, center = self._frozen
-        return self._predict(state.adapters, frozen, self._validation, center)
+        return self._predict(state.adapters, self._frozen[0], self._validation, self._center)
 
     def install(self, state: TrainState) -> None:
         """Writes the trained parameters into the model."""
@@ -141,6 +148,24 @@ def _shift_head(adapters: nnx.State, center: np.ndarray | float) -> nnx.State:
     shift = jnp.broadcast_to(center, head["kernel"].shape[:1]) @ head["kernel"][...]
     head["bias"][...] = head["bias"][...] + shift
     return adapters
+
+
+def _head_value_and_grad(loss_fn):
+    """`jax.value_and_grad` of a head on features: a linear layer, whose kernel's gradient is the
+    outer product of the feature and the bias' gradient."""
+
+    def value_and_grad(head, feature, *report):
+        bias, kernel = jax.tree.leaves(head)
+        structure = jax.tree.structure(head)
+
+        def loss(bias):
+            return loss_fn(jax.tree.unflatten(structure, [bias, kernel]), feature, *report)
+
+        value, gradient = jax.value_and_grad(loss)(bias)
+        outer = dp.OuterProducts(feature[0], gradient)
+        return value, jax.tree.unflatten(structure, [gradient, outer])
+
+    return value_and_grad
 
 
 def _round_up(slots: float, multiple: int = 64) -> int:

@@ -29,6 +29,7 @@ LOOP = "test_step.py::test_equals_the_loop_over_reports_whatever_the_microbatche
     "Buckets(widths=(16,), rows=(7,))"
 )
 EDGES = "test_clipping.py::test_edge_table"
+OUTER = "test_clipping.py::test_outer_products_are_clipped_as_if_they_were_formed"
 SIGMA = "test_noise.py::test_noise_on_the_sum_has_the_mechanisms_stddev"
 INDEPENDENT = "test_noise.py::test_noise_is_independent_between_steps_leaves_and_keys"
 SECURE_SIGMA = "test_secure_noise.py::test_noise_on_the_sum_has_the_mechanisms_stddev"
@@ -43,7 +44,9 @@ MUTANTS = [
     Mutant(
         "square root dropped from the norm", CLIPPING, "return jnp.sqrt(sum(", "return (sum(", EDGES
     ),
-    Mutant("L1 norm for L2", CLIPPING, "jnp.sum(jnp.square(g),", "jnp.sum(jnp.abs(g),", EDGES),
+    Mutant(
+        "L1 norm for L2", CLIPPING, "jnp.sum(jnp.square(_wide(g)),", "jnp.sum(jnp.abs(g),", EDGES
+    ),
     Mutant(
         "mean of the reports for their sum",
         CLIPPING,
@@ -145,9 +148,37 @@ MUTANTS = [
     Mutant(
         "norm taken in half precision",
         CLIPPING,
-        "        g = g.astype(jnp.promote_types(g.dtype, jnp.float32))\n",
-        "",
+        "return x.astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "return x",
         "test_clipping.py::test_half_precision_gradients_are_measured_and_summed_in_float32",
+    ),
+    Mutant(
+        "norm of an outer product from one factor",
+        CLIPPING,
+        "norm(_wide(g.left)) * norm(_wide(g.right))",
+        "norm(_wide(g.right))",
+        OUTER,
+    ),
+    Mutant(
+        "outer products summed without clipping",
+        CLIPPING,
+        "scaled = right * factors[:, None]",
+        "scaled = right",
+        OUTER,
+    ),
+    Mutant(
+        "non-finite outer products kept",
+        CLIPPING,
+        "(jnp.where(counts[:, None], _wide(x), 0.0) for x in g)",
+        "map(_wide, g)",
+        "test_clipping.py::test_edge_table_of_outer_products",
+    ),
+    Mutant(
+        "a factor's square vanishes",
+        CLIPPING,
+        "jnp.where(largest == 0, 1.0, largest)",
+        "jnp.ones_like(largest)",
+        "test_clipping.py::test_edge_table_of_outer_products",
     ),
     # Mechanism: noise, sampling and accounting from one object.
     Mutant(
