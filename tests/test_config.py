@@ -83,7 +83,9 @@ def test_layers_count_from_the_head():
 
 
 CONFIGS = sorted(
-    path for path in (REPOSITORY / "configs").glob("*.py") if not path.stem.startswith("audit")
+    path
+    for path in (REPOSITORY / "configs").glob("*.py")
+    if not path.stem.startswith(("audit", "sweep"))
 )
 
 

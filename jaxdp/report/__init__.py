@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What finished runs say together. Reads run directories; trains nothing."""
