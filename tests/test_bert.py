@@ -65,7 +65,11 @@ def test_advancing_in_pieces_is_advancing_at_once(tmp_path):
     whole = model.advance(ids, length, 0, model.feature_level)
     for cut in range(model.feature_level + 1):
         state = model.advance(ids, length, 0, cut)
-        np.testing.assert_array_equal(model.advance(state, length, cut, model.feature_level), whole)
+        rest = model.advance(state, length, cut, model.feature_level)
+        if cut == model.depth:  # all of the last layer, whose other outputs are else not computed
+            np.testing.assert_allclose(rest, whole, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(rest, whole)
     with pytest.raises(ValueError, match="levels"):
         model.advance(ids, length, 2, 1)
 

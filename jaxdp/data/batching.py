@@ -35,11 +35,17 @@ class Buckets:
     rows: tuple[int, ...]
 
     @classmethod
-    def for_lengths(cls, max_length: int, tokens: int, step: int = 16) -> "Buckets":
-        """Multiples of `step` down from max_length, each with about `tokens` positions."""
-        top = -(-max_length // step) * step
-        widths = tuple(min(w, max_length) for w in range(top, 0, -step))
-        return cls(widths, tuple(max(tokens // w, 1) for w in widths))
+    def for_lengths(cls, max_length: int, tokens: int) -> "Buckets":
+        """From max_length down to an eighth of it, each with about `tokens` positions.
+
+        Every width is 1 / 1.15 of the one before, rounded down to a multiple of 4: a report of any
+        length wastes about 7 %, where equal steps waste most on short reports; and each width
+        costs a program its compilation.
+        """
+        widths, least = [max_length], max(max_length // 8, 1)
+        while (narrower := int(widths[-1] / 1.15) // 4 * 4) >= least:
+            widths.append(narrower)
+        return cls(tuple(widths), tuple(max(tokens // w, 1) for w in widths))
 
     def for_features(self) -> "Buckets":
         """For cached features, one position each."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .clipping import clip_and_sum
@@ -54,7 +55,7 @@ def add_noise_and_average(
 
     The guarantee is against an adversary who cannot guess the key, and up to floating point. One
     key serves all steps: Threefry is a block cipher, so folding in different steps gives different
-    subkeys for certain; among the subkeys of all leaves two coincide with probability below 1e-5
+    subkeys for certain; among all that are split off these two coincide with probability below 1e-5
     at 10^7 of them. But a Threefry-2x32 key has 64 bits and JAX does not claim it to be
     cryptographic: someone with the whole adapter history and 2^64 trials could find it.
     `secure_noise.SecureNoise` lifts both limits.
@@ -75,12 +76,17 @@ def add_noise_and_average(
     def update(clipped_sum, state, params=None):
         del params
         leaves, treedef = jax.tree.flatten(clipped_sum)
-        leaf_keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
-        released = []
-        for leaf_key, leaf in zip(leaf_keys, leaves, strict=True):
+        for leaf in leaves:
             require_wide(leaf)
-            noise = mechanism.stddev * standard_normal(leaf_key, leaf.shape, leaf.dtype)
-            released.append((leaf + noise) / mechanism.expected_batch_size)
+        # One draw for all leaves: a generator for each would take most of a step's compilation.
+        ends = np.cumsum([leaf.size for leaf in leaves])
+        step_key = jax.random.fold_in(state.key, state.step)
+        wide = jnp.result_type(*leaves)
+        noise = mechanism.stddev * standard_normal(step_key, (int(ends[-1]),), wide)
+        released = [
+            (leaf + part.reshape(leaf.shape)).astype(leaf.dtype) / mechanism.expected_batch_size
+            for leaf, part in zip(leaves, jnp.split(noise, ends[:-1]), strict=True)
+        ]
         return jax.tree.unflatten(treedef, released), NoiseState(state.key, state.step + 1)
 
     return optax.GradientTransformation(init, update)

@@ -19,7 +19,6 @@ from .layers import (
     SelfAttention,
     dense,
     layer_norm,
-    padding_bias,
 )
 
 
@@ -41,12 +40,12 @@ class Attention(SelfAttention):
         self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
         self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
 
-    def __call__(self, x: jax.Array, key_bias: jax.Array) -> jax.Array:
-        return self.LayerNorm(self.dense(super().__call__(x, key_bias)) + x)
+    def __call__(self, asking: jax.Array, x: jax.Array, length: jax.Array) -> jax.Array:
+        return self.LayerNorm(self.dense(super().__call__(asking, x, length)) + asking)
 
 
 class Layer(nnx.Module):
-    """One encoder layer: [L, H] and key bias [L] -> [L, H]."""
+    """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
 
     def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[cfg.hidden_act]
@@ -55,8 +54,8 @@ class Layer(nnx.Module):
         self.ffn_output = dense(cfg.intermediate_size, cfg.hidden_size, dtype, rngs=rngs)
         self.full_layer_layer_norm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
 
-    def __call__(self, x: jax.Array, key_bias: jax.Array) -> jax.Array:
-        x = self.attention(x, key_bias)
+    def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
+        x = self.attention(x[:rows], x, length)
         return self.full_layer_layer_norm(self.ffn_output(self.activation(self.ffn(x))) + x)
 
 
@@ -107,11 +106,11 @@ class AlbertClassifier(ReportClassifier):
         wide = self.albert.encoder.embedding_hidden_mapping_in(narrow)
         return wide.astype(narrow.dtype)  # the residual stream is not rounded to `dtype`
 
-    def apply_layer(self, index, x_LxH, length):
-        key_bias = padding_bias(length, x_LxH.shape[0])
-        for layer in self.albert.encoder.albert_layer_groups[self.groups[index]].albert_layers:
-            x_LxH = layer(x_LxH, key_bias)
-        return x_LxH
+    def apply_layer(self, index, x_LxH, length, rows):
+        *inner, last = self.albert.encoder.albert_layer_groups[self.groups[index]].albert_layers
+        for layer in inner:
+            x_LxH = layer(x_LxH, length, x_LxH.shape[0])
+        return last(x_LxH, length, rows)
 
     def pool_first(self, x_H):
         return jnp.tanh(self.albert.pooler(x_H))

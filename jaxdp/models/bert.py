@@ -17,7 +17,6 @@ from .layers import (
     SelfAttention,
     dense,
     layer_norm,
-    padding_bias,
 )
 
 
@@ -48,7 +47,7 @@ class Intermediate(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One encoder layer: [L, H] and key bias [L] -> [L, H]."""
+    """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
 
     def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[cfg.hidden_act]
@@ -56,8 +55,9 @@ class Layer(nnx.Module):
         self.intermediate = Intermediate(cfg, dtype, rngs=rngs)
         self.output = SelfOutput(cfg.intermediate_size, cfg, dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, key_bias: jax.Array) -> jax.Array:
-        x = self.attention.output(self.attention.self(x, key_bias), x)
+    def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
+        first = x[:rows]
+        x = self.attention.output(self.attention.self(first, x, length), first)
         return self.output(self.activation(self.intermediate.dense(x)), x)
 
 
@@ -101,8 +101,8 @@ class BertClassifier(ReportClassifier):
     def embed(self, token_ids_L):
         return self.bert.embeddings(token_ids_L)
 
-    def apply_layer(self, index, x_LxH, length):
-        return self.bert.encoder.layer[index](x_LxH, padding_bias(length, x_LxH.shape[0]))
+    def apply_layer(self, index, x_LxH, length, rows):
+        return self.bert.encoder.layer[index](x_LxH, length, rows)
 
     def pool_first(self, x_H):
         return self.bert.pooler(x_H)

@@ -9,17 +9,34 @@ softmax and logits stay in the parameters' own type, float32 or wider.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+
+def with_derivative(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The elementwise `fn`, which for its gradient keeps one array, its derivative, instead of the
+    several that the derivative is made of: fewer passes over the widest arrays of the model."""
+
+    @jax.custom_vjp
+    def activation(x):
+        return fn(x)
+
+    activation.defvjp(
+        lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),)),
+        lambda derivative, cotangent: (cotangent * derivative,),
+    )
+    return activation
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": with_derivative(partial(jax.nn.gelu, approximate=False)),
+    "gelu_new": with_derivative(partial(jax.nn.gelu, approximate=True)),
+    "gelu_pytorch_tanh": with_derivative(partial(jax.nn.gelu, approximate=True)),
     "relu": jax.nn.relu,
 }
 """`hidden_act` of a config.json -> function, as transformers defines them."""
@@ -99,7 +116,8 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention over one report: [L, H] and key bias [L] -> [L, H].
+    """Multi-head self-attention over one report: queries from [Q, H], keys and values from [L, H]
+    of which `length` are real -> [Q, H].
 
     Covers the query, key and value projections and the softmax; the output projection and the
     residual belong to the encoder layer, whose naming differs between BERT and ALBERT.
@@ -111,23 +129,37 @@ class SelfAttention(nnx.Module):
         self.key = dense(hidden_size, hidden_size, dtype, rngs=rngs)
         self.value = dense(hidden_size, hidden_size, dtype, rngs=rngs)
 
-    def __call__(self, x_LxH: jax.Array, key_bias_L: jax.Array) -> jax.Array:
+    def __call__(self, asking_QxH: jax.Array, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
         def split(y):
             return y.reshape(y.shape[0], self.num_heads, -1)
 
-        q, k, v = split(self.query(x_LxH)), split(self.key(x_LxH)), split(self.value(x_LxH))
-        return attend(q, k, v, key_bias_L).reshape(x_LxH.shape[0], -1)
+        q, k, v = split(self.query(asking_QxH)), split(self.key(x_LxH)), split(self.value(x_LxH))
+        return attend(q, k, v, length).reshape(asking_QxH.shape[0], -1)
 
 
-def attend(q_LxNxD, k_LxNxD, v_LxNxD, key_bias_L) -> jax.Array:
-    """softmax(q k^T / sqrt(D) + bias) v, per head; scores and softmax in float32 or wider."""
-    scale = q_LxNxD.shape[-1] ** -0.5
-    wide = jnp.promote_types(q_LxNxD.dtype, jnp.float32)
-    scores = jnp.einsum("qnd,knd->nqk", q_LxNxD * scale, k_LxNxD, preferred_element_type=wide)
-    weights = jax.nn.softmax(scores + key_bias_L, axis=-1).astype(v_LxNxD.dtype)
+def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v per head, over the first `length` keys: [Q, N, D].
+
+    Scores and softmax in float32 or wider. cuDNN's fused attention where it exists (GPU, half
+    precision), plain products elsewhere: on XLA's CPU backend no other order of axes, hand-written
+    gradient or late normalisation was faster (BUILD_NOTES.md).
+    """
+    if _fused(q_QxNxD, k_LxNxD):
+        # A row of padding has length 0, whose softmax would be NaN.
+        return jax.nn.dot_product_attention(
+            *(x[None] for x in (q_QxNxD, k_LxNxD, v_LxNxD)),
+            key_value_seq_lengths=jnp.maximum(length, 1)[None].astype(jnp.int32),
+            implementation="cudnn",
+        )[0]
+    scale = q_QxNxD.shape[-1] ** -0.5
+    wide = jnp.promote_types(q_QxNxD.dtype, jnp.float32)
+    scores = jnp.einsum("qnd,knd->nqk", q_QxNxD * scale, k_LxNxD, preferred_element_type=wide)
+    padding_bias = jnp.where(jnp.arange(len(k_LxNxD)) < length, 0.0, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores + padding_bias.astype(wide), axis=-1).astype(v_LxNxD.dtype)
     return jnp.einsum("nqk,knd->qnd", weights, v_LxNxD)
 
 
-def padding_bias(length: jax.Array, width: int, dtype=jnp.float32) -> jax.Array:
-    """Additive attention bias [width]: 0 for the first `length` tokens, most negative after."""
-    return jnp.where(jnp.arange(width) < length, 0.0, jnp.finfo(dtype).min).astype(dtype)
+def _fused(q: jax.Array, k: jax.Array) -> bool:
+    """Whether cuDNN has this attention; decided while tracing, for the default platform."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape == k.shape and jax.default_backend() == "gpu"

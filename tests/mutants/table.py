@@ -265,8 +265,8 @@ MUTANTS = [
     Mutant(
         "noise skipped on an empty batch",
         NOISE,
-        "(leaf + noise)",
-        "(leaf + noise * jnp.any(leaf != 0))",
+        "(leaf + part.reshape(leaf.shape))",
+        "(leaf + part.reshape(leaf.shape) * jnp.any(leaf != 0))",
         "test_noise.py::test_an_empty_draw_is_noised_like_any_other",
     ),
     Mutant(
@@ -279,8 +279,8 @@ MUTANTS = [
     Mutant(
         "noise divided, sum not",
         NOISE,
-        "(leaf + noise) / mechanism.expected_batch_size",
-        "leaf + noise / mechanism.expected_batch_size",
+        "(leaf + part.reshape(leaf.shape)).astype(leaf.dtype) / mechanism.expected_batch_size",
+        "(leaf + part.reshape(leaf.shape) / mechanism.expected_batch_size).astype(leaf.dtype)",
         "test_noise.py::test_without_noise_it_is_the_exact_average",
     ),
     Mutant(
@@ -292,10 +292,10 @@ MUTANTS = [
     ),
     Mutant("step does not advance", NOISE, "state.step + 1", "state.step", INDEPENDENT),
     Mutant(
-        "the same key for every leaf",
+        "the same noise for every leaf",
         NOISE,
-        "jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))",
-        "[jax.random.clone(jax.random.fold_in(state.key, state.step)) for _ in leaves]",
+        "jnp.split(noise, ends[:-1])",
+        "[noise[: leaf.size] for leaf in leaves]",
         INDEPENDENT,
     ),
     Mutant(
@@ -323,8 +323,8 @@ MUTANTS = [
     Mutant(
         "noise of half precision",
         NOISE,
-        "standard_normal(leaf_key, leaf.shape, leaf.dtype)",
-        "standard_normal(leaf_key, leaf.shape, jnp.bfloat16)",
+        "wide = jnp.result_type(*leaves)",
+        "wide = jnp.bfloat16",
         "test_noise.py::test_no_value_repeats_over_many_steps_and_leaves",
     ),
     Mutant(
