@@ -3,9 +3,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -137,6 +139,12 @@ class StageTrainer:
     ) -> tuple[TrainState, dp.ClipDiagnostics]:
         """One release and one update; `state` is consumed. Returns before the device is done."""
         return self._step(state, self._frozen, self._data, plan, **self._draw(step))
+
+    def export(self, platforms: Sequence[str]) -> jax.export.Exported:
+        """The step, lowered for "cpu", "cuda" or "tpu" and the mesh's number of devices, whatever
+        there is here; nothing is compiled."""
+        arguments = (self.initial_state, self._frozen, self._data, self.plan(0))
+        return jax.export.export(self._step, platforms=platforms)(*arguments, **self._draw(0))
 
     def describe(self, plan: Plan) -> tuple[int, float]:
         """(reports that take part, share of the computed positions that are real)."""
