@@ -239,7 +239,7 @@ class TrainConfig:
     schedule: str = "constant"
     """Of the learning rate: constant, or to zero linearly or by a half cosine."""
     microbatch_tokens: int = 1024
-    """Token positions computed at once, padding included; memory grows with it."""
+    """Token positions that a device computes at once, padding included; memory grows with it."""
 
     def __post_init__(self):
         _require(self.mode in MODES, "train.mode", "one of " + ", ".join(MODES), self.mode)

@@ -19,6 +19,7 @@ from helpers_training import (
     smoke_config,
     smoke_settings,
     start_processes,
+    write_backbone,
     write_collection,
 )
 from rich.console import Console
@@ -118,8 +119,10 @@ def test_both_must_read_the_same(both):
             assert "process 1 has other reports than process 0" in str(error)
 
 
-def test_one_run_has_one_secret(both, workspace):
-    config = smoke_config(workspace, run__research_seed=None)
+def test_one_run_has_one_secret(both, tmp_path):
+    write_collection(tmp_path / "NLMCXR_reports.tgz")
+    write_backbone(tmp_path / "backbone")
+    config = smoke_config(tmp_path, run__research_seed=None)
     inputs = load_inputs(config)
     run = RunDirectory(config, resume=False)
     secrets = both(lambda i: loop._secret(None if i else run, inputs))
