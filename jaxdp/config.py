@@ -120,6 +120,9 @@ class ModelConfig:
     """"cls" or "mean"; None is the preset's own, or "cls"."""
     dtype: str = "float32"
     """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32."""
+    shard_frozen: bool = False
+    """Share the frozen weights out over the devices, and gather each where it is used: less memory
+    on each, more traffic between them."""
 
     def __post_init__(self):
         _require(
@@ -236,7 +239,7 @@ class TrainConfig:
     schedule: str = "constant"
     """Of the learning rate: constant, or to zero linearly or by a half cosine."""
     microbatch_tokens: int = 1024
-    """Token positions computed at once, padding included; memory grows with it."""
+    """Token positions that a device computes at once, padding included; memory grows with it."""
 
     def __post_init__(self):
         _require(self.mode in MODES, "train.mode", "one of " + ", ".join(MODES), self.mode)
@@ -341,11 +344,16 @@ class RunConfig:
     keep_checkpoints: int = 2
     eval_every: int = 20
     """Steps between evaluations on the validation split."""
+    devices: int | None = None
+    """Devices that share the work; None is all, of all processes. The result is the same up to the
+    rounding of sums."""
 
     def __post_init__(self):
         for field in ("checkpoint_every", "keep_checkpoints", "eval_every"):
             value = getattr(self, field)
             _require(value >= 1, f"run.{field}", "at least 1", value)
+        enough = self.devices is None or self.devices >= 1
+        _require(enough, "run.devices", "at least 1, or None for all", self.devices)
         _require(
             self.name not in ("", ".", "..") and "/" not in self.name,
             "run.name",

@@ -18,6 +18,7 @@ from absl import app, flags
 from jaxdp.cli import USER_ERRORS, fail, prepare
 from jaxdp.evaluation.predict import ReleasedClassifier, label_file
 from jaxdp.models.checkpoints import read_json
+from jaxdp.training.mesh import make_mesh
 
 _RUN = flags.DEFINE_string("run", None, "Directory of a finished run.")
 _RELEASE = flags.DEFINE_string("release", None, "A release/ directory, instead of --run.")
@@ -49,7 +50,7 @@ def main(argv) -> None:
             # A release names no path of this machine; the run's own configuration does.
             configured = read_json(Path(_RUN.value) / "config.json")["model"]["backbone"]
             base_model = base_model or configured
-        classifier = ReleasedClassifier(release, base_model=base_model)
+        classifier = ReleasedClassifier(release, base_model=base_model, mesh=make_mesh())
         outcome = label_file(
             classifier,
             Path(_INPUT.value),

@@ -3,6 +3,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ def smoke_settings(workspace: Path, **changes) -> config_dict.ConfigDict:
     config.model.backbone = str(workspace / "backbone")
     config.run.dir = str(workspace / "runs")
     config.run.research_seed = 7
+    config.run.devices = 1  # also where a test process simulates several
     for name, value in changes.items():
         section, field = name.split("__")
         config[section][field] = value
@@ -124,6 +126,18 @@ def start_script(name: str, *arguments: str, **environment: str) -> subprocess.P
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )
+
+
+def start_processes(*arguments: list[str], **environment: str) -> list[subprocess.Popen]:
+    """Starts scripts/train.py as processes of one run; each has its own arguments."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(arguments))}
+    return [
+        start_script("train.py", *own, **together, JAX_PROCESS_ID=str(i), **environment)
+        for i, own in enumerate(arguments)
+    ]
 
 
 def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -15,6 +15,7 @@ from jaxdp.dp import SubsampledGaussian, add_noise_and_average, clipped_gradient
 from jaxdp.training.step import (
     LabelledData,
     TrainState,
+    make_share_sum,
     make_train_step,
     multilabel_loss,
     plain_gradient_sum,
@@ -241,6 +242,33 @@ def test_a_resumed_step_repeats_itself_exactly():
     for plan in plans[2:]:
         resumed, _ = step(resumed, frozen, data, plan)
     jax.tree.map(np.testing.assert_array_equal, state.adapters, resumed.adapters)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("in_step", [False, True])
+def test_shares_of_three_devices_are_disjoint_complete_and_as_large(in_step):
+    """Each device's share by itself, on this one device; the mesh adds them up."""
+    adapters, frozen, data = problem()
+    share_sum = make_share_sum(loss_fn, clipped, BUCKETS)
+    share = jax.jit(functools.partial(share_sum, devices=3, in_step=in_step))
+    whole = jax.jit(functools.partial(share_sum, device=0, devices=1, in_step=False))
+    for batch in BATCHES:
+        plan = BUCKETS.plan(np.asarray(batch, int), np.asarray(data.reports.lengths), CAPACITY)
+        shares = [share(adapters, frozen, data, plan, device=d) for d in range(3)]
+        total, diagnostics = whole(adapters, frozen, data, plan)
+        assert_trees_close(jax.tree.map(lambda *x: sum(x), *(s[0] for s in shares)), total)
+        norms = np.stack([s[1].norm for s in shares])
+        assert (np.count_nonzero(norms, axis=0) == (plan.rows >= 0)).all()
+        np.testing.assert_array_equal(norms.sum(axis=0), diagnostics.norm)
+        # One device's norms are those of whole microbatches: count these.
+        starts = [
+            start + k * rows
+            for start, count, rows in zip(plan.starts, plan.counts, BUCKETS.rows, strict=True)
+            for k in range(count)
+        ]
+        taken = (norms[:, starts] > 0).sum(axis=1)
+        assert taken.sum() == len(starts)
+        assert np.ptp(taken) <= (len(BUCKETS.rows) if in_step else 1)
 
 
 @pytest.mark.usefixtures("float64")

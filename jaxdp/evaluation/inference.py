@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.store import stored
 from jaxdp.models.classifier import ReportClassifier
 
+_DATA = "data"
+"""The mesh axis that shares reports."""
+
 
 def in_batches(
-    fn: Callable, reports: Packed, buckets: Buckets
+    fn: Callable, reports: Packed, buckets: Buckets, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (rows [B], lengths [B], fn's output [B, ...]) until every report was seen once.
 
@@ -27,17 +32,63 @@ def in_batches(
             with the shapes of `buckets` only, so a jitted fn compiles once per bucket in use.
         reports: on the host.
         buckets: widths that hold the longest report.
+        devices: that many microbatches of one bucket are given to `fn` at once, end to end; each
+            is the one that it would be alone.
     """
     everything = np.arange(len(reports))
     plan = buckets.plan(everything, reports.lengths, len(reports) + max(buckets.rows))
     for width, size, start, count in zip(
         buckets.widths, buckets.rows, plan.starts, plan.counts, strict=True
     ):
-        for begin in range(start, start + count * size, size):
-            rows = plan.rows[begin : begin + size]
+        end = start + count * size
+        for begin in range(start, end, devices * size):
+            rows = np.full(devices * size, -1, plan.rows.dtype)
+            taken = plan.rows[begin : min(begin + devices * size, end)]
+            rows[: len(taken)] = taken
             values, lengths = reports.gather(rows, width)
             real = rows >= 0
             yield rows[real], lengths[real], np.asarray(fn(values, lengths))[real]
+
+
+def on_all(fn: Callable, mesh: Mesh | None) -> Callable:
+    """fn(weights, values, lengths), jitted; every device of the mesh runs it on its own share of
+    the rows, in the shapes and to the bits of one device.
+
+    Weights may be shared out over the mesh, and are whole while fn runs.
+    """
+    if mesh is None:
+        return jax.jit(fn)
+    rows = NamedSharding(mesh, P(_DATA))
+
+    # Over several processes, each gets the output of all of them.
+    @partial(jax.jit, out_shardings=rows if rows.is_fully_addressable else NamedSharding(mesh, P()))
+    def shared(weights, values, lengths):
+        specs = (P(), P(_DATA), P(_DATA))
+        # check_vma: see `training.step.sum_over_devices`.
+        each = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(_DATA), check_vma=False)
+        return each(weights, values, lengths)
+
+    def call(weights, values, lengths):
+        values, lengths = (
+            jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in (values, lengths)
+        )
+        return shared(weights, values, lengths)
+
+    return call
+
+
+def _devices(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.shape[_DATA]
+
+
+def _on_mesh(weights, mesh: Mesh):
+    """Those that are on one device, whole on every device; others are where they should be."""
+
+    def put(x):
+        there = isinstance(x, jax.Array) and x.sharding.device_set == set(mesh.devices.flat)
+        return x if there else jax.device_put(x, NamedSharding(mesh, P()))
+
+    return jax.tree.map(put, weights)
 
 
 def packed_logits(
@@ -63,17 +114,22 @@ class Predictor:
         graphdef: from `lora.split`; its two states are given to `__call__`.
         level: what the reports hold, see `models.classifier`.
         buckets: shapes to run in.
+        mesh: devices to share the reports; None is the default device alone.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, level: int, buckets: Buckets):
+    def __init__(
+        self, graphdef: nnx.GraphDef, level: int, buckets: Buckets, mesh: Mesh | None = None
+    ):
         self._buckets = buckets
+        self._mesh = mesh
 
-        def probabilities(adapters, frozen, center, values, lengths):
+        def probabilities(weights, values, lengths):
+            adapters, frozen, center = weights
             model = nnx.merge(graphdef, adapters, frozen)
             one = partial(packed_logits, model, level=level, center=center)
             return jax.nn.sigmoid(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
-        self._probabilities = jax.jit(probabilities)
+        self._probabilities = on_all(probabilities, mesh)
 
     def __call__(
         self,
@@ -83,8 +139,11 @@ class Predictor:
         center: jax.Array | float = 0.0,
     ) -> np.ndarray:
         """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`."""
-        fn = partial(self._probabilities, adapters, frozen, center)
-        batches = in_batches(fn, reports, self._buckets)
+        weights = (adapters, frozen, center)
+        if self._mesh is not None:
+            weights = _on_mesh(weights, self._mesh)
+        fn = partial(self._probabilities, weights)
+        batches = in_batches(fn, reports, self._buckets, _devices(self._mesh))
         result = None
         for rows, _, output in batches:
             if result is None:
@@ -101,6 +160,7 @@ def cache_level(
     level: int,
     buckets: Buckets,
     folder: Path | None = None,
+    mesh: Mesh | None = None,
 ) -> Packed:
     """Carries every report from level `start` to level `level`, once; float32, on the host.
 
@@ -114,31 +174,36 @@ def cache_level(
         buckets: shapes to run in.
         folder: for `store.stored`, where the result is found again by a hash of the program, its
             weights and the reports. None keeps nothing.
+        mesh: devices to share the reports; None is the default device alone. The result is the
+            same to the last bit.
     """
     if level == start:
         return reports
 
-    @jax.jit
     def advance(state, values, lengths):
         model = nnx.merge(graphdef, state)
         return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
 
+    def carried():
+        weights = state if mesh is None else _on_mesh(state, mesh)
+        return _carry(partial(on_all(advance, mesh), weights), reports, buckets, _devices(mesh))
+
     if folder is None:
-        return _carry(partial(advance, state), reports, buckets)
+        return carried()
     rows = np.full(buckets.rows[0], -1)
-    program = advance.lower(state, *reports.gather(rows, buckets.widths[0])).as_text()
+    program = jax.jit(advance).lower(state, *reports.gather(rows, buckets.widths[0])).as_text()
     # Adapters change nothing yet, and would make the hash that of one run.
     base = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.LoRAParam, nnx.PathContains("classifier"))))
     digest = hashlib.sha256(f"{jax.__version__} {buckets} {program}".encode())
     for array in (*jax.tree.leaves(base), reports.lengths, reports.values):
         digest.update(np.ascontiguousarray(array).data)
     key = digest.hexdigest()[:32]
-    return stored(folder, key, lambda: (_carry(partial(advance, state), reports, buckets), 0))[0]
+    return stored(folder, key, lambda: (carried(), 0))[0]
 
 
-def _carry(advance: Callable, reports: Packed, buckets: Buckets) -> Packed:
+def _carry(advance: Callable, reports: Packed, buckets: Buckets, devices: int) -> Packed:
     values, lengths = None, reports.lengths
-    for rows, row_lengths, output in in_batches(advance, reports, buckets):
+    for rows, row_lengths, output in in_batches(advance, reports, buckets, devices):
         if output.ndim == 2:  # features
             lengths = np.ones_like(reports.lengths)
             row_lengths, output = np.ones_like(row_lengths), output[:, None]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from jaxdp.backbone import load_finetuned
@@ -101,14 +102,20 @@ class ReleasedClassifier:
     Args:
         release: a run's release/ directory.
         base_model: directory of the frozen weights, if they are not where the adapter says.
-        microbatch_tokens: positions computed at once.
+        microbatch_tokens: positions computed at once, on each device.
+        mesh: devices to share the reports; None is the default device alone.
 
     Raises:
         WeightsError, ConfigError, DataError: the bundle or its base model cannot be used.
     """
 
     def __init__(
-        self, release: Path, *, base_model: str | None = None, microbatch_tokens: int = 2048
+        self,
+        release: Path,
+        *,
+        base_model: str | None = None,
+        microbatch_tokens: int = 2048,
+        mesh: Mesh | None = None,
     ):
         adapter = Path(release) / "adapter"
         if not adapter.is_dir():
@@ -119,7 +126,7 @@ class ReleasedClassifier:
         self._max_length = int(config["model_max_length"])
         graphdef, *self._states = lora.split(model, "head")
         buckets = Buckets.for_lengths(self._max_length, microbatch_tokens)
-        self._predict = Predictor(graphdef, 0, buckets)
+        self._predict = Predictor(graphdef, 0, buckets, mesh)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Probabilities [n, num_labels] of non-empty texts, float32."""

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .mesh import put
 from .rundir import write_whole
 from .step import TrainState
 
@@ -66,7 +67,14 @@ class Checkpoints:
         return max(self._positions("*"), default=None)
 
     def restore(self, position: Position, like: TrainState) -> TrainState:
-        """The state saved at `position`; `like` gives structure, shapes and dtypes.
+        """The state saved at `position`; `like` gives structure, shapes, dtypes, devices.
+
+        Raises: see `read`.
+        """
+        return self.rebuild(self.read(position, like), like)
+
+    def read(self, position: Position, like: TrainState) -> list[np.ndarray]:
+        """`values` of the state saved at `position`, which is one like `like`.
 
         Raises:
             DamagedCheckpoint: the file does not hold such a state, whole and unchanged.
@@ -81,11 +89,19 @@ class Checkpoints:
         found = {name: (value.dtype, value.shape) for name, value in tensors.items()}
         if found != expected or claimed != _digest(position, tensors):
             raise DamagedCheckpoint(position)
+        return [tensors[name] for name in expected]
+
+    @staticmethod
+    def values(state: TrainState) -> list[np.ndarray]:
+        """What a checkpoint keeps of a state."""
+        return list(_tensors(state).values())
+
+    @staticmethod
+    def rebuild(values: list[np.ndarray], like: TrainState) -> TrainState:
+        """The state of these `values`."""
         leaves, treedef = jax.tree.flatten(like)
-        return jax.tree.unflatten(
-            treedef,
-            [_leaf(tensors[name], leaf) for name, leaf in zip(expected, leaves, strict=True)],
-        )
+        placed = [_leaf(value, leaf) for value, leaf in zip(values, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, placed)
 
     def set_aside(self, position: Position) -> None:
         """Renames a damaged checkpoint, so that the one before it is the latest."""
@@ -114,8 +130,8 @@ def _tensors(state: TrainState) -> dict[str, np.ndarray]:
 
 def _leaf(value: np.ndarray, like: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-    return jax.numpy.asarray(value)
+        value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+    return put(value, like.sharding)
 
 
 def _digest(position: Position, tensors: dict[str, np.ndarray]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from jaxdp import dp
 from jaxdp.config import Config
@@ -17,9 +19,11 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 
+from . import processes
 from .checkpoint import Checkpoints, DamagedCheckpoint, Position
 from .interrupt import Interrupt
-from .monitor import Monitor
+from .mesh import make_mesh
+from .monitor import Monitor, SilentMonitor
 from .patients import patient_epsilons
 from .prefix import FrozenPrefix, mean_feature
 from .randomness import RunSecret, noise_generator, seed_policy
@@ -46,13 +50,14 @@ class Interrupted(Exception):
 
 
 def train(
-    config: Config, *, resume: bool, interrupt: Interrupt, monitor: Monitor
+    config: Config, *, resume: bool, interrupt: Interrupt, monitor: Monitor | SilentMonitor
 ) -> dict[str, Any]:
     """Runs the configuration to the end and writes the run directory (design: release contract).
 
     Guarantee: what `release/` holds is the output of exactly the mechanisms in its statement. A run
     that was stopped anywhere, even by SIGKILL, continues with the same units and noise, and ends
-    with the same adapter, bit for bit on the same machine and versions.
+    with the same adapter, bit for bit on the same machines and versions. Several processes train
+    together, see `processes`.
 
     Returns:
         The statement ("privacy") and the test metrics ("metrics").
@@ -64,27 +69,29 @@ def train(
         FloatingPointError: the adapter is no longer finite.
     """
     plan = plan_run(config)
+    mesh = make_mesh(config.run.devices)
     monitor.planned(config, plan)
-    run = RunDirectory(config, resume=resume)
+    run = processes.first(lambda: _open(config, resume))
     try:
-        if run.finished:
-            raise RunError(f"{run.path} is finished already; its results are in {run.release}")
-        inputs = load_inputs(config)
+        inputs = processes.together(lambda: load_inputs(config))
+        _require_same_inputs(config, plan, inputs)
         monitor.loaded(inputs)
         if patients := patient_epsilons(config, plan, inputs):
-            write_json(run.private / "patients.json", patients)
+            processes.first(lambda: write_json(run.private / "patients.json", patients))
             monitor.patients(patients)
-        grouping = (inputs.units.members.tobytes(), inputs.units.offsets.tobytes())
-        secret = run.secret(itertools.chain(inputs.training_records(), grouping))
-        checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
-        training = (config, plan, inputs, secret, checkpoints, run, interrupt, monitor)
+        secret = _secret(run, inputs)
+        checkpoints = processes.first(
+            lambda: Checkpoints(run.checkpoints, config.run.keep_checkpoints)
+        )
+        stop = processes.SharedInterrupt(interrupt, mesh)
+        training = (config, plan, inputs, secret, checkpoints, run, stop, monitor, mesh)
         while True:
             try:
                 model, weights = _train_stages(*training)
                 break
             except DamagedCheckpoint as damage:
                 # The one before, or none at all, leads to the same result.
-                checkpoints.set_aside(damage.position)
+                processes.first(lambda damage=damage: checkpoints.set_aside(damage.position))
                 monitor.set_aside(damage)
 
         statement = dp.privacy_statement(
@@ -96,22 +103,59 @@ def train(
             label_origin=inputs.dataset.label_origin,
             max_reports_per_patient=config.privacy.max_reports_per_patient,
         )
-        write_release(
-            run.release,
-            model,
-            config.train.mode,
-            backbone=inputs.backbone,
-            label_names=inputs.dataset.label_names,
-            max_length=config.data.max_length,
-            initialised=weights.initialised,
-            statement=statement,
+        processes.first(
+            lambda: write_release(
+                run.release,
+                model,
+                config.train.mode,
+                backbone=inputs.backbone,
+                label_names=inputs.dataset.label_names,
+                max_length=config.data.max_length,
+                initialised=weights.initialised,
+                statement=statement,
+            )
         )
-        metrics = {"note": NOT_COVERED, "test": test_metrics(config, model, inputs)}
-        write_json(run.path / "metrics.json", metrics)
+        metrics = {"note": NOT_COVERED, "test": test_metrics(config, model, inputs, mesh)}
+        processes.first(lambda: write_json(run.path / "metrics.json", metrics))
         monitor.finished(run, statement, metrics["test"])
         return {"privacy": statement, "metrics": metrics}
     finally:
+        if run is not None:
+            run.close()
+
+
+def _open(config: Config, resume: bool) -> RunDirectory:
+    """The run's directory, if there is something left to do in it."""
+    run = RunDirectory(config, resume=resume)
+    if run.finished:
         run.close()
+        raise RunError(f"{run.path} is finished already; its results are in {run.release}")
+    return run
+
+
+def _secret(run: RunDirectory | None, inputs: Inputs) -> RunSecret:
+    """Of process 0, on every process: one run has one secret."""
+    grouping = (inputs.units.members.tobytes(), inputs.units.offsets.tobytes())
+    own = processes.first(lambda: run.secret(itertools.chain(inputs.training_records(), grouping)))
+    root = np.zeros(32, np.uint8) if own is None else np.frombuffer(own.root, np.uint8)
+    return RunSecret(processes.from_first([root])[0].tobytes())
+
+
+def _require_same_inputs(config: Config, plan: RunPlan, inputs: Inputs) -> None:
+    """RunError unless all processes train the same way on the same; paths may differ."""
+    settings = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, root=None, cache=None)
+    )
+    weights = inputs.backbone.directory.glob("*.safetensors")
+    rows = [*inputs.tokens.values(), *inputs.labels.values()]
+    processes.require_same(
+        {
+            "settings": [repr((settings, plan)).encode()],
+            "reports": (np.asarray(x).tobytes() for x in jax.tree.leaves(rows)),
+            "privacy units": [inputs.units.members.tobytes(), inputs.units.offsets.tobytes()],
+            "frozen weights": (file.read_bytes() for file in sorted(weights)),
+        }
+    )
 
 
 def _train_stages(
@@ -119,20 +163,25 @@ def _train_stages(
     plan: RunPlan,
     inputs: Inputs,
     secret: RunSecret,
-    checkpoints: Checkpoints,
-    run: RunDirectory,
-    interrupt: Interrupt,
-    monitor: Monitor,
+    checkpoints: Checkpoints | None,
+    run: RunDirectory | None,
+    stop: processes.SharedInterrupt,
+    monitor: Monitor | SilentMonitor,
+    mesh: Mesh,
 ) -> tuple[ReportClassifier, LoadReport]:
     """The trained model, from the beginning or from the newest checkpoint; how it was loaded."""
-    saved = checkpoints.latest()
+    saved = processes.latest(checkpoints)
     position = saved or Position(0, 0)
-    model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
+    model, weights = processes.together(
+        lambda: build_model(config, inputs.backbone, inputs.num_labels, secret)
+    )
     monitor.built(model, weights, config.train.mode)
-    _begin(config, plan, inputs, secret, run)
+    processes.first(lambda: _begin(config, plan, inputs, secret, run))
     buckets = token_buckets(config)
     used = {split: inputs.tokens[split] for split in ("train", "validation")}
-    prefix = FrozenPrefix(model, used, buckets, cache_folder(config))
+    # Processes could disagree on what a folder holds, so several keep nothing in it.
+    folder = cache_folder(config) if jax.process_count() == 1 else None
+    prefix = FrozenPrefix(model, used, buckets, folder, mesh)
     # From the lowest level up, so that each is made from the one before.
     for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
         prefix.at(level)
@@ -140,6 +189,7 @@ def _train_stages(
     if config.centering.l2_clip_norm is not None:
         features = prefix.at(model.feature_level)["train"]
         center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
+        (center,) = processes.from_first([center])
     for index in range(position.stage, len(plan.stages)):
         trainer = StageTrainer(
             plan.stages[index],
@@ -151,14 +201,16 @@ def _train_stages(
             token_buckets=buckets,
             center=center,
             secure_noise=secure,
+            mesh=mesh,
+            shard_frozen=config.model.shard_frozen,
         )
         begin = position if index == position.stage else Position(index, 0)
         if begin == saved:
-            state = checkpoints.restore(begin, trainer.initial_state)
+            state = processes.restore(checkpoints, begin, trainer.initial_state)
         else:
             state = trainer.initial_state
-            checkpoints.save(begin, state)
-        loop = _StageLoop(config, plan, inputs, trainer, checkpoints, interrupt, monitor)
+            processes.first(lambda begin=begin, state=state: checkpoints.save(begin, state))
+        loop = _StageLoop(config, plan, inputs, trainer, checkpoints, stop, monitor)
         with monitor.stage(run, plan.stages, begin):
             trainer.install(loop.run(begin, state))
     return model, weights
@@ -196,9 +248,9 @@ class _StageLoop:
     plan: RunPlan
     inputs: Inputs
     trainer: StageTrainer
-    checkpoints: Checkpoints
-    interrupt: Interrupt
-    monitor: Monitor
+    checkpoints: Checkpoints | None
+    stop: processes.SharedInterrupt
+    monitor: Monitor | SilentMonitor
 
     def run(self, position: Position, state: TrainState) -> TrainState:
         stage, every = self.trainer.stage, self.config.run
@@ -213,7 +265,7 @@ class _StageLoop:
             reports, fill = self.trainer.describe(plan)
             unread = (done, diagnostics, reports, fill)
             last = step + 1 == stage.steps
-            stop = self.interrupt.received is not None
+            stop = self.stop.received()
             evaluate = last or stop or (step + 1) % every.eval_every == 0
             if evaluate or (step + 1) % every.checkpoint_every == 0:
                 _require_finite(jax.tree.leaves(state.adapters), done)
@@ -223,7 +275,7 @@ class _StageLoop:
                     metrics = self._evaluate(done, state)
                 # Saved before it is shown: what people have seen is never taken back by a crash, so
                 # a run that is given up has released no more than its newest checkpoint.
-                self.checkpoints.save(done, state)
+                processes.first(lambda done=done, state=state: self.checkpoints.save(done, state))
             if evaluate:
                 self.monitor.evaluated(done, metrics, self._epsilon(done))
             if stop and not last:

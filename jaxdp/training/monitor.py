@@ -48,6 +48,18 @@ def peak_memory() -> str:
     return "peak memory " + ", ".join(parts)
 
 
+class SilentMonitor:
+    """A monitor that shows and writes nothing: that of every process but the first."""
+
+    def _nothing(self, *args) -> None:
+        pass
+
+    planned = loaded = patients = built = set_aside = stepped = evaluated = finished = _nothing
+
+    def stage(self, *args) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
 class Monitor:
     """Prints to `console`, and writes TensorBoard files once a stage runs."""
 

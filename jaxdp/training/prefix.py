@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxdp import dp
 from jaxdp.data.batching import Buckets
@@ -29,6 +30,7 @@ class FrozenPrefix:
         tokens: split -> token ids.
         buckets: shapes for token ids.
         folder: keeps the levels for other runs, see `cache_level`; None keeps nothing.
+        mesh: devices to share the reports; None is the default device alone.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class FrozenPrefix:
         tokens: dict[str, Packed],
         buckets: Buckets,
         folder: Path | None = None,
+        mesh: Mesh | None = None,
     ):
         self._parts = nnx.split(model)
         self._buckets = buckets
-        self._folder = folder
+        self._places = {"folder": folder, "mesh": mesh}
         self._levels = {0: tokens}
 
     def at(self, level: int) -> dict[str, Packed]:
@@ -48,7 +51,9 @@ class FrozenPrefix:
         if level not in self._levels:
             below = max(known for known in self._levels if known < level)
             self._levels[level] = {
-                split: cache_level(*self._parts, reports, below, level, self._buckets, self._folder)
+                split: cache_level(
+                    *self._parts, reports, below, level, self._buckets, **self._places
+                )
                 for split, reports in self._levels[below].items()
             }
         return self._levels[level]

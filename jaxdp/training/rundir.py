@@ -12,13 +12,16 @@ from jaxdp.config import Config
 
 from .randomness import RunSecret
 
-# Settings that change neither the mechanism nor the result, and may differ on resume.
+# Settings that change neither the mechanism nor, but for rounding, the result, and may differ on
+# resume.
 _HARMLESS = {
     ("data", "cache"),
+    ("model", "shard_frozen"),
     ("run", "dir"),
     ("run", "checkpoint_every"),
     ("run", "keep_checkpoints"),
     ("run", "eval_every"),
+    ("run", "devices"),
 }
 
 

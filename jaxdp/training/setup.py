@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxdp.backbone import Backbone, resolve_backbone
 from jaxdp.config import Config, ConfigError
@@ -121,10 +122,12 @@ def token_buckets(config: Config) -> Buckets:
     return Buckets.for_lengths(config.data.max_length, config.train.microbatch_tokens)
 
 
-def test_metrics(config: Config, model: ReportClassifier, inputs: Inputs) -> dict[str, Any]:
+def test_metrics(
+    config: Config, model: ReportClassifier, inputs: Inputs, mesh: Mesh | None = None
+) -> dict[str, Any]:
     """Metrics of the finished model on the test split, from token ids."""
     graphdef, adapters, frozen = lora.split(model, config.train.mode)
-    probabilities = Predictor(graphdef, 0, token_buckets(config))(
+    probabilities = Predictor(graphdef, 0, token_buckets(config), mesh)(
         adapters, frozen, inputs.tokens["test"]
     )
     return classification_metrics(probabilities, inputs.labels["test"], inputs.dataset.label_names)

@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from jaxdp.data.batching import Buckets, Plan
 from jaxdp.data.packed import Packed
 from jaxdp.dp.clipping import ClipDiagnostics
+
+from .mesh import DATA, WHOLE, gathering, is_sharded
 
 
 class TrainState(NamedTuple):
@@ -54,11 +58,100 @@ def plain_gradient_sum(loss_fn: Callable[..., jax.Array]):
     return gradient_sum
 
 
+def make_share_sum(
+    loss_fn: Callable[..., jax.Array],
+    gradient_sum: Callable[..., Callable[..., tuple[Any, ClipDiagnostics]]],
+    buckets: Buckets,
+) -> Callable[..., tuple[Any, ClipDiagnostics]]:
+    """The gradient sum of one device's share of a logical batch; arguments as `make_train_step`.
+
+    Returns:
+        share_sum(adapters, frozen, data, plan, device=, devices=, in_step=) -> (sum like adapters,
+        diagnostics [capacity], zero where another device's reports stand).
+
+        Device number `device` of `devices` takes every devices-th microbatch of the plan, counted
+        over all buckets, so that shares differ by at most one microbatch, padding is that of one
+        device, and every microbatch is summed as on one device. With `in_step`, for a loss with
+        collectives in it, all devices run the same loops: counted within each bucket, and the
+        devices that are left over in a bucket's last round compute padding.
+    """
+
+    def share_sum(adapters, frozen, data: LabelledData, plan: Plan, *, device, devices, in_step):
+        summed = gradient_sum(lambda adapters, *report: loss_fn(adapters, frozen, *report))
+        total = jax.tree.map(jnp.zeros_like, adapters)
+        diagnostics = ClipDiagnostics(*(jnp.zeros(plan.rows.shape) for _ in range(2)))
+        before = jnp.cumsum(plan.counts) - plan.counts
+        for i, (width, rows) in enumerate(zip(buckets.widths, buckets.rows, strict=True)):
+            first = device if in_step else (device - before[i]) % devices
+            # A trip count, not a shape: how full a bucket is differs from step to step.
+            trips = (plan.counts[i] - (0 if in_step else first) + devices - 1) // devices
+
+            def microbatch(j, carry, i=i, width=width, rows=rows, first=first):
+                k = first + j * devices
+                start = plan.starts[i] + k * rows
+                index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
+                index = jnp.where(k < plan.counts[i], index, -1)
+                values, lengths = data.reports.gather(index, width)
+                part = summed(
+                    adapters,
+                    values,
+                    lengths,
+                    data.labels[jnp.maximum(index, 0)],
+                    is_padding=index < 0,
+                )
+                total, diagnostics = carry
+
+                def place(all_rows, new):
+                    old = jax.lax.dynamic_slice(all_rows, (start,), (rows,))
+                    new = jnp.where(index < 0, old, new)
+                    return jax.lax.dynamic_update_slice(all_rows, new, (start,))
+
+                return jax.tree.map(jnp.add, total, part[0]), jax.tree.map(
+                    place, diagnostics, part[1]
+                )
+
+            total, diagnostics = jax.lax.fori_loop(0, trips, microbatch, (total, diagnostics))
+        return total, diagnostics
+
+    return share_sum
+
+
+def sum_over_devices(share_sum: Callable, mesh: Mesh, frozen_specs: Any) -> Callable:
+    """(adapters, frozen, data, plan) -> what `share_sum` gives, summed over the mesh axis `data`.
+
+    Whole microbatches are dealt out, not the rows of each: as many rounds as padding allows, no
+    collective within them, and ONE all-reduce per step, of the sum and the diagnostics together.
+    Rows dealt out would need n times wider microbatches, which at 64 devices hold a whole logical
+    batch and pad all of it to the longest report.
+    """
+    in_step = is_sharded(frozen_specs)
+
+    def on_one_device(adapters, frozen, data, plan):
+        device, devices = jax.lax.axis_index(DATA), mesh.shape[DATA]
+        share = share_sum(
+            adapters, frozen, data, plan, device=device, devices=devices, in_step=in_step
+        )
+        flat, unravel = ravel_pytree(share)
+        return unravel(jax.lax.psum(flat, DATA))
+
+    # check_vma would transpose what a primitive without its rules (a fused attention) returns to a
+    # hidden sum over devices, and so mix reports before the clip; the tests check the replication.
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(WHOLE, frozen_specs, WHOLE, WHOLE),
+        out_specs=WHOLE,
+        check_vma=False,
+    )
+
+
 def make_train_step(
     loss_fn: Callable[..., jax.Array],
     gradient_sum: Callable[..., Callable[..., tuple[Any, ClipDiagnostics]]],
     optimizer: optax.GradientTransformation,
     buckets: Buckets,
+    mesh: Mesh | None = None,
+    frozen_specs: Any = WHOLE,
 ) -> Callable[..., tuple[TrainState, ClipDiagnostics]]:
     """The step of one stage, to be jitted by the caller.
 
@@ -69,41 +162,25 @@ def make_train_step(
             norm, or `plain_gradient_sum`.
         optimizer: an `optax.chain` that starts with the release (`dp.add_noise_and_average`).
         buckets: the shapes that plans are made of.
+        mesh: its axis `data` shares the microbatches; None leaves them on one device.
+        frozen_specs: how the frozen weights lie on the mesh, see `mesh.frozen_specs`.
 
     Returns:
         step(state, frozen, data, plan, **release) -> (state, diagnostics [capacity]). What the
         release needs besides the sum is passed on to it: `draw=` for `dp.SecureNoise`. The number
         of microbatches is data for the program, not shape: one compilation serves every step.
+        Noise is drawn once for the whole sum, outside of what is done per device.
     """
+    if is_sharded(frozen_specs):
+        loss_fn = gathering(loss_fn, frozen_specs)
+    share_sum = make_share_sum(loss_fn, gradient_sum, buckets)
+    if mesh is None:
+        batch_sum = partial(share_sum, device=0, devices=1, in_step=False)
+    else:
+        batch_sum = sum_over_devices(share_sum, mesh, frozen_specs)
 
     def step(state: TrainState, frozen, data: LabelledData, plan: Plan, **release):
-        summed = gradient_sum(lambda adapters, *report: loss_fn(adapters, frozen, *report))
-
-        total = jax.tree.map(jnp.zeros_like, state.adapters)
-        diagnostics = ClipDiagnostics(*(jnp.zeros(plan.rows.shape) for _ in range(2)))
-        for i, (width, rows) in enumerate(zip(buckets.widths, buckets.rows, strict=True)):
-
-            def microbatch(k, carry, i=i, width=width, rows=rows):
-                start = plan.starts[i] + k * rows
-                index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
-                values, lengths = data.reports.gather(index, width)
-                part = summed(
-                    state.adapters,
-                    values,
-                    lengths,
-                    data.labels[jnp.maximum(index, 0)],
-                    is_padding=index < 0,
-                )
-                place = partial(jax.lax.dynamic_update_slice, start_indices=(start,))
-                total, diagnostics = carry
-                return jax.tree.map(jnp.add, total, part[0]), jax.tree.map(
-                    place, diagnostics, part[1]
-                )
-
-            # A trip count, not a shape: how full a bucket is differs from step to step.
-            total, diagnostics = jax.lax.fori_loop(
-                0, plan.counts[i], microbatch, (total, diagnostics)
-            )
+        total, diagnostics = batch_sum(state.adapters, frozen, data, plan)
         updates, optimizer_state = optimizer.update(
             total, state.optimizer, state.adapters, **release
         )

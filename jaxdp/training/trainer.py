@@ -3,13 +3,16 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from jaxdp import dp
 from jaxdp.data.batching import Buckets, Plan
@@ -18,6 +21,7 @@ from jaxdp.evaluation.inference import Predictor, packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
+from .mesh import WHOLE, frozen_specs, place, to_host
 from .prefix import FrozenPrefix
 from .randomness import RunSecret
 from .stages import Stage, make_optimizer
@@ -43,6 +47,8 @@ class StageTrainer:
         token_buckets: microbatch shapes for whole reports; those for features follow from them.
         center: [H], public or released; or 0.
         secure_noise: noise from `dp.SecureNoise`.
+        mesh: devices to share the work; None is the default device alone.
+        shard_frozen: share the frozen weights out over the mesh, too.
     """
 
     def __init__(
@@ -57,6 +63,8 @@ class StageTrainer:
         token_buckets: Buckets,
         center: np.ndarray | float = 0.0,
         secure_noise: bool = False,
+        mesh: Mesh | None = None,
+        shard_frozen: bool = False,
     ):
         self.stage = stage
         self._model = model
@@ -71,11 +79,13 @@ class StageTrainer:
         train, self._validation = reports["train"], reports["validation"]
         self._lengths = train.lengths
         # Arguments of the compiled step, not constants in it: its program is cached on disk.
-        self._frozen = (frozen, jnp.float32(center))
+        frozen = (frozen, jnp.float32(center))
         if at_feature:
             train = dataclasses.replace(train, values=train.values - center)
-            self._frozen = (frozen, jnp.float32(0.0))
-        self._data = jax.device_put(LabelledData(train, labels["train"]))
+            frozen = (frozen[0], jnp.float32(0.0))
+        specs = frozen_specs(frozen, mesh) if shard_frozen and mesh else WHOLE
+        self._frozen = place(frozen, mesh, specs)
+        self._data = place(LabelledData(train, labels["train"]), mesh)
 
         self._units = units
         mechanism = stage.mechanism
@@ -108,10 +118,12 @@ class StageTrainer:
             release, self._draw = optax.scale(1 / batch), lambda step: {}
         optimizer = optax.chain(release, make_optimizer(stage.settings))
         self._step = jax.jit(
-            make_train_step(loss, gradient_sum, optimizer, self.buckets), donate_argnums=0
+            make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs),
+            donate_argnums=0,
+            out_shardings=mesh and NamedSharding(mesh, WHOLE),
         )
-        self.initial_state = TrainState(adapters, optimizer.init(adapters))
-        self._predict = Predictor(graphdef, self.level, self.buckets)
+        self.initial_state = place(TrainState(adapters, optimizer.init(adapters)), mesh)
+        self._predict = Predictor(graphdef, self.level, self.buckets, mesh)
 
     def plan(self, step: int) -> Plan:
         """The microbatches of `step`: a pure function of the secret and the step."""
@@ -128,6 +140,12 @@ class StageTrainer:
         """One release and one update; `state` is consumed. Returns before the device is done."""
         return self._step(state, self._frozen, self._data, plan, **self._draw(step))
 
+    def export(self, platforms: Sequence[str]) -> jax.export.Exported:
+        """The step, lowered for "cpu", "cuda" or "tpu" and the mesh's number of devices, whatever
+        there is here; nothing is compiled."""
+        arguments = (self.initial_state, self._frozen, self._data, self.plan(0))
+        return jax.export.export(self._step, platforms=platforms)(*arguments, **self._draw(0))
+
     def describe(self, plan: Plan) -> tuple[int, float]:
         """(reports that take part, share of the computed positions that are real)."""
         rows = plan.rows[plan.rows >= 0]
@@ -139,7 +157,8 @@ class StageTrainer:
 
     def install(self, state: TrainState) -> None:
         """Writes the trained parameters into the model."""
-        nnx.update(self._model, _shift_head(state.adapters, -self._center))
+        adapters = jax.tree.map(jnp.asarray, to_host(state.adapters))
+        nnx.update(self._model, _shift_head(adapters, -self._center))
 
 
 def _shift_head(adapters: nnx.State, center: np.ndarray | float) -> nnx.State:

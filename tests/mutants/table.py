@@ -12,6 +12,7 @@ SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/stat
 LEDGER, SECURE = "dp/ledger.py", "dp/secure_noise.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
 CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/rundir.py"
+PROCESSES = "training/processes.py"
 RELEASE_CHECK = "training/release_check.py"
 
 
@@ -37,6 +38,18 @@ SECURE_INDEPENDENT = (
     "test_secure_noise.py::test_noise_is_independent_between_steps_leaves_and_secrets"
 )
 BINOMIAL = "test_sampling.py::test_batch_sizes_are_binomial"
+SHARES = "test_step.py::test_shares_of_three_devices_are_disjoint_complete_and_as_large"
+DEVICES = "on_devices.py::test_any_number_of_devices_makes_the_same_adapters[float64-2]"
+# A gradient sum, in a mutated `make_train_step`, that is released by itself.
+NOISED = """
+    def noised(gradient_sum):
+        def noisy_sum(*args, **kwargs):
+            total, diagnostics = gradient_sum(*args, **kwargs)
+            return optimizer.update(total, optimizer.init(total))[0], diagnostics
+
+        return noisy_sum
+
+"""
 CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
 
 MUTANTS = [
@@ -706,8 +719,9 @@ MUTANTS = [
     Mutant(
         "noise per microbatch",
         STEP,
-        "jax.tree.map(jnp.add, total, part[0])",
-        "jax.tree.map(jnp.add, total, optimizer.update(part[0], state.optimizer, None)[0])",
+        "    share_sum = make_share_sum(loss_fn, gradient_sum, buckets)\n",
+        NOISED
+        + "    share_sum = make_share_sum(loss_fn, lambda f: noised(gradient_sum(f)), buckets)\n",
         LOOP,
     ),
     Mutant(
@@ -717,7 +731,7 @@ MUTANTS = [
         "part[0]",
         LOOP,
     ),
-    Mutant("a microbatch left out", STEP, "0, plan.counts[i],", "1, plan.counts[i],", LOOP),
+    Mutant("a microbatch left out", STEP, "(0, trips,", "(1, trips,", LOOP),
     Mutant(
         "reports counted twice where microbatches overlap",
         STEP,
@@ -755,5 +769,106 @@ MUTANTS = [
         "return TrainState(adapters, optimizer_state), diagnostics",
         "return TrainState(adapters, state.optimizer), diagnostics",
         LOOP,
+    ),
+    # Several devices: shares of one sum, and noise once.
+    Mutant(
+        "noise on every device",
+        STEP,
+        "    share_sum = make_share_sum(loss_fn, gradient_sum, buckets)\n",
+        NOISED + "    share_sum = noised(make_share_sum(loss_fn, gradient_sum, buckets))\n",
+        "on_devices.py::test_noise_is_drawn_once_whatever_the_devices",
+    ),
+    Mutant(
+        "the devices' sums not added up",
+        STEP,
+        "unravel(jax.lax.psum(flat, DATA))",
+        "unravel(flat)",
+        DEVICES,
+    ),
+    Mutant(
+        "the mean over devices for their sum",
+        STEP,
+        "jax.lax.psum(flat, DATA)",
+        "jax.lax.pmean(flat, DATA)",
+        DEVICES,
+    ),
+    Mutant(
+        "every device takes the same microbatches",
+        STEP,
+        "(device - before[i]) % devices",
+        "0 * device",
+        SHARES,
+    ),
+    Mutant(
+        "a round that does not fill all devices left out",
+        STEP,
+        "first) + devices - 1) // devices",
+        "first)) // devices",
+        SHARES,
+    ),
+    Mutant(
+        "devices that are left over repeat other reports",
+        STEP,
+        "index = jnp.where(k < plan.counts[i], index, -1)",
+        "index = jnp.where(True, index, -1)",
+        SHARES,
+    ),
+    Mutant(
+        "one collective for each microbatch",
+        STEP,
+        "jax.tree.map(jnp.add, total, part[0])",
+        "jax.tree.map(lambda t, p: t + (jax.lax.pmean(p, DATA) if in_step is False and devices > 1 "
+        "else p), total, part[0])",
+        "on_devices.py::test_a_step_has_one_collective_of_the_adapters_size_outside_of_its_loops",
+    ),
+    Mutant(
+        "prediction forgets the microbatches of other devices",
+        "evaluation/inference.py",
+        "min(begin + devices * size, end)",
+        "begin + size",
+        "on_devices.py::test_prediction_and_frozen_levels_have_the_bits_of_one_device",
+    ),
+    # Several processes: one secret, one writer, one decision.
+    Mutant(
+        "every process draws its own secret",
+        "training/loop.py",
+        "return RunSecret(processes.from_first([root])[0].tobytes())",
+        "return own or RunSecret.create(None)",
+        "test_processes.py::test_one_run_has_one_secret",
+    ),
+    Mutant(
+        "every process writes",
+        PROCESSES,
+        "together(fn if is_first() else lambda: None)",
+        "together(fn)",
+        "test_processes.py::test_only_process_0_does_what_is_for_the_first",
+    ),
+    Mutant(
+        "an error of one process unknown to the others",
+        PROCESSES,
+        "        if text:\n",
+        "        if False:\n",
+        "test_processes.py::test_an_error_of_one_is_an_error_of_both_and_says_whose",
+    ),
+    Mutant(
+        "processes train on different reports",
+        PROCESSES,
+        "if (other != column[0]).any():",
+        "if False:",
+        "test_processes.py::test_both_must_read_the_same",
+    ),
+    Mutant(
+        "the process that is asked to stop stops alone",
+        PROCESSES,
+        "number = 0 if before is None else int(before)",
+        "number = int(self._interrupt.received or 0)",
+        "test_processes.py::test_a_stop_is_known_one_step_later_and_keeps_its_signal",
+    ),
+    Mutant(
+        "a damaged checkpoint goes to the other processes",
+        PROCESSES,
+        "    if not sound:\n        raise DamagedCheckpoint(position)\n",
+        "",
+        "test_processes.py::test_process_0_reads_the_checkpoint_for_both",
     ),
 ]

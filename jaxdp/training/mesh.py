@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of a run as one mesh, and what lies where on it.
+
+Two axes: `data` shares the microbatches of a step, `member` the members of a sweep. Everything a
+step reads is whole on every device, but for frozen weights, which may be shared out (FSDP).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdp.config import ConfigError
+
+DATA, MEMBER = "data", "member"
+WHOLE = P()
+"""On every device, as a whole."""
+_SMALL = 2**14
+"""Frozen arrays up to this many numbers stay whole: nothing to save, and a collective each."""
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """A mesh of the first `devices` devices, None for all of all processes, along `data`.
+
+    Raises:
+        ConfigError: there are not as many, or some process would have none of them.
+    """
+    available = jax.device_count()
+    if devices is not None and devices > available:
+        raise ConfigError(f"config.run.devices must be at most {available} here, not {devices}")
+    if devices not in (None, available) and jax.process_count() > 1:
+        raise ConfigError(
+            f"config.run.devices must be None with several processes, or all {available} devices"
+        )
+    chosen = jax.devices()[:devices]
+    types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((1, len(chosen)), (MEMBER, DATA), axis_types=types, devices=chosen)
+
+
+def place(tree: Any, mesh: Mesh | None, specs: Any = WHOLE) -> Any:
+    """The arrays on the mesh, whole on every device or as `specs` say; None: the default device.
+
+    Every process gives the same values.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    if isinstance(specs, P):
+        specs = jax.tree.map(lambda _: specs, tree)
+    return jax.tree.map(lambda x, spec: put(x, NamedSharding(mesh, spec)), tree, specs)
+
+
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """One array, or PRNG key, as `sharding` says; it may span processes, which all have it."""
+    across = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if sharding.is_fully_addressable or across:
+        return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays, whole on all devices, as NumPy arrays of this process."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def frozen_specs(frozen: Any, mesh: Mesh) -> Any:
+    """For each frozen array: shared out over `data` along its longest axis that divides evenly."""
+    devices = mesh.shape[DATA]
+
+    def spec(array):
+        axes = [axis for axis, size in enumerate(array.shape) if size % devices == 0]
+        if array.size <= _SMALL or not axes or devices == 1:
+            return P()
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        return P(*(DATA if axis == longest else None for axis in range(array.ndim)))
+
+    return jax.tree.map(spec, frozen)
+
+
+def is_sharded(specs: Any) -> bool:
+    """Whether any of the arrays is not whole everywhere."""
+    leaves = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P))
+    return any(DATA in spec for spec in leaves)
+
+
+def gathering(loss_fn: Callable[..., jax.Array], specs: Any) -> Callable[..., jax.Array]:
+    """The loss on frozen weights that are shared out: each is gathered where it is used, and again
+    in the backward pass, so that XLA need not keep all of them whole at once."""
+
+    def gather(array, spec):
+        if DATA not in spec:
+            return array
+        whole = jax.lax.all_gather(array, DATA, axis=spec.index(DATA), tiled=True)
+        return checkpoint_name(whole, "gathered")
+
+    def loss(adapters, frozen, *report):
+        def on_whole(adapters, frozen, *report):
+            frozen = jax.tree.map(gather, frozen, specs)
+            return loss_fn(adapters, frozen, *report)
+
+        policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
+        return jax.checkpoint(on_whole, policy=policy)(adapters, frozen, *report)
+
+    return loss

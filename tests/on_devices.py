@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight simulated devices give what one gives. Run by test_mesh.py in a process of its own."""
+
+import functools
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+import test_step as one
+from flax import nnx
+from helpers_training import smoke_config, write_backbone
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+
+from jaxdp import dp
+from jaxdp.config import ConfigError, TrainConfig
+from jaxdp.data.batching import Buckets
+from jaxdp.data.packed import Packed
+from jaxdp.data.units import PrivacyUnits
+from jaxdp.evaluation.inference import Predictor, cache_level
+from jaxdp.models.lora import add_lora
+from jaxdp.models.pretrained import load_classifier
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import Interrupted, train
+from jaxdp.training.mesh import DATA, WHOLE, frozen_specs, is_sharded, make_mesh, place
+from jaxdp.training.monitor import Monitor
+from jaxdp.training.prefix import FrozenPrefix
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.stages import Stage
+from jaxdp.training.step import TrainState, make_train_step
+from jaxdp.training.trainer import StageTrainer
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Any order of adding up to 12 microbatches, and what Adam or momentum make of it.
+ROUNDING = {jnp.float32: 1e-6, jnp.float64: 1e-12}
+SILENT = optax.chain(optax.scale(1 / 8), optax.sgd(one.RATE, momentum=0.9))
+
+
+@pytest.fixture(params=[jnp.float64, jnp.float32], ids=["float64", "float32"])
+def precision(request):
+    with jax.enable_x64(request.param == jnp.float64):
+        yield request.param
+
+
+@functools.cache
+def compiled(devices, optimizer, sharded, x64):
+    """(step, mesh, specs); devices None is the step without a mesh."""
+    mesh = None if devices is None else make_mesh(devices)
+    specs = P(DATA) if sharded else WHOLE
+    step = make_train_step(one.loss_fn, one.clipped, optimizer, one.BUCKETS, mesh, specs)
+    return jax.jit(step, out_shardings=mesh and NamedSharding(mesh, WHOLE)), mesh, specs
+
+
+def run(devices, batches, optimizer=SILENT, sharded=False):
+    """(adapters, diagnostics) after a step for each batch, and what there was to run it with."""
+    step, mesh, specs = compiled(devices, optimizer, sharded, jax.config.jax_enable_x64)
+    adapters, frozen, data = one.problem()
+    lengths = np.asarray(data.reports.lengths)
+    frozen = jnp.pad(frozen, ((0, -len(frozen) % 8), (0, 0)))
+    state = place(TrainState(adapters, optimizer.init(adapters)), mesh)
+    frozen, data = place(frozen, mesh, specs), place(data, mesh)
+    plans = [one.BUCKETS.plan(np.asarray(b, int), lengths, one.CAPACITY) for b in batches]
+    for plan in plans:
+        state, diagnostics = step(state, frozen, data, plan)
+    result = jax.tree.map(np.asarray, (state.adapters, diagnostics))
+    return result, lambda: jax.make_jaxpr(step)(state, frozen, data, plans[0])
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def assert_close(left, right, rounding):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding), left, right
+    )
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_makes_the_same_adapters(precision, devices):
+    if precision == jnp.float32 and devices != 8:
+        pytest.skip("float64 has shown it; compiling takes long")
+    (alone, alone_diagnostics), _ = run(None, one.BATCHES)
+    (shared, diagnostics), _ = run(devices, one.BATCHES)
+    assert_close(shared, alone, ROUNDING[precision])
+    # Every microbatch is summed as on one device, so what is known of a report has the same bits.
+    assert_equal(diagnostics, alone_diagnostics)
+    # Up to two microbatches have only one sum, whatever the order.
+    few = [one.BATCHES[0][:4], [20], []]
+    assert_equal(run(devices, few)[0], run(None, few)[0])
+
+
+def test_one_device_on_a_mesh_is_one_device_to_the_last_bit():
+    assert_equal(run(1, one.BATCHES)[0], run(None, one.BATCHES)[0])
+
+
+def test_noise_is_drawn_once_whatever_the_devices():
+    """Without reports a step is its noise: the same bits, hence neither scaled nor repeated."""
+
+    def loss(adapters, frozen, tokens, length, labels):
+        return jnp.sum(adapters) * length
+
+    # The fewest leaves: what takes long is compiling noise.
+    start, buckets = jnp.zeros((7, 3)), Buckets((16,), (2,))
+    _, frozen, data = one.problem()
+    plan = buckets.plan(np.zeros(0, int), np.asarray(data.reports.lengths), 8)
+    ends = []
+    for mesh in (None, make_mesh(8)):
+        step = jax.jit(make_train_step(loss, one.clipped, one.optimizer(), buckets, mesh))
+        state = place(TrainState(start, one.optimizer().init(start)), mesh)
+        for _ in range(2):
+            state, _ = step(state, place(frozen, mesh), place(data, mesh), plan)
+        ends.append(np.asarray(state.adapters))
+    assert_equal(*ends)
+    # Two draws with momentum: 1.9 z1 + z2, times rate and stddev over the expected batch.
+    scale = (
+        one.RATE * one.MECHANISM.stddev / one.MECHANISM.expected_batch_size * (1.9**2 + 1) ** 0.5
+    )
+    assert 0.5 * scale < ends[0].std() < 2 * scale
+
+
+def test_frozen_weights_may_be_shared_out():
+    with jax.enable_x64(True):
+        (whole, diagnostics), _ = run(None, one.BATCHES)
+        (sharded, sharded_diagnostics), trace = run(4, one.BATCHES, sharded=True)
+        assert "all_gather" in str(trace())
+    assert_close(sharded, whole, 1e-12)
+    assert_close(sharded_diagnostics, diagnostics, 1e-12)
+
+
+def collectives(jaxpr, in_loop=False):
+    """(name, whether in a loop, numbers) of everything that devices do together."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith(("psum", "all_", "ppermute", "pmax", "reduce_sc")):
+            yield equation.primitive.name, in_loop, sum(v.aval.size for v in equation.invars)
+        loop = in_loop or equation.primitive.name in ("while", "scan")
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            if hasattr(inner, "eqns"):
+                yield from collectives(inner, loop)
+
+
+def test_a_step_has_one_collective_of_the_adapters_size_outside_of_its_loops():
+    _, trace = run(8, [[]])
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(one.problem()[0]))
+    assert list(collectives(trace().jaxpr)) == [("psum", False, adapters + 2 * one.CAPACITY)]
+
+
+def test_more_devices_than_there_are_is_an_error():
+    assert make_mesh().shape == {"member": 1, "data": 8}
+    with pytest.raises(ConfigError, match="config.run.devices must be at most 8"):
+        make_mesh(9)
+
+
+# A tiny BERT.
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return write_backbone(tmp_path_factory.mktemp("model") / "backbone")
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 17, N)
+    return Packed.from_lengths(rng.integers(5, 19, lengths.sum()).astype(np.int32), lengths)
+
+
+BUCKETS = Buckets((16, 8), (2, 4))
+
+
+@pytest.fixture
+def tiny_too(monkeypatch):
+    """Frozen weights of any size are shared out."""
+    monkeypatch.setattr("jaxdp.training.mesh._SMALL", 0)
+
+
+def with_adapters(backbone):
+    model = load_classifier(backbone, 3, "cls", rngs=nnx.Rngs(0))[0]
+    add_lora(model, rank=2, alpha=4, targets=["query", "value"], rngs=nnx.Rngs(1))
+    return model
+
+
+def test_prediction_and_frozen_levels_have_the_bits_of_one_device(backbone, tokens, tiny_too):
+    parts = nnx.split(load_classifier(backbone, 3, "cls", rngs=nnx.Rngs(0))[0])
+    levels = [cache_level(*parts, tokens, 0, 1, BUCKETS, mesh=m) for m in (None, make_mesh(8))]
+    np.testing.assert_array_equal(levels[0].values, levels[1].values)
+    graphdef, adapters, frozen = nnx.split(
+        nnx.merge(*parts), nnx.PathContains("classifier"), nnx.Param
+    )
+    alone = Predictor(graphdef, 1, BUCKETS)(adapters, frozen, levels[0])
+    mesh = make_mesh(8)
+    specs = frozen_specs(frozen, mesh)
+    assert is_sharded(specs)
+    for weights in (frozen, place(frozen, mesh, specs)):
+        shared = Predictor(graphdef, 1, BUCKETS, mesh)(adapters, weights, levels[0])
+        np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize("devices, shard", [(1, False), (8, False), (8, True)])
+def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices, shard):
+    """The real step: BERT, LoRA, clip, noise, Adam. Lowering only: nothing is compiled or run."""
+    mechanism = dp.SubsampledGaussian(N, 10, 3, 0.1, 1.0)
+    settings = TrainConfig(steps=3, expected_batch_size=10.0)
+    trainer = StageTrainer(
+        Stage("main stage", "lora", settings, mechanism),
+        with_adapters(backbone),
+        prefix=FrozenPrefix(None, {"train": tokens, "validation": tokens}, BUCKETS),
+        labels={"train": np.ones((N, 3), np.int8)},
+        units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
+        secret=RunSecret.create(0),
+        token_buckets=BUCKETS,
+        mesh=make_mesh(devices),
+        shard_frozen=shard,
+    )
+    for platform in ("cuda", "tpu"):
+        exported = trainer.export([platform])
+        assert exported.nr_devices == devices and exported.platforms == (platform,)
+        text = exported.mlir_module()
+        assert text.count("stablehlo.all_reduce") == 1
+        assert ("stablehlo.all_gather" in text) == shard
+
+
+# Whole runs.
+
+
+def whole(workspace, resume=False, interrupt=None, monitor=Monitor, **changes):
+    config = smoke_config(workspace, head_stage__steps=0, centering__l2_clip_norm=None, **changes)
+    train(
+        config,
+        resume=resume,
+        interrupt=interrupt or Interrupt(),
+        monitor=monitor(Console(file=io.StringIO())),
+    )
+    folder = workspace / "runs" / config.run.name / "release" / "adapter"
+    return safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_run_on_eight_devices_releases_the_adapter_of_one(workspace):
+    alone = whole(workspace, run__name="one", run__devices=1)
+    shared = whole(workspace, run__name="eight", run__devices=None)
+    assert_close(shared, alone, 1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_on_eight_devices_resumes_to_the_last_bit(workspace):
+    shared = whole(workspace, run__name="eight", run__devices=None)
+    interrupt = Interrupt()
+
+    class StopAfterThree(Monitor):
+        def stepped(self, done, *rest):
+            super().stepped(done, *rest)
+            if done.step == 3:
+                interrupt.received = 15
+
+    changes = dict(run__name="stopped", run__devices=None)
+    with pytest.raises(Interrupted):
+        whole(workspace, interrupt=interrupt, monitor=StopAfterThree, **changes)
+    assert_equal(whole(workspace, resume=True, **changes), shared)
+
+
+def test_only_large_arrays_that_divide_are_shared_out():
+    mesh = make_mesh(8)
+    shapes = {"large": (64, 512), "odd": (255, 257), "small": (64, 8), "first": (512, 63)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    specs = frozen_specs(arrays, mesh)
+    assert specs == {"large": P(None, DATA), "odd": P(), "small": P(), "first": P(DATA, None)}
+    assert is_sharded(specs) and not is_sharded(frozen_specs(arrays, make_mesh(1)))
