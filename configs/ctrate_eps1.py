@@ -28,7 +28,6 @@ def get_config():
     config.train.expected_batch_size = 2048.0  # ours
     config.train.learning_rate = 1e-3  # ours
     config.train.schedule = "linear"
-    config.train.microbatch_tokens = 16384
 
     config.privacy.epsilon = 1.0
     config.privacy.delta = 1e-5

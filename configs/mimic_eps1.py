@@ -37,7 +37,6 @@ def get_config():
     config.train.expected_batch_size = 4096.0  # ours
     config.train.learning_rate = 1e-3  # ours
     config.train.schedule = "linear"
-    config.train.microbatch_tokens = 16384
 
     config.privacy.epsilon = 1.0
     # Below 1 / 222,758, the published number of training studies.

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
@@ -26,6 +26,18 @@ def _require(condition: bool, field: str, wanted: str, value: Any) -> None:
     if not condition:
         raise ConfigError(f"config.{field} must be {wanted}, not {value!r}")
 
+
+class PlatformDefaults(NamedTuple):
+    """What settings that are None mean; see `training.setup.platform_defaults`."""
+
+    dtype: str
+    microbatch_tokens: int
+
+
+ON_CPU = PlatformDefaults("float32", 512)
+"""512 positions keep two cores busy and their arrays near the caches; fewer pad less at the end."""
+ON_ACCELERATOR = PlatformDefaults("bfloat16", 16_384)
+"""Some 5 GB of activations for a BERT-small."""
 
 LABEL_POLICIES = ("zeros", "ones", "ignore")
 
@@ -118,8 +130,9 @@ class ModelConfig:
     """Commit, tag or branch of a hub id."""
     pooling: str | None = None
     """"cls" or "mean"; None is the preset's own, or "cls"."""
-    dtype: str = "float32"
-    """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32."""
+    dtype: str | None = None
+    """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32. None is
+    the platform's, see `PlatformDefaults`."""
     shard_frozen: bool = False
     """Share the frozen weights out over the devices, and gather each where it is used: less memory
     on each, more traffic between them."""
@@ -131,8 +144,12 @@ class ModelConfig:
             "cls, mean or None",
             self.pooling,
         )
-        dtypes = ("float32", "bfloat16")
-        _require(self.dtype in dtypes, "model.dtype", " or ".join(dtypes), self.dtype)
+        _require(
+            self.dtype in (None, "float32", "bfloat16"),
+            "model.dtype",
+            "float32, bfloat16 or None",
+            self.dtype,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +261,9 @@ class TrainConfig:
     def __post_init__(self):
         _require(self.mode in MODES, "train.mode", "one of " + ", ".join(MODES), self.mode)
         _check_stage("train", self, least_steps=1)
+        tokens = self.microbatch_tokens
         _require(
-            self.microbatch_tokens >= 16, "train.microbatch_tokens", ">= 16", self.microbatch_tokens
+            tokens is None or tokens >= 16, "train.microbatch_tokens", ">= 16, or None", tokens
         )
 
 

@@ -102,6 +102,7 @@ class OurTrainer:
     def settings(self) -> dict[str, Any]:
         """What is run, under the names that `TorchTrainer.settings` uses."""
         config, stage = self.job.config, self.stage.stage
+        buckets = token_buckets(config)
         mechanism, train = stage.mechanism, stage.settings
         trained = jax.tree.leaves(self.stage.initial_state.adapters)
         defaults = {
@@ -141,8 +142,8 @@ class OurTrainer:
             "weight decay": 0,
             "arithmetic": str(trained[0].dtype),
             "attention": "jaxdp.models.layers",
-            "padding": "to a multiple of 16, batch sorted by length",
-            "physical batch": f"about {config.train.microbatch_tokens} tokens",
+            "padding": f"to one of {len(buckets.widths)} widths, batch sorted by length",
+            "physical batch": f"about {buckets.widths[0] * buckets.rows[0]} tokens",
             "threads": os.cpu_count(),
         }
 

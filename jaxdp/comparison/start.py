@@ -13,7 +13,7 @@ from jaxdp.config import Config, ConfigError
 from jaxdp.models.peft import save_adapter
 from jaxdp.training.prefix import FrozenPrefix, mean_feature
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import Inputs, build_model, token_buckets
+from jaxdp.training.setup import Inputs, build_model, compute_dtype, token_buckets
 from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageTrainer
 
@@ -91,7 +91,7 @@ def _check(config: Config) -> None:
     for field, value, allowed in (
         ("train.mode", config.train.mode, MODES),
         ("privacy.unit", config.privacy.unit, ("report",)),
-        ("model.dtype", config.model.dtype, ("float32",)),
+        ("model.dtype", compute_dtype(config), ("float32",)),
     ):
         if value not in allowed:
             raise ConfigError(

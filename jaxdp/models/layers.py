@@ -145,10 +145,13 @@ def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
     gradient or late normalisation was faster (BUILD_NOTES.md).
     """
     if _fused(q_QxNxD, k_LxNxD):
-        # A row of padding has length 0, whose softmax would be NaN.
+        # A row of padding has length 0, whose softmax would be NaN. Given for queries too, since
+        # vmap does not take a length that is the same for all reports.
+        lengths = jnp.maximum(length, 1)[None].astype(jnp.int32)
         return jax.nn.dot_product_attention(
             *(x[None] for x in (q_QxNxD, k_LxNxD, v_LxNxD)),
-            key_value_seq_lengths=jnp.maximum(length, 1)[None].astype(jnp.int32),
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
             implementation="cudnn",
         )[0]
     scale = q_QxNxD.shape[-1] ** -0.5

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdp.backbone import Backbone, resolve_backbone
-from jaxdp.config import Config, ConfigError
+from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError, PlatformDefaults
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import SPLITS, ReportDataset
 from jaxdp.data.load import load_reports
@@ -94,7 +95,7 @@ def build_model(
         backbone.directory,
         num_labels,
         backbone.pooling,
-        dtype=None if config.model.dtype == "float32" else config.model.dtype,
+        dtype=None if compute_dtype(config) == "float32" else compute_dtype(config),
         rngs=rngs,
     )
     if config.train.mode in ADAPTER_MODES:
@@ -117,9 +118,20 @@ def cache_folder(config: Config) -> Path | None:
     return None if config.data.cache is None else Path(config.data.cache)
 
 
+def platform_defaults() -> PlatformDefaults:
+    """What settings that depend on the platform are here, where the configuration says None."""
+    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
+
+
+def compute_dtype(config: Config) -> str:
+    """The type that matrix products run in."""
+    return config.model.dtype or platform_defaults().dtype
+
+
 def token_buckets(config: Config) -> Buckets:
     """The microbatch shapes for whole reports."""
-    return Buckets.for_lengths(config.data.max_length, config.train.microbatch_tokens)
+    tokens = config.train.microbatch_tokens or platform_defaults().microbatch_tokens
+    return Buckets.for_lengths(config.data.max_length, tokens)
 
 
 def test_metrics(
