@@ -25,7 +25,7 @@ opacus-last2-*           the same with the layers below frozen
 *-dynamic                padded to the longest report of each physical batch, as drawn
 *-sorted                 the same, with the logical batch sorted by length before
 
-All use every core. Peers run at the fastest of the physical batch sizes 16, 32 and 64, tried before.
+All use every core. Peers compute 16, 32 or 64 reports at once, whatever was fastest (--quick: 16).
 GFLOP/s are those of the matrix products that a step needs at its padded positions
 (jaxdp/benchmark/flops.py), "of matmul" their share of the best dense float32 product that jax or
 torch reaches here, "useful" what of them is not padding. "compile" is what the first step takes
@@ -75,6 +75,8 @@ def main(argv) -> None:
     _check()
     prepare()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=170)  # a table that is piped to a file has room
     try:
         if _STARTUP.value:
             _startup(console)
@@ -118,7 +120,8 @@ def _measure(console: Console) -> None:
     began = time.perf_counter()
 
     def say(text: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - began:6.0f} s[/]  {text}", highlight=False)
+        seconds = f"[dim]{time.perf_counter() - began:6.0f} s[/]"
+        console.print(f"{seconds}  {text}", highlight=False, soft_wrap=True)
 
     models, lengths = _MODELS.value or list(inputs.MODEL_NAMES), _LENGTHS.value
     names, batches, rounds = _CONTENDERS.value or list(contenders.CONTENDERS), [_BATCH.value], None

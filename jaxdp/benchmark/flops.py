@@ -13,10 +13,10 @@ the lowest adapted    2 L H^2 (output projection) + 6 L^2 H (none of the keys) +
                       6 L H r: nothing below needs a gradient
 those below it        forward only, or nothing where they are cached
 
-The pooler adds 2 H^2 both ways, the head of K labels 2 H K forward and 4 H K backward, ALBERT's
-widening of embeddings of size E 2 L E H forward. Where only the pooled token goes on
-(`pooled_only`, CLS pooling), the last layer has its query, output projection and feed-forward for one position, and
-attention of L instead of L^2.
+The pooler adds 2 H^2 both ways (averaging over tokens 2 L H), the head of K labels 2 H K forward
+and 4 H K backward, ALBERT's widening of embeddings of size E 2 L E H forward. Where only the pooled
+token goes on (`pooled_only`, CLS pooling), the last layer has its query, output projection and
+feed-forward for one position, and attention of L instead of L^2.
 
 Ghost clipping goes backward twice. Per-report norms, clipping and noise are not counted.
 """
@@ -39,7 +39,7 @@ class StepFlops:
         adapted: how many of query, key and value have adapters; the keys not.
         first_layer: the lowest with adapters.
         embedding: E where embeddings are widened; 0 where they are not.
-        pooler: whether the first token goes through a pooler.
+        pooler: whether the first token goes through a pooler; otherwise all are averaged.
         cached: whether the layers below `first_layer` are computed once, outside of the step.
         pooled_only: whether the last layer is computed for the pooled token alone.
         backward_passes: 2 for ghost clipping.
@@ -79,7 +79,7 @@ class StepFlops:
         for layer in range(self.first_layer if self.cached else 0, self.layers):
             dense, attention, ffn, lora = self._layer(layer, length)
             total = total + dense + attention + ffn + (lora if layer >= self.first_layer else 0)
-        return total + (2 * self.hidden**2 if self.pooler else 0) + 2 * self.hidden * self.labels
+        return total + self._pooling(length) + 2 * self.hidden * self.labels
 
     def backward(self, positions: np.ndarray | float) -> np.ndarray | float:
         """As `forward`."""
@@ -91,12 +91,15 @@ class StepFlops:
             else:
                 output = 2 * self._rows(layer, length) * self.hidden**2
                 total = total + output + 1.5 * attention + ffn + 1.5 * lora
-        once = total + (2 * self.hidden**2 if self.pooler else 0) + 4 * self.hidden * self.labels
+        once = total + self._pooling(length) + 4 * self.hidden * self.labels
         return self.backward_passes * once
 
     def step(self, positions: np.ndarray | float) -> np.ndarray | float:
         """Forward and backward."""
         return self.forward(positions) + self.backward(positions)
+
+    def _pooling(self, length):
+        return 2 * self.hidden * (self.hidden if self.pooler else length)
 
     def _rows(self, layer: int, length):
         """Positions for which a layer's output is computed."""

@@ -5,7 +5,6 @@ python -m jaxdp.benchmark.jax_side JOB_FOLDER BEGAN '{"kind": "private"}'
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.peft import load_adapter
-from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.pretrained import MODELS, load_classifier, read_config, read_encoder_config
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.step import LabelledData, multilabel_loss
 
@@ -43,7 +42,6 @@ class Ours:
         self._trainer = OurTrainer(job)
         self._stage = self._trainer.stage
         self._state = self._stage.initial_state
-        self._flops = count_flops(job, cached=self._stage.level > 0)
 
     def step(self, step: int, rows: np.ndarray) -> float:
         self._plan = self._stage.plan(step)
@@ -59,7 +57,7 @@ class Ours:
         return np.repeat(buckets.widths, self._plan.counts * np.array(buckets.rows))
 
     def flops(self) -> StepFlops:
-        return self._flops
+        return count_flops(self._job, cached=self._stage.level > 0)
 
     def settings(self) -> dict[str, Any]:
         return self._trainer.settings()
@@ -78,7 +76,7 @@ class JaxPrivacy:
     Model, loss, data on the device, optimizer and donation are as in our own step.
     """
 
-    def __init__(self, job: Job, physical_batch: int = 32):
+    def __init__(self, job: Job, physical_batch: int = PHYSICAL[0]):
         self.physical_batch = physical_batch
         self._job, config = job, job.config
         model, _ = load_classifier(
@@ -130,7 +128,6 @@ class JaxPrivacy:
         self._slots = -(-int(batch + 8 * math.sqrt(batch)) // max(PHYSICAL)) * max(PHYSICAL)
         adapters = jax.tree.map(jnp.copy, adapters)
         self._state = (adapters, optimizer.init(adapters))
-        self._flops = count_flops(job, cached=False)
 
     def step(self, step: int, rows: np.ndarray) -> float:
         size = self.physical_batch
@@ -152,7 +149,7 @@ class JaxPrivacy:
         return np.full(-(-len(rows) // size) * size, self._job.config.data.max_length)
 
     def flops(self) -> StepFlops:
-        return self._flops
+        return count_flops(self._job, cached=False)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -164,33 +161,44 @@ class JaxPrivacy:
 
 
 def count_flops(job: Job, *, cached: bool) -> StepFlops:
-    """Of a report of this job in our model. Whether that model computes its last layer for the
-    pooled token alone is not assumed: the program says so, by what its forward pass costs."""
-    encoder = json.loads((Path(job.backbone) / "config.json").read_text("utf-8"))
-    flops = StepFlops.of(
+    """Of a report of this job in our model."""
+    directory, labels = Path(job.backbone), len(job.label_names)
+    encoder = read_config(directory)
+    width = job.config.data.max_length
+    return StepFlops.of(
         encoder,
-        labels=len(job.label_names),
+        labels=labels,
         rank=job.config.lora.rank,
         adapted=len(job.config.lora.targets),
         first_layer=job.config.lora.first_layer(encoder["num_hidden_layers"]),
         pooler=job.pooling == "cls",
         cached=cached,
+        pooled_only=ends_pooled(directory, labels, job.pooling, width),
     )
-    model, _ = load_classifier(
-        Path(job.backbone), len(job.label_names), job.pooling, rngs=nnx.Rngs(0)
+
+
+def ends_pooled(directory: Path, num_labels: int, pooling: str, width: int) -> bool:
+    """Whether our model computes its last layer for the pooled token alone: not assumed, but read
+    off what its program costs."""
+    encoder, config = read_config(directory), read_encoder_config(directory)
+    model_class = MODELS[encoder["model_type"]][1]
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: model_class(config, num_labels, pooling, rngs=nnx.Rngs(0)))
     )
-    graphdef, state = nnx.split(model)
 
     def forward(state, ids, lengths):
         return jax.vmap(nnx.merge(graphdef, state))(ids, lengths)
 
-    width = job.config.data.max_length
-    whole = dataclasses.replace(flops, first_layer=0, cached=False, rank=0)
-    pooled = dataclasses.replace(whole, pooled_only=True)
-    ids = np.zeros((1, width), np.int32)
-    traced = jax.jit(forward).lower(state, ids, np.array([width])).cost_analysis()["flops"]
-    nearer = min((whole, pooled), key=lambda one: abs(one.forward(width) - traced))
-    return dataclasses.replace(flops, pooled_only=nearer.pooled_only)
+    ids, lengths = np.zeros((1, width), np.int32), np.array([width])
+    traced = jax.jit(forward).lower(state, ids, lengths).cost_analysis()["flops"]
+
+    def error(pooled_only):
+        counted = StepFlops.of(
+            encoder, labels=num_labels, rank=0, pooler=pooling == "cls", pooled_only=pooled_only
+        )
+        return abs(counted.forward(width) - traced)
+
+    return error(True) < error(False)
 
 
 def make(job: Job, kind: str) -> Ours | JaxPrivacy:

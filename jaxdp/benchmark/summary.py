@@ -160,4 +160,4 @@ def goal_rows(found: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _range(values: Mapping[str, float], form: str) -> str:
-    return f"{values['median']:{form}} ({values['min']:{form}} to {values['max']:{form}})"
+    return f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"

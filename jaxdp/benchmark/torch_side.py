@@ -17,7 +17,7 @@ from jaxdp.baseline.job import Job
 from jaxdp.baseline.trainer import TorchTrainer
 
 from .flops import StepFlops
-from .worker import serve
+from .worker import PHYSICAL, serve
 
 
 class Torch:
@@ -27,17 +27,21 @@ class Torch:
         job: what to train.
         method, padding: of `TorchTrainer`.
         sort: whether a logical batch is sorted by length before it is cut into physical ones.
-        physical_batch: most reports computed at once.
     """
 
     def __init__(
-        self, job: Job, method: str, padding: str, sort: bool = False, physical_batch: int = 32
+        self,
+        job: Job,
+        method: str,
+        padding: str,
+        sort: bool = False,
+        physical_batch: int = PHYSICAL[0],
     ):
         torch.set_num_threads(os.cpu_count() or 1)
         self._job, self._sort = job, sort
         self._fixed = job.config.data.max_length if padding == "fixed" else None
         self._trainer = TorchTrainer(
-            job, method=method, padding=padding, physical_batch=physical_batch
+            job, method=method, padding=padding, physical_batch=PHYSICAL[0]
         )
         encoder = json.loads((Path(job.backbone) / "config.json").read_text("utf-8"))
         self._flops = StepFlops.of(

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ def serve(make: Callable[..., Side]) -> None:
         job = Job.read(Path(folder))
         side = make(job, **json.loads(options))
         answer(setup_seconds=time.time() - float(began))
-        slept = (time.process_time(), time.perf_counter())
+        slept, flops = (time.process_time(), time.perf_counter()), None
         for line in sys.stdin:
             busy, waited = time.process_time() - slept[0], time.perf_counter() - slept[1]
             message = json.loads(line)
@@ -68,7 +68,8 @@ def serve(make: Callable[..., Side]) -> None:
                 began_step = time.perf_counter()
                 compiling = side.step(message["step"], rows)
                 seconds = time.perf_counter() - began_step - compiling
-                counts = _counts(side, job.train.lengths[rows], rows)
+                flops = flops or side.flops()
+                counts = _counts(side, flops, job.train.lengths[rows], rows)
                 answer(
                     seconds=seconds,
                     compile_seconds=compiling,
@@ -102,8 +103,10 @@ def tune(side: Side, step: int, rows: np.ndarray) -> dict[str, float]:
     return {str(size): value for size, value in seconds.items()}
 
 
-def _counts(side: Side, lengths: Sequence[int], rows: np.ndarray) -> dict[str, float]:
-    flops, widths = side.flops(), side.widths(rows)
+def _counts(
+    side: Side, flops: StepFlops, lengths: np.ndarray, rows: np.ndarray
+) -> dict[str, float]:
+    widths = side.widths(rows)
     return {
         "reports": len(rows),
         "tokens": int(np.sum(lengths)),
