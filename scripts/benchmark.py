@@ -33,6 +33,7 @@ beyond a later one, "first step" the time from starting Python to its end. A con
 has its error in its row. Needs the extras: pip install -e ".[baseline,audit]"
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import platform

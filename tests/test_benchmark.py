@@ -92,26 +92,31 @@ def inputs(tmp_path_factory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def job(inputs, tmp_path_factory) -> Job:
-    """LoRA on a BERT of 2 layers of 128; reports with a median of 20 tokens, cut at 64."""
+    """LoRA on a BERT of 1 layer of 128; reports with a median of 14 tokens, cut at 48."""
     folder = tmp_path_factory.mktemp("job")
     encoder = {"model_type": "bert", **SIZES["bert"], "hidden_act": "gelu"} | {
         "hidden_size": 128,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "intermediate_size": 512,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 48,
     }
     write_random_model(folder / "model", encoder, inputs.num_labels, "cls")
     backbone = Backbone("model", folder / "model", "cls")
-    job = write_job(repeated(inputs, 4), backbone, 128, 64, "all", folder / "job")
-    lengths = np.random.default_rng(0).lognormal(np.log(20), 0.6, len(job.train))
-    lengths = np.clip(lengths, 4, 64).astype(np.int32)
+    job = write_job(repeated(inputs, 4), backbone, 96, 48, "all", folder / "job")
+    lengths = np.random.default_rng(0).lognormal(np.log(14), 0.6, len(job.train))
+    lengths = np.clip(lengths, 4, 48).astype(np.int32)
     ids = np.random.default_rng(1).integers(0, 97, lengths.sum()).astype(np.int32)
     return dataclasses.replace(job, train=Reports(ids, lengths, job.train.labels))
 
 
 @pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")  # of JAX-Privacy
 def test_speed_has_not_fallen_off_a_cliff(job):
-    """Ratios within a round; medians of rounds that take turns, so that load meets all alike."""
+    """Ratios within a round, then their median: load meets all alike.
+
+    With 7 others on 2 cores DP / non-private was 1.00 (rounds 0.94 to 1.06) and JAX-Privacy / ours
+    1.64 (1.46 to 1.82). The limits are far from both, and crossed by per-report clipping that costs as
+    much as another pass, or by computing every report at full length.
+    """
     sides = {"ours": Ours(job), "plain": Ours(job, private=False), "padded": JaxPrivacy(job)}
     seconds = {name: [] for name in sides}
     for step in range(8):
@@ -119,10 +124,9 @@ def test_speed_has_not_fallen_off_a_cliff(job):
             began = time.perf_counter()
             compiling = sides[name].step(step, draw(job, step))
             seconds[name].append(time.perf_counter() - began - compiling)
-    later = {name: values[1:] for name, values in seconds.items()}
-    print(later, ratio(later["ours"], later["plain"]), ratio(later["padded"], later["ours"]))
-    assert ratio(later["ours"], later["plain"])["median"] < 2.0
-    assert ratio(later["padded"], later["ours"])["median"] > 1.0
+    later = {name: values[1:] for name, values in seconds.items()}  # the first one compiles
+    assert ratio(later["ours"], later["plain"])["median"] < 1.5
+    assert ratio(later["padded"], later["ours"])["median"] > 1.1
 
 
 def test_widths_are_those_that_are_computed(job):
@@ -130,13 +134,13 @@ def test_widths_are_those_that_are_computed(job):
     lengths = job.train.lengths[rows_of_step]
     padded = JaxPrivacy(job)
     padded.physical_batch = 32
-    assert (padded.widths(rows_of_step) == 64).all()
+    assert (padded.widths(rows_of_step) == 48).all()
     assert len(padded.widths(rows_of_step)) == 32 * math.ceil(len(lengths) / 32)
 
     def torch_widths(**options):
         return Torch(job, "none", **options).widths(rows_of_step)
 
-    assert (torch_widths(padding="fixed") == 64).all()
+    assert (torch_widths(padding="fixed") == 48).all()
     parts = np.array_split(lengths, math.ceil(len(lengths) / PHYSICAL[0]))
     wanted = np.concatenate([np.full(len(part), part.max()) for part in parts])
     assert np.array_equal(torch_widths(padding="dynamic"), wanted)
