@@ -22,7 +22,7 @@ from jaxdp.config import Config
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
-from jaxdp.training.rundir import write_json
+from jaxdp.training.rundir import RunError, write_json
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",
@@ -88,8 +88,12 @@ def measure(config: Config, repeats: int) -> dict[str, Any]:
     """Seconds to the first step in fresh processes: once with no compiled programs to be found,
     then `repeats` times with those of before.
 
-    JSON-ready: "cold" and "warm", lists of parts in order, each with seconds, of which compiling,
-    both up to the first step of the run's first stage ("first_step_seconds") and beyond.
+    JSON-ready: "cold", and "warm" run by run. "parts" are in order, up to the first step of the
+    main stage, each with its seconds and how many of them went into compiling;
+    "first_step_seconds" is up to the first step of the first stage.
+
+    Raises:
+        RunError: the run could not be started.
     """
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "compiled"
@@ -102,16 +106,18 @@ def _process(config: Config, folder: Path, compiled: Path, number: int) -> dict[
     settings, result = folder / f"{number}.json", folder / f"{number}.out.json"
     write_json(settings, dataclasses.replace(config, run=place).to_dict())
     threshold = jax.config.jax_persistent_cache_min_compile_time_secs
-    subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", __name__, str(settings), repr(time.time()), str(result)],
-        check=True,
         capture_output=True,
+        text=True,
         env=os.environ
         | {
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(threshold),
         },
     )
+    if process.returncode:
+        raise RunError(f"training did not start: {process.stderr.strip().splitlines()[-1]}")
     parts = json.loads(result.read_text("utf-8"))
     names = list(parts)
     first = next(i for i, name in enumerate(names) if name.startswith("first step"))
