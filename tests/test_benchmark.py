@@ -21,6 +21,7 @@ from jaxdp.benchmark.flops import StepFlops
 from jaxdp.benchmark.inputs import repeated, with_lengths, write_job, write_random_model
 from jaxdp.benchmark.jax_side import JaxPrivacy, Ours, ends_pooled
 from jaxdp.benchmark.rounds import Record, draw, rotated, run_rounds
+from jaxdp.benchmark.startup import measure
 from jaxdp.benchmark.summary import HEADER, goal_rows, goals, ratio, rows, spread, summarise
 from jaxdp.benchmark.torch_side import Torch
 from jaxdp.benchmark.worker import PHYSICAL, tune
@@ -262,3 +263,18 @@ def test_flags():
         (line,) = results[flag][1].strip().splitlines()
         assert line.startswith(message) and started[flag].returncode == 1
     assert "--contenders" in results["--help"][0]
+
+
+@pytest.mark.slow
+def test_a_start_is_cut_into_its_parts(workspace):
+    """Warm, the compiled programs are found, and not made."""
+    result = measure(smoke_config(workspace), repeats=1)
+    cold, (warm,) = result["cold"], result["warm"]
+    assert list(cold["parts"]) == list(warm["parts"])
+    assert list(cold["parts"])[:4] == ["imports", "calibration", "data", "weights"]
+    assert list(cold["parts"])[-1] == "first step of the main stage"
+    for run in (cold, warm):
+        assert all(0 <= p["compiling"] <= p["seconds"] for p in run["parts"].values())
+        assert 0 < run["first_step_seconds"] < sum(p["seconds"] for p in run["parts"].values())
+    compiling = [sum(p["compiling"] for p in run["parts"].values()) for run in (cold, warm)]
+    assert compiling[1] < compiling[0]
