@@ -186,7 +186,8 @@ def expected_seconds(
     tune: bool,
     matmul: float,
 ) -> float:
-    """Roughly what `run_rounds` will take, from a step's arithmetic at half of `matmul` GFLOP/s.
+    """Roughly what `run_rounds` will take: starting, and a step's arithmetic at half of `matmul`
+    GFLOP/s.
 
     Args:
         encoder: the parsed config.json.
@@ -206,7 +207,8 @@ def expected_seconds(
         short = name in ("ours", "ours-nonprivate", "ours-last2") or name.endswith("-sorted")
         report = float(flops.step(np.mean(lengths) if short else max_length))
         tried = len(PHYSICAL) * min(TUNED_ON / batch, 1.0) if tune and contender.tunes else 0
-        total += 12 + (1 + rounds + tried) * batch * report / (0.5e9 * matmul)
+        starting = 30 if contender.side == "jax_side" else 12  # ours compiles a program per width
+        total += starting + (1 + rounds + tried) * batch * report / (0.5e9 * matmul)
     return total
 
 
