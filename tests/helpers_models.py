@@ -16,6 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from jaxdp.models import lora
 from jaxdp.models.peft import save_adapter
+from jaxdp.models.presets import PUBLISHED_SIZES
 from jaxdp.models.pretrained import load_classifier
 
 IGNORE_PEFT = pytest.mark.filterwarnings(
@@ -45,30 +46,9 @@ SIZES = {
 }
 """Model type -> a tiny configuration."""
 
-_BERT_SMALL = dict(
-    vocab_size=30522,
-    hidden_size=512,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    intermediate_size=2048,
-    max_position_embeddings=512,
-)
 STUDY = {
-    "bert-small": ("bert", _BERT_SMALL),
-    "bert-medium": ("bert", _BERT_SMALL | {"num_hidden_layers": 8}),
-    "albert-base-v2": (
-        "albert",
-        dict(
-            vocab_size=30000,
-            embedding_size=128,
-            hidden_size=768,
-            num_hidden_layers=12,
-            num_hidden_groups=1,
-            num_attention_heads=12,
-            intermediate_size=3072,
-            max_position_embeddings=512,
-        ),
-    ),
+    name: (sizes["model_type"], {k: v for k, v in sizes.items() if k != "model_type"})
+    for name, sizes in PUBLISHED_SIZES.items()
 }
 """Preset -> (model type, its published configuration)."""
 

@@ -17,6 +17,7 @@ LEVELS = {
     "audit": 5,
     "report": 5,
     "comparison": 5,
+    "benchmark": 6,
     "training": 4,
     "baseline": 4,
     "evaluation": 3,
@@ -28,7 +29,7 @@ LEVELS = {
     "assets": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
-NEED_TORCH = ("baseline", "comparison")
+NEED_TORCH = ("baseline", "comparison", "benchmark")
 
 
 def sources() -> list[Path]:

@@ -67,7 +67,8 @@ class TorchTrainer:
         device: str = "cpu",
     ):
         self.job, self._method, self._padding = job, method, padding
-        self._physical_batch = physical_batch
+        self.physical_batch = physical_batch
+        """Of the next steps; may be changed between them."""
         width = job.config.data.max_length if padding == "fixed" else None
         self._collate = Collate(len(job.label_names), width, device)
         seed, train = job.config.run.research_seed, job.config.train
@@ -144,7 +145,7 @@ class TorchTrainer:
     def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each row's gradient, clipped sum by adapter tensor), as Opacus computes them."""
         norms = []
-        for ids, mask, labels in self._loader(self._split(rows)):
+        for ids, mask, labels in self._loader(self.split(rows)):
             self._loss(self._model(ids, mask), labels).backward()
             if self._method == "ghost":
                 norms.append(self._model.per_sample_gradient_norms)
@@ -181,7 +182,7 @@ class TorchTrainer:
 
     def probabilities(self, reports: Reports) -> np.ndarray:
         """[n, num_labels], in batches of similar length."""
-        batches = self._split(np.argsort(reports.lengths, kind="stable"))
+        batches = self.split(np.argsort(reports.lengths, kind="stable"))
         result = np.empty(reports.labels.shape, np.float32)
         self._model.eval()
         with torch.inference_mode():
@@ -246,12 +247,13 @@ class TorchTrainer:
             "arithmetic": str(encoder.dtype).removeprefix("torch."),
             "attention": encoder.config._attn_implementation,
             "padding": self._padding,
-            "physical batch": f"at most {self._physical_batch} reports",
+            "physical batch": f"at most {self.physical_batch} reports",
             "threads": torch.get_num_threads(),
         }
 
-    def _split(self, rows: Sequence[int]) -> list[np.ndarray]:
-        return np.array_split(rows, max(math.ceil(len(rows) / self._physical_batch), 1))
+    def split(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """The physical batches of a logical one, cut as Opacus' BatchMemoryManager cuts them."""
+        return np.array_split(rows, max(math.ceil(len(rows) / self.physical_batch), 1))
 
     def _loader(self, batches, reports: Reports | None = None) -> DataLoader:
         rows = ReportRows(self.job.train if reports is None else reports)
@@ -259,10 +261,10 @@ class TorchTrainer:
 
     def _physical_batches(self, rows: Sequence[int]):
         if self._engine is None:
-            return nullcontext(self._loader(self._split(rows)))
+            return nullcontext(self._loader(self.split(rows)))
         return BatchMemoryManager(
             data_loader=self._loader([rows]),
-            max_physical_batch_size=self._physical_batch,
+            max_physical_batch_size=self.physical_batch,
             optimizer=self._optimizer,
         )
 

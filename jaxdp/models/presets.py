@@ -27,6 +27,35 @@ PRESETS = {
 }
 """Name in config.model.backbone -> preset."""
 
+_BERT_SMALL = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 512,
+    "hidden_act": "gelu",
+}
+PUBLISHED_SIZES = {
+    "bert-small": _BERT_SMALL,
+    "bert-medium": _BERT_SMALL | {"num_hidden_layers": 8},
+    "albert-base-v2": {
+        "model_type": "albert",
+        "vocab_size": 30000,
+        "embedding_size": 128,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_hidden_groups": 1,
+        "inner_group_num": 1,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "hidden_act": "gelu_new",
+    },
+}
+"""The config.json of the study's backbones, for tests and benchmarks with random weights."""
+
 
 def find_preset(name: str) -> Preset | None:
     """The preset of this name or hub id, if there is one."""

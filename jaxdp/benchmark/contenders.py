@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes part."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way to train, in a process of its own.
+
+    Attributes:
+        side: module of this package that the process runs.
+        options: of its `make`.
+        baseline: whose reports per second are divided by this one's.
+        layers: lora.layers.
+    """
+
+    side: str
+    options: dict[str, Any]
+    baseline: str = "ours"
+    layers: str = "all"
+
+    @property
+    def tunes(self) -> bool:
+        """Whether its user has to choose how many reports are computed at once."""
+        return self.side == "torch_side" or self.options["kind"] == "jax-privacy"
+
+
+PADDINGS = {
+    "fixed": {"padding": "fixed", "sort": False},
+    "dynamic": {"padding": "dynamic", "sort": False},
+    "sorted": {"padding": "dynamic", "sort": True},
+}
+"""Of PyTorch's batches: to data.max_length; to the longest report of each physical batch, in the
+order drawn; the same, of a logical batch sorted by length first, which Opacus does not do by itself
+but its user can."""
+
+
+def _torch(name: str, method: str, **fields) -> dict[str, Contender]:
+    return {
+        f"{name}-{padding}": Contender("torch_side", {"method": method} | options, **fields)
+        for padding, options in PADDINGS.items()
+    }
+
+
+_LAST2 = {"layers": "last:2", "baseline": "ours-last2"}
+CONTENDERS = {
+    "ours": Contender("jax_side", {"kind": "private"}),
+    "ours-nonprivate": Contender("jax_side", {"kind": "plain"}),
+    "jax-privacy": Contender("jax_side", {"kind": "jax-privacy"}),
+    **_torch("opacus", "hooks"),
+    **_torch("ghost", "ghost"),
+    **_torch("torch", "none"),
+    "ours-last2": Contender("jax_side", {"kind": "private"}, **_LAST2),
+    **_torch("opacus-last2", "hooks", **_LAST2),
+}
+"""jaxdp with privacy and without; `clipped_grad` of JAX-Privacy on our model, padded to
+data.max_length; Opacus with hooks, with ghost clipping; PyTorch without privacy; and the same with
+LoRA on the last two layers only: ours on the cached layers below, Opacus with those frozen."""
+QUICK = ("ours", "ours-nonprivate", "jax-privacy", "opacus-fixed", "opacus-sorted")

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine's best dense float32 matrix product, as one framework reaches it:
+
+python -m jaxdp.benchmark.matmul jax|torch
+
+Each framework is imported in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+SHAPES = ((1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 512))
+"""(M, K, N): large squares, and what BERTs multiply."""
+FRAMEWORKS = ("jax", "torch")
+
+
+def best_rate(multiply: Callable, put: Callable, seconds: float = 0.6) -> float:
+    """GFLOP/s of the fastest product of all shapes, each repeated for about `seconds`.
+
+    Args:
+        multiply: (a [M, K], b [K, N]) -> their product, complete on return.
+        put: numpy array -> operand.
+    """
+    rng, best = np.random.default_rng(0), 0.0
+    for m, k, n in SHAPES:
+        a, b = (put(rng.standard_normal(s, np.float32)) for s in ((m, k), (k, n)))
+        multiply(a, b)  # compiles, starts threads
+        began = now = time.perf_counter()
+        while now - began < seconds:
+            multiply(a, b)
+            last, now = now, time.perf_counter()
+            best = max(best, 2e-9 * m * k * n / (now - last))
+    return best
+
+
+def _jax() -> float:
+    import jax
+
+    product = jax.jit(lambda a, b: a @ b)
+    return best_rate(lambda a, b: product(a, b).block_until_ready(), jax.device_put)
+
+
+def _torch() -> float:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    with torch.inference_mode():
+        return best_rate(torch.matmul, torch.from_numpy)
+
+
+def measure() -> dict[str, float]:
+    """Framework -> GFLOP/s, each in its own process; 0 where that fails."""
+    rates = {}
+    for framework in FRAMEWORKS:
+        result = subprocess.run(
+            [sys.executable, "-m", __name__, framework],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        rates[framework] = float(result.stdout) if result.returncode == 0 else 0.0
+    return rates
+
+
+if __name__ == "__main__":
+    print({"jax": _jax, "torch": _torch}[sys.argv[1]]())

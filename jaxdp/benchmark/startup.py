@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The time from starting Python to the first step of `scripts/train.py`, and where it goes.
+
+`measure` runs this module as a process: python -m jaxdp.benchmark.startup SETTINGS BEGAN RESULT
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from jaxdp.config import Config
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import train
+from jaxdp.training.monitor import Monitor
+from jaxdp.training.rundir import RunError, write_json
+
+_COMPILING = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+class _FirstStepTaken(Exception):
+    pass
+
+
+class _Marks(Monitor):
+    """Notes when each part of a run ends, and how much of it was spent compiling; then stops."""
+
+    def __init__(self, began: float):
+        super().__init__(Console(file=sys.stderr))
+        self.parts: dict[str, dict[str, float]] = {}
+        self._compiling = 0.0
+        self._last = (began, 0.0)
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, seconds: float, **_) -> None:
+        if event in _COMPILING:
+            self._compiling += seconds
+
+    def mark(self, part: str) -> None:
+        now = (time.time(), self._compiling)
+        seconds, compiling = (b - a for a, b in zip(self._last, now, strict=True))
+        self.parts[part] = {"seconds": seconds, "compiling": compiling}
+        self._last = now
+
+    def planned(self, *arguments) -> None:
+        super().planned(*arguments)
+        self.mark("calibration")
+
+    def loaded(self, *arguments) -> None:
+        super().loaded(*arguments)
+        self.mark("data")
+
+    def built(self, *arguments) -> None:
+        super().built(*arguments)
+        self.mark("weights")
+
+    @contextlib.contextmanager
+    def stage(self, run, stages, begin):
+        self._stage = stages[begin.stage].name
+        self.mark(f"before the {self._stage}: frozen layers, mean feature, state")
+        with super().stage(run, stages, begin):
+            self.mark(f"TensorBoard writer, {self._stage}")
+            yield
+            self.mark(f"rest of the {self._stage}")
+
+    def stepped(self, done, *arguments) -> None:
+        super().stepped(done, *arguments)
+        if done.step == 1:
+            self.mark(f"first step of the {self._stage}")
+            if self._stage == "main stage":
+                raise _FirstStepTaken
+
+
+def measure(config: Config, repeats: int) -> dict[str, Any]:
+    """Seconds to the first step in fresh processes: once with no compiled programs to be found,
+    then `repeats` times with those of before.
+
+    JSON-ready: "cold", and "warm" run by run. "parts" are in order, up to the first step of the
+    main stage, each with its seconds and how many of them went into compiling;
+    "first_step_seconds" is up to the first step of the first stage.
+
+    Raises:
+        RunError: the run could not be started.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / "compiled"
+        runs = [_process(config, Path(folder), compiled, i) for i in range(repeats + 1)]
+    return {"cold": runs[0], "warm": runs[1:]}
+
+
+def _process(config: Config, folder: Path, compiled: Path, number: int) -> dict[str, Any]:
+    place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
+    settings, result = folder / f"{number}.json", folder / f"{number}.out.json"
+    write_json(settings, dataclasses.replace(config, run=place).to_dict())
+    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
+    process = subprocess.run(
+        [sys.executable, "-m", __name__, str(settings), repr(time.time()), str(result)],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(threshold),
+        },
+    )
+    if process.returncode:
+        raise RunError(f"training did not start: {process.stderr.strip().splitlines()[-1]}")
+    parts = json.loads(result.read_text("utf-8"))
+    names = list(parts)
+    first = next(i for i, name in enumerate(names) if name.startswith("first step"))
+    return {
+        "parts": parts,
+        "first_step_seconds": sum(parts[name]["seconds"] for name in names[: first + 1]),
+    }
+
+
+def main() -> None:
+    settings, began, result = sys.argv[1:]
+    marks = _Marks(float(began))
+    marks.mark("imports")
+    config = Config.from_dict(json.loads(Path(settings).read_text("utf-8")))
+    with contextlib.suppress(_FirstStepTaken), Interrupt() as interrupt:
+        train(config, resume=False, interrupt=interrupt, monitor=marks)
+    write_json(Path(result), marks.parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: what it counts and divides, its flags, and gross regressions of speed ratios."""
+
+import dataclasses
+import json
+import math
+import time
+
+import jax
+import jax.extend
+import numpy as np
+import pytest
+from flax import nnx
+from helpers_models import IGNORE_PEFT, SIZES
+from helpers_training import smoke_config, start_script, write_backbone, write_collection
+
+from jaxdp.backbone import Backbone
+from jaxdp.baseline.job import Job, Reports
+from jaxdp.benchmark.contenders import CONTENDERS
+from jaxdp.benchmark.flops import StepFlops
+from jaxdp.benchmark.inputs import repeated, with_lengths, write_job, write_random_model
+from jaxdp.benchmark.jax_side import JaxPrivacy, Ours, ends_pooled
+from jaxdp.benchmark.rounds import Record, draw, rotated, run_rounds
+from jaxdp.benchmark.startup import measure
+from jaxdp.benchmark.summary import HEADER, goal_rows, goals, ratio, rows, spread, summarise
+from jaxdp.benchmark.torch_side import Torch
+from jaxdp.benchmark.worker import PHYSICAL, tune
+from jaxdp.evaluation.inference import packed_logits
+from jaxdp.models import lora
+from jaxdp.models.pretrained import load_classifier
+from jaxdp.training.setup import Inputs, load_inputs
+from jaxdp.training.step import multilabel_loss
+
+pytestmark = IGNORE_PEFT
+
+
+def product_flops(jaxpr) -> float:
+    """Of all matrix products in a program, one by one."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            total += product_flops(inner)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+    return total
+
+
+@pytest.mark.parametrize(
+    "kind, pooling, last",
+    [("bert", "cls", None), ("bert", "mean", 2), ("albert", "cls", None)],
+)
+def test_flops_are_those_of_the_traced_gradient(kind, pooling, last, tmp_path):
+    """Of a report, forward and backward, from the level where its frozen layers end."""
+    encoder = {"model_type": kind, **SIZES[kind], "hidden_act": "gelu"}
+    write_random_model(tmp_path / "model", encoder, 5, pooling)
+    model, _ = load_classifier(tmp_path / "model", 5, pooling, rngs=nnx.Rngs(0))
+    first = model.depth - last if last else 0
+    lora.add_lora(
+        model, rank=4, alpha=8, targets=["query", "value"], first_layer=first, rngs=nnx.Rngs(1)
+    )
+    graphdef, adapters, frozen = lora.split(model, "lora")
+    level, width = model.start_level(adapters), 24
+
+    def loss(adapters, values):
+        merged = nnx.merge(graphdef, adapters, frozen)
+        return multilabel_loss(packed_logits(merged, values, width, level), np.zeros(5))
+
+    hidden = encoder["hidden_size"]
+    values = np.zeros((width, hidden), np.float32) if level else np.zeros(width, np.int32)
+    program = jax.make_jaxpr(jax.value_and_grad(loss))(adapters, values)
+    flops = StepFlops.of(
+        encoder,
+        labels=5,
+        rank=4,
+        adapted=2,
+        first_layer=first,
+        pooler=pooling == "cls",
+        cached=level > 0,
+        pooled_only=ends_pooled(tmp_path / "model", 5, pooling, width),
+    )
+    assert product_flops(program.jaxpr) == pytest.approx(flops.step(width), rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_collection(folder / "NLMCXR_reports.tgz")
+    write_backbone(folder / "backbone")
+    return load_inputs(smoke_config(folder))
+
+
+@pytest.fixture(scope="module")
+def job(inputs, tmp_path_factory) -> Job:
+    """LoRA on a BERT of 1 layer of 128; reports with a median of 14 tokens, cut at 48."""
+    folder = tmp_path_factory.mktemp("job")
+    encoder = {"model_type": "bert", **SIZES["bert"], "hidden_act": "gelu"} | {
+        "hidden_size": 128,
+        "num_hidden_layers": 1,
+        "intermediate_size": 512,
+        "max_position_embeddings": 48,
+    }
+    write_random_model(folder / "model", encoder, inputs.num_labels, "cls")
+    backbone = Backbone("model", folder / "model", "cls")
+    job = write_job(repeated(inputs, 4), backbone, 96, 48, "all", folder / "job")
+    lengths = np.random.default_rng(0).lognormal(np.log(14), 0.6, len(job.train))
+    lengths = np.clip(lengths, 4, 48).astype(np.int32)
+    ids = np.random.default_rng(1).integers(0, 97, lengths.sum()).astype(np.int32)
+    return dataclasses.replace(job, train=Reports(ids, lengths, job.train.labels))
+
+
+@pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")  # of JAX-Privacy
+def test_speed_has_not_fallen_off_a_cliff(job):
+    """Ratios within a round, then their median: load meets all alike.
+
+    With 7 other programs on 2 cores DP / non-private was 1.00 (rounds 0.94 to 1.06) and JAX-Privacy
+    / ours 1.64 (1.46 to 1.82) at twice this size. The limits are far from both. With every report
+    computed at full length the second was 0.91.
+    """
+    sides = {"ours": Ours(job), "plain": Ours(job, private=False), "padded": JaxPrivacy(job)}
+    seconds = {name: [] for name in sides}
+    for step in range(8):
+        for name in rotated(list(sides), step):
+            began = time.perf_counter()
+            compiling = sides[name].step(step, draw(job, step))
+            seconds[name].append(time.perf_counter() - began - compiling)
+    later = {name: values[1:] for name, values in seconds.items()}  # the first one compiles
+    assert ratio(later["ours"], later["plain"])["median"] < 1.5
+    assert ratio(later["padded"], later["ours"])["median"] > 1.1
+
+
+def test_widths_are_those_that_are_computed(job):
+    rows_of_step = draw(job, 0)
+    lengths = job.train.lengths[rows_of_step]
+    padded = JaxPrivacy(job)
+    padded.physical_batch = 32
+    assert (padded.widths(rows_of_step) == 48).all()
+    assert len(padded.widths(rows_of_step)) == 32 * math.ceil(len(lengths) / 32)
+
+    def torch_widths(**options):
+        return Torch(job, "none", **options).widths(rows_of_step)
+
+    assert (torch_widths(padding="fixed") == 48).all()
+    parts = np.array_split(lengths, math.ceil(len(lengths) / PHYSICAL[0]))
+    wanted = np.concatenate([np.full(len(part), part.max()) for part in parts])
+    assert np.array_equal(torch_widths(padding="dynamic"), wanted)
+    in_order = torch_widths(padding="dynamic", sort=True)
+    assert len(in_order) == len(lengths) and (np.diff(in_order) <= 0).all()
+    assert (in_order >= np.sort(lengths)[::-1]).all() and in_order.sum() < wanted.sum()
+
+
+def test_the_fastest_physical_batch_is_kept():
+    class Slow:
+        physical_batch = 1
+
+        def step(self, step, rows):
+            time.sleep(0.02 if self.physical_batch == 32 else 0.1)
+            return 0.05 if self.physical_batch == 64 else 0.0  # compiling does not count
+
+    side = Slow()
+    tried = tune(side, 0, np.arange(3))
+    assert side.physical_batch == 32 and list(tried) == ["16", "32", "64"]
+    assert tried["64"] < 0.08 < tried["16"]
+
+
+def test_one_failure_leaves_the_others_running(job, tmp_path):
+    """Without a mechanism JAX-Privacy has nothing to clip by; ours trains without privacy."""
+    few = dataclasses.replace(job.train.take(np.arange(40)))
+    plain = dataclasses.replace(job, mechanisms={}, train=few, test=few)
+    plain.write(job.adapter.parent)
+    said = []
+    records = run_rounds(
+        ("jax-privacy", "ours"),
+        {"all": job.adapter.parent},
+        tmp_path,
+        rounds=2,
+        tune=True,
+        profile=tmp_path / "trace",
+        report=said.append,
+    )
+    assert records["jax-privacy"].error == "KeyError: 'main stage'"
+    ours = records["ours"]
+    assert ours.error is None and len(ours.steps) == 2 and not ours.tried
+    assert [a["reports"] for a in ours.steps] == [len(draw(plain, step)) for step in (1, 2)]
+    assert any((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert all(a["idle_cpu_seconds"] <= 0.05 + 0.1 * a["idle_seconds"] for a in ours.steps)
+    row = summarise(records, 1e9)["ours"]
+    assert 0 < row["padding"] < 1 and 0 < row["useful_flops"] < 1
+    json.dumps(row, allow_nan=False)
+
+
+def answer(seconds: float, reports: int = 10, **changes) -> dict:
+    return {
+        "seconds": seconds,
+        "compile_seconds": 0.0,
+        "reports": reports,
+        "tokens": 60,
+        "positions": 80,
+        "flops": 4e9,
+        "useful_flops": 3e9,
+        "peak_memory": 10**9,
+        "idle_cpu_seconds": 0.0,
+        "idle_seconds": 1.0,
+        "settings": {},
+    } | changes
+
+
+def test_ratios_are_of_the_same_round_and_then_their_median():
+    """The machine was four times slower in the last round; the ratios do not see it."""
+    records = {
+        "ours": Record(1.0, first=answer(3.0), steps=[answer(s) for s in (1.0, 1.0, 4.0)]),
+        "opacus-fixed": Record(
+            2.0, first=answer(2.0), steps=[answer(s) for s in (2.0, 3.0, 8.4)], tried={"16": 1.0}
+        ),
+        "ghost-fixed": Record(error="NotImplementedError: shared layers"),
+    }
+    table = summarise(records, matmul=8.0)
+    ours, theirs = table["ours"], table["opacus-fixed"]
+    assert ours["reports_per_second"] == spread([10.0, 10.0, 2.5])
+    assert theirs["baseline_over_this"] == pytest.approx({"median": 2.1, "min": 2.0, "max": 3.0})
+    assert ours["gflops"]["median"] == 4.0 and ours["utilisation"] == 0.5
+    assert ours["padding"] == 0.25 and ours["useful_flops"] == 0.75
+    assert ours["compile_seconds"] == 2.0 and ours["first_step_seconds"] == 4.0
+    assert theirs["compile_seconds"] == 0.0
+    assert table["ghost-fixed"] == {"error": "NotImplementedError: shared layers"}
+    cells = rows(table)
+    assert all(len(row) == len(HEADER) for row in cells)
+    assert cells[2][1] == "NotImplementedError: shared layers"
+    (goal,) = goals("bert-small", "openi", records, 8.0)
+    assert goal["met"] and goal["wanted"] == ">= 2" and goal["value"]["median"] == 2.1
+    assert goal_rows([goal])[0][1:] == ["2.10 (2.00-3.00)", ">= 2", "yes"]
+    assert goals("bert-small", "ct", records, 8.0) == []
+    assert not goals("bert-medium", "openi", records, 8.0)[-1]["met"]
+
+
+def test_lengths_are_as_described(inputs):
+    many = repeated(inputs, 30)
+    assert many.units.num_units == len(many.tokens["train"]) == len(many.labels["train"])
+    long = with_lengths(many, "ct").tokens["train"]
+    assert len(long) == len(many.tokens["train"]) > 2000
+    assert 285 < np.median(long.lengths) < 315 and long.lengths.max() == 512
+    assert 0.11 < np.mean(long.lengths == 512) < 0.18
+    assert len(long.values) == long.lengths.sum()
+    same = with_lengths(inputs, "openi").tokens["train"]
+    assert np.array_equal(same.values, inputs.tokens["train"].values)
+
+
+def test_every_contender_has_a_baseline_and_a_side():
+    for contender in CONTENDERS.values():
+        baseline = CONTENDERS[contender.baseline]
+        assert baseline.options == {"kind": "private"} and baseline.layers == contender.layers
+
+
+def test_flags():
+    wrong = {
+        "--models=bert-smal": "error: --models: 'bert-smal' is none of minilm-l6, bert-small, ",
+        "--batches=256,many": "error: --batches must be whole numbers above 0, not '256,many'",
+    }
+    started = {flag: start_script("benchmark.py", flag) for flag in ("--help", *wrong)}
+    results = {flag: process.communicate(timeout=300) for flag, process in started.items()}
+    for flag, message in wrong.items():
+        (line,) = results[flag][1].strip().splitlines()
+        assert line.startswith(message) and started[flag].returncode == 1
+    assert "--contenders" in results["--help"][0]
+
+
+@pytest.mark.slow
+def test_a_start_is_cut_into_its_parts(workspace):
+    """Warm, the compiled programs are found, and not made."""
+    result = measure(smoke_config(workspace), repeats=1)
+    cold, (warm,) = result["cold"], result["warm"]
+    assert list(cold["parts"]) == list(warm["parts"])
+    assert list(cold["parts"])[:4] == ["imports", "calibration", "data", "weights"]
+    assert list(cold["parts"])[-1] == "first step of the main stage"
+    for run in (cold, warm):
+        assert all(0 <= p["compiling"] <= p["seconds"] for p in run["parts"].values())
+        assert 0 < run["first_step_seconds"] < sum(p["seconds"] for p in run["parts"].values())
+    compiling = [sum(p["compiling"] for p in run["parts"].values()) for run in (cold, warm)]
+    assert compiling[1] < compiling[0]
