@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
@@ -24,8 +25,8 @@ from .patients import patient_epsilons
 from .prefix import FrozenPrefix, mean_feature
 from .randomness import RunSecret, noise_generator, seed_policy
 from .release import write_release
-from .rundir import RunDirectory, RunError, write_json
-from .setup import Inputs, build_model, cache_folder, load_inputs, test_metrics, token_buckets
+from .rundir import RunDirectory, RunError, write_json, write_whole
+from .setup import Inputs, build_model, cache_folder, load_inputs, test_probabilities, token_buckets
 from .stages import RunPlan, plan_run
 from .step import TrainState
 from .trainer import StageTrainer
@@ -106,7 +107,11 @@ def train(
             initialised=weights.initialised,
             statement=statement,
         )
-        metrics = {"note": NOT_COVERED, "test": test_metrics(config, model, inputs)}
+        predictions = TestPredictions.of(
+            inputs.dataset, test_probabilities(config, model, inputs), config.privacy.unit
+        )
+        write_whole(run.private / "test_predictions.npz", predictions.to_bytes())
+        metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
         write_json(run.path / "metrics.json", metrics)
         monitor.finished(run, statement, metrics["test"])
         return {"privacy": statement, "metrics": metrics}

@@ -4,7 +4,6 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -18,7 +17,6 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor
-from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
@@ -121,10 +119,7 @@ def token_buckets(config: Config) -> Buckets:
     return Buckets.for_lengths(config.data.max_length, config.train.microbatch_tokens)
 
 
-def test_metrics(config: Config, model: ReportClassifier, inputs: Inputs) -> dict[str, Any]:
-    """Metrics of the finished model on the test split, from token ids."""
+def test_probabilities(config: Config, model: ReportClassifier, inputs: Inputs) -> np.ndarray:
+    """[n, num_labels] of the finished model for the test split, from token ids."""
     graphdef, adapters, frozen = lora.split(model, config.train.mode)
-    probabilities = Predictor(graphdef, 0, token_buckets(config))(
-        adapters, frozen, inputs.tokens["test"]
-    )
-    return classification_metrics(probabilities, inputs.labels["test"], inputs.dataset.label_names)
+    return Predictor(graphdef, 0, token_buckets(config))(adapters, frozen, inputs.tokens["test"])
