@@ -47,13 +47,25 @@ class Interrupted(Exception):
 
 
 def train(
-    config: Config, *, resume: bool, interrupt: Interrupt, monitor: Monitor
+    config: Config,
+    *,
+    resume: bool,
+    interrupt: Interrupt,
+    monitor: Monitor,
+    sampling_root: bytes | None = None,
 ) -> dict[str, Any]:
     """Runs the configuration to the end and writes the run directory (design: release contract).
 
     Guarantee: what `release/` holds is the output of exactly the mechanisms in its statement. A run
     that was stopped anywhere, even by SIGKILL, continues with the same units and noise, and ends
     with the same adapter, bit for bit on the same machine and versions.
+
+    Args:
+        config: of the run.
+        resume: continue a run that has started.
+        interrupt: asked between steps.
+        monitor: told what happens.
+        sampling_root: for a member of a sweep that shares its samples, see `RunSecret`.
 
     Returns:
         The statement ("privacy") and the test metrics ("metrics").
@@ -76,7 +88,8 @@ def train(
             write_json(run.private / "patients.json", patients)
             monitor.patients(patients)
         grouping = (inputs.units.members.tobytes(), inputs.units.offsets.tobytes())
-        secret = run.secret(itertools.chain(inputs.training_records(), grouping))
+        records = itertools.chain(inputs.training_records(), grouping)
+        secret = run.secret(records, sampling_root)
         checkpoints = Checkpoints(run.checkpoints, config.run.keep_checkpoints)
         training = (config, plan, inputs, secret, checkpoints, run, interrupt, monitor)
         while True:
