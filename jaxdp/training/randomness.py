@@ -63,6 +63,10 @@ class RunSecret:
         """Names the run in a ledger, and tells nothing else."""
         return self._derive("public id", 16).hex()
 
+    def subsecret(self, name: str) -> bytes:
+        """256 bits for another secret's root; the same for the same name."""
+        return self._derive(f"secret/{name}", 32)
+
     def init_seed(self) -> int:
         """63 bits for the initial adapters."""
         return int.from_bytes(self._derive("init", 8), "little") >> 1
