@@ -33,7 +33,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
-td.number, th.number { text-align: right; } tr.differs td { background: var(--warn-paper); }
+td.number, th.number { text-align: right; }
 svg { max-width: 100%; height: auto; }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --panel: #fff; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } .scroll { overflow: visible; }

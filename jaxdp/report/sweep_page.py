@@ -21,8 +21,8 @@ def sweep_page(report: SweepReport) -> str:
     parts.append(
         element(
             "p",
-            f"Means over seeds; bars and bands are 95 % bootstrap intervals over test reports "
-            f"and seeds together ({report.draws:,} resamples); beside them Student's for other seeds "
+            "Means over seeds; bars and bands are 95 % bootstrap intervals over test reports and "
+            f"seeds together ({report.draws:,} resamples); beside them Student's for other seeds "
             "on these reports. Test scores are not covered by the guarantee.",
             class_="soft",
         )
