@@ -21,14 +21,14 @@ def tiny_sweep(workspace: Path, axes=None, **changes) -> Sweep:
     return Sweep(grids=grids, **fields | changes)
 
 
-def write_sweep_file(workspace: Path) -> Path:
+def write_sweep_file(workspace: Path, seeds: int = 2) -> Path:
     """`tiny_sweep(workspace)` as a file for scripts/sweep.py."""
     file = workspace / "sweep.py"
     tests = Path(__file__).parent
     file.write_text(
         f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(tests)!r})\n"
         f"from helpers_sweep import tiny_sweep\n"
-        f"def get_sweep():\n    return tiny_sweep(Path({str(workspace)!r}))\n"
+        f"def get_sweep():\n    return tiny_sweep(Path({str(workspace)!r}), seeds={seeds})\n"
     )
     return file
 

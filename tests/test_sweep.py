@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeps: members, groups, what they cost together, running and resuming them, and the table."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import time
 
+import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from helpers_sweep import pretend_finished, tiny_sweep, write_sweep_file
-from helpers_training import REPOSITORY, run_script, smoke_settings, start_script
+from helpers_training import (
+    LABELS,
+    REPOSITORY,
+    run_script,
+    smoke_config,
+    smoke_settings,
+    start_script,
+    write_backbone,
+    write_collection,
+)
 from rich.console import Console
 
 from jaxdp import dp
@@ -28,7 +39,8 @@ from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.rundir import RunError
+from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.setup import load_inputs
 
 DELTA = 1e-3  # of configs/smoke.py
 
@@ -184,9 +196,11 @@ def test_the_joint_cost_is_said_in_words(tmp_path):
     assert f"publishing the best of these 2 costs epsilon = {epsilon}" in winner_lines(plan)[1]
 
 
-def test_a_sweep_enters_the_ledger_whole_or_not_at_all(workspace):
-    ledger = dp.Ledger(workspace / "ledger.jsonl")
-    sweep = tiny_sweep(workspace, ledger=str(ledger.path))
+def test_a_sweep_enters_the_ledger_whole_or_not_at_all(tmp_path):
+    write_collection(tmp_path / "NLMCXR_reports.tgz")
+    write_backbone(tmp_path / "backbone")
+    ledger = dp.Ledger(tmp_path / "ledger.jsonl")
+    sweep = tiny_sweep(tmp_path, ledger=str(ledger.path))
     plan = plan_sweep(sweep)
     (cost,) = plan.joint_costs()
     begin(plan)
@@ -194,11 +208,16 @@ def test_a_sweep_enters_the_ledger_whole_or_not_at_all(workspace):
     ((fingerprint, runs),) = ledger.runs().items()
     assert list(runs.values()) == [cost.mechanisms]
     assert ledger.epsilon(fingerprint, DELTA) == cost.epsilon
-    more = dataclasses.replace(sweep, name="more", total_budget=cost.epsilon * 1.1)
+    # On the same reports with fewer labels nothing is left: then the others do not count either.
+    labels = {"data.labels": (LABELS[:2], LABELS[:1])}
+    both = tiny_sweep(tmp_path, axes=labels, seeds=1, name="both", ledger=str(ledger.path))
+    configs = [m.config for m in expand(both).values()]
+    new, spent = (ledger.fingerprint(load_inputs(c).training_records()) for c in configs)
+    ledger.plan(spent, "earlier", cost.mechanisms)
     with pytest.raises(dp.LedgerError, match="over the total budget"):
-        begin(plan_sweep(more))
-    assert not (more.path / "sweep.json").exists()
-    assert ledger.epsilon(fingerprint, DELTA) == cost.epsilon
+        begin(plan_sweep(dataclasses.replace(both, total_budget=0.9)))
+    assert not (both.path / "sweep.json").exists()
+    assert ledger.epsilon(new, DELTA) == 0 and ledger.epsilon(spent, DELTA) == cost.epsilon
 
 
 # Running.
@@ -307,6 +326,25 @@ def test_a_member_of_a_group_is_not_resumed_with_other_samples(workspace):
         train(member.config, resume=True, interrupt=interrupt, monitor=Monitor(Console(quiet=True)))
 
 
+def test_a_run_keeps_the_samples_it_was_started_with(tmp_path):
+    config = smoke_config(tmp_path)
+    shared = bytes(range(32))
+    run = RunDirectory(config, resume=False)
+    secret = run.secret([b"a report"], shared)
+    run.start()
+    run.close()
+    with contextlib.closing(RunDirectory(config, resume=True)) as again:
+        assert again.secret([b"a report"], shared) == secret == again.stored_secret()[0]
+        for other in (None, bytes(32)):
+            with pytest.raises(RunError, match="other samples"):
+                again.secret([b"a report"], other)
+    # Shared is the sampling, and nothing else.
+    own = RunSecret(secret.root)
+    assert secret.sampling_seed("s") == RunSecret(bytes(32), shared).sampling_seed("s")
+    assert secret.sampling_seed("s") != own.sampling_seed("s")
+    assert (secret.init_seed(), secret.public_id()) == (own.init_seed(), own.public_id())
+
+
 def test_history_counts_attempts_and_reads_over_a_torn_line(tmp_path):
     (tmp_path / "private").mkdir()
     lines = [
@@ -357,12 +395,21 @@ def test_script_prints_the_plan_and_wrong_input_is_plain(workspace):
 
 @pytest.mark.slow
 def test_killed_at_random_and_run_again_gives_the_same_table(workspace):
-    wanted = undisturbed(tiny_sweep(workspace, name="undisturbed"))
-    file = write_sweep_file(workspace)
-    for attempt in range(3):
+    wanted = undisturbed(tiny_sweep(workspace, name="undisturbed", seeds=1))
+    file = write_sweep_file(workspace, seeds=1)
+    rng = np.random.default_rng()
+
+    def events() -> int:
+        found = (workspace / "runs" / "sweep").glob("*/private/history.jsonl")
+        return sum(len(path.read_bytes().splitlines()) for path in found)
+
+    for _ in range(3):
+        before, wait = events(), rng.integers(1, 6)
         process = start_script("sweep.py", f"--config={file}")
-        time.sleep(8 + 3 * attempt)
-        process.send_signal(signal.SIGKILL)
+        while process.poll() is None and events() < before + wait:
+            time.sleep(0.05)
+        time.sleep(rng.random())
+        process.kill()
         process.communicate()
     done = run_script("sweep.py", f"--config={file}")
     assert done.returncode == 0, done.stderr
@@ -370,7 +417,7 @@ def test_killed_at_random_and_run_again_gives_the_same_table(workspace):
     table = pyarrow.parquet.read_table(workspace / "runs" / "sweep" / "results.parquet")
     again = results_table(wanted.members)
     for column in table.column_names:
-        if column not in ("run.dir",):
+        if column not in ("run.dir", "run.research_seed"):
             assert table[column].equals(again[column]), column
 
 
