@@ -34,6 +34,14 @@ def make_dataset(patients=("a", "a", "b", "c"), splits=None, **changes) -> Repor
     return ReportDataset(**(fields | changes))
 
 
+def answers(n: int = 300, seed: int = 0):
+    """(labels with unknowns, probabilities that know something of them)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([-1, 0, 1], (n, 4), p=[0.1, 0.6, 0.3]).astype(np.int8)
+    labels[:, 3] = 0  # a label that never occurs
+    return labels, np.clip(0.4 * labels + 0.3 + 0.2 * rng.normal(size=labels.shape), 0, 1)
+
+
 def openi_xml(
     findings: str | None = "The heart is normal.",
     impression: str | None = "No acute disease.",

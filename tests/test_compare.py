@@ -4,61 +4,16 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
-import scipy.stats
+from helpers_data import answers
 from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
 from jaxdp.baseline.job import Job, Outcome
 from jaxdp.comparison.page import SIDES, write_page
 from jaxdp.comparison.runs import Pair, summarise
-from jaxdp.comparison.statistics import over_reports, over_seeds, weighted_f1
-from jaxdp.evaluation.metrics import classification_metrics
 
 pytestmark = IGNORE_PEFT
-
-
-def table(n: int = 300, seed: int = 0):
-    """(labels with unknowns, probabilities that know something of them)."""
-    rng = np.random.default_rng(seed)
-    labels = rng.choice([-1, 0, 1], (n, 4), p=[0.1, 0.6, 0.3]).astype(np.int8)
-    labels[:, 3] = 0  # a label that never occurs
-    return labels, np.clip(0.4 * labels + 0.3 + 0.2 * rng.normal(size=labels.shape), 0, 1)
-
-
-def test_weighted_f1_is_that_of_the_metrics_with_rows_repeated():
-    labels, probabilities = table()
-    counts = np.random.default_rng(1).integers(0, 3, len(labels))
-    for weights in (np.ones(len(labels), int), counts):
-        rows = np.repeat(np.arange(len(labels)), weights)
-        wanted = classification_metrics(probabilities[rows], labels[rows], tuple("abcd"))
-        got = weighted_f1(probabilities, labels, np.stack([weights, weights]))
-        assert got == pytest.approx([wanted["weighted_f1"]] * 2)
-
-
-def test_the_interval_over_seeds_is_students():
-    values = [0.61, 0.65, 0.60]
-    mean, low, high = over_seeds(values)
-    wanted = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert (mean, low, high) == pytest.approx((0.62, wanted.low, wanted.high))
-    assert over_seeds([0.5]) == (0.5, -np.inf, np.inf)
-
-
-def test_the_interval_over_reports_covers_and_separates():
-    """Two equal classifiers: 0 is in about 95 of 100 intervals. A better one: it is not."""
-    covered = 0
-    for seed in range(60):
-        labels, ours = table(200, seed)
-        rng = np.random.default_rng(seed + 1000)
-        theirs = np.clip(ours + 0.25 * rng.normal(size=ours.shape), 0, 1)
-        swap = rng.random(len(ours)) < 0.5  # which makes them equal in expectation
-        a, b = np.where(swap[:, None], [ours, theirs], [theirs, ours])
-        difference, low, high = over_reports([a], [b], labels, draws=400)
-        covered += low <= 0 <= high
-        better, low, high = over_reports([ours, ours], [theirs, theirs], labels, draws=400)
-        assert better > 0 and low > 0
-    assert 51 <= covered <= 60  # 57 expected, standard deviation 1.7
 
 
 def outcome(probabilities, seconds: float) -> Outcome:
@@ -77,7 +32,7 @@ def outcome(probabilities, seconds: float) -> Outcome:
 @pytest.fixture
 def pairs(workspace):
     config = smoke_config(workspace)
-    labels, good = table()
+    labels, good = answers()
     job = Job(config, "", "cls", tuple("abcd"), {"main stage": {}}, None, None, None, None)
     reports = type("Reports", (), {"labels": labels})
     job = dataclasses.replace(job, test=reports)

@@ -15,7 +15,7 @@ LEVELS = {
     "cli": 6,
     "sweep": 5,
     "audit": 5,
-    "report": 5,
+    "report": 6,
     "comparison": 5,
     "benchmark": 6,
     "training": 4,
@@ -27,6 +27,7 @@ LEVELS = {
     "dp": 0,
     "config": 0,
     "assets": 0,
+    "page": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
 NEED_TORCH = ("baseline", "comparison", "benchmark")

@@ -10,7 +10,7 @@ from importlib.metadata import packages_distributions
 from helpers_training import REPOSITORY
 
 # Of extras; whoever needs one of them says so.
-OPTIONAL = {"torch", "jax_privacy", "opacus", "peft", "transformers"}
+OPTIONAL = {"torch", "jax_privacy", "opacus", "peft", "submitit", "transformers"}
 
 
 def imported() -> set[str]:

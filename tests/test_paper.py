@@ -2,13 +2,13 @@
 """The study's table from run directories, and the members of the study."""
 
 import json
-import runpy
 
 import pytest
 from helpers_training import REPOSITORY, run_script, smoke_settings
 
 from jaxdp.config import Config
 from jaxdp.report.paper import Result, paper_table, read_results
+from jaxdp.sweep.members import expand, load_sweep
 from jaxdp.training.rundir import RunError
 
 
@@ -85,9 +85,10 @@ def test_script_prints_and_writes_the_table(tmp_path):
 
 
 def test_members_of_the_study_are_valid_and_all_different():
-    members = runpy.run_path(str(REPOSITORY / "configs" / "sweep_paper.py"))["get_members"]()
-    configs = {name: Config.from_dict(config.to_dict()) for name, config in members.items()}
+    members = expand(load_sweep(str(REPOSITORY / "configs" / "sweep_paper.py")))
+    configs = {name: member.config for name, member in members.items()}
     assert len(configs) == 2 * 3 * 5
     assert all(config.run.name == name for name, config in configs.items())
+    assert configs["mimic_bert-small_eps0.1"].privacy.epsilon == 0.1
     cells = {(c.data.source, c.model.backbone, c.privacy.epsilon) for c in configs.values()}
     assert len(cells) == len(configs)

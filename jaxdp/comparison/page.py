@@ -3,34 +3,34 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from jaxdp import page
+from jaxdp.page import Html, element
+
 from .runs import SIDES
 
 DIFFERENCES = ("over_seeds", "over_reports")
 COLOURS = dict(zip(SIDES, ("#1f6fb4", "#d8731c"), strict=True))
+# Figures are black on white in both themes.
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; }
-td, th { border-bottom: 1px solid #ccc; padding: .25em .8em; text-align: left; }
-tr.differs td { background: #fff3da; } svg { max-width: 100%; height: auto; }
+figure.paper { background: #fff; margin: 1rem 0; padding: .5rem; max-width: max-content; }
+td.differs { background: var(--warn-paper); }
 """
 
 
 def write_page(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the page; `results` is level -> what its JSON file holds."""
-    parts = [f"<h1>jaxdp and PyTorch on the same work</h1><style>{_STYLE}</style>"]
+    parts = [element("h1", "jaxdp and PyTorch on the same work")]
     for level, result in results.items():
-        parts += [f"<h2>{escape(level)}</h2>", f"<p><code>{escape(result['command'])}</code></p>"]
+        parts += [element("h2", level), element("p", element("code", result["command"]))]
         parts += {"gradients": _gradients, "trajectory": _trajectory, "runs": _runs}[level](result)
         for name, settings in result["settings"].items():
-            parts += [f"<h3>Settings of both sides: {escape(name)}</h3>", settings_table(settings)]
-    document = "<!doctype html><meta charset='utf-8'><title>jaxdp and PyTorch</title>"
-    path.write_text(document + "\n".join(parts) + "\n", encoding="utf-8")
+            parts += [element("h3", f"Settings of both sides: {name}"), settings_table(settings)]
+    path.write_text(page.document("jaxdp and PyTorch", parts, style=_STYLE), encoding="utf-8")
 
 
 def settings_rows(
@@ -44,18 +44,16 @@ def settings_rows(
         yield name, a, b, "" if a == b else "differs"
 
 
-def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> str:
+def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Html:
     rows = [
-        f"<tr class='{escape(differs)}'><td>{escape(name)}<td>{escape(a)}<td>{escape(b)}"
+        [element("td", cell, class_=differs or None) for cell in (name, a, b)]
         for name, a, b, differs in settings_rows(settings)
     ]
-    return f"<table><tr><th><th>{'<th>'.join(SIDES)}{''.join(rows)}</table>"
+    return page.table(["", *SIDES], rows, numbers=False)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(cell)}" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_text(cell))}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
+    return page.table(header, [[_text(cell) for cell in row] for row in rows], numbers=False)
 
 
 def result_table(level: str, result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -77,19 +75,22 @@ def result_table(level: str, result: Mapping[str, Any]) -> tuple[list[str], list
     return ["", *header], rows
 
 
-def _gradients(result: Mapping[str, Any]) -> list[str]:
-    refused = [f"<p>{escape(k)} refused: {escape(v)}</p>" for k, v in result["refused"].items()]
+def _gradients(result: Mapping[str, Any]) -> list[Html]:
+    refused = [element("p", f"{k} refused: {v}") for k, v in result["refused"].items()]
     return [
-        f"<p>{result['reports']} reports, {result['clipped']:.0%} clipped to "
-        f"{result['l2_clip_norm']:g}; differences from jaxdp: of a sum's entries relative to "
-        f"the largest, of norms to the norm or the clip norm; allowed {result['tolerance']:g}: "
-        f"{'passed' if result['passed'] else 'FAILED'}</p>",
+        element(
+            "p",
+            f"{result['reports']} reports, {result['clipped']:.0%} clipped to "
+            f"{result['l2_clip_norm']:g}; differences from jaxdp: of a sum's entries relative to "
+            f"the largest, of norms to the norm or the clip norm; allowed {result['tolerance']:g}: "
+            f"{'passed' if result['passed'] else 'FAILED'}",
+        ),
         *refused,
         _table(*result_table("gradients", result)),
     ]
 
 
-def _trajectory(result: Mapping[str, Any]) -> list[str]:
+def _trajectory(result: Mapping[str, Any]) -> list[Html]:
     figure = Figure((6, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.semilogy(range(1, result["steps"] + 1), result["error_by_step"], "o-", color="#444")
@@ -97,17 +98,20 @@ def _trajectory(result: Mapping[str, Any]) -> list[str]:
     axes.set(xlabel="step", ylabel="difference / distance moved")
     axes.legend()
     return [
-        f"<p>{result['steps']} steps on the same reports without noise; the adapters moved by "
-        f"{result['moved']:.2g} of their norm: {'passed' if result['passed'] else 'FAILED'}</p>",
+        element(
+            "p",
+            f"{result['steps']} steps on the same reports without noise; the adapters moved by "
+            f"{result['moved']:.2g} of their norm: {'passed' if result['passed'] else 'FAILED'}",
+        ),
         _svg(figure),
         _table(*result_table("trajectory", result)),
     ]
 
 
-def _runs(result: Mapping[str, Any]) -> list[str]:
+def _runs(result: Mapping[str, Any]) -> list[Html]:
     summary = result["summary"]
     return [
-        "<p>Bars and intervals: mean over seeds, 95 % Student interval; dots are runs.</p>",
+        element("p", "Bars and intervals: mean over seeds, 95 % Student interval; dots are runs."),
         _svg(_f1_figure(summary, result["runs"])),
         _svg(_cost_figure(summary)),
         _table(*summary_table(summary)),
@@ -218,10 +222,11 @@ def _cost_figure(summary: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure) -> Html:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    picture = Html(buffer.getvalue()[buffer.getvalue().index("<svg") :])
+    return element("figure", picture, class_="paper")
 
 
 def _interval(interval: Sequence[float | None], sign: str = "") -> str:

@@ -18,11 +18,11 @@ import numpy as np
 from jaxdp.baseline.job import Job, Outcome
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.evaluation.statistics import over_reports, over_seeds
 from jaxdp.training.rundir import RunError
 from jaxdp.training.setup import load_inputs
 
 from .start import make_job
-from .statistics import over_reports, over_seeds
 
 SIDES = ("jaxdp", "PyTorch")
 

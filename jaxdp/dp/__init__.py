@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audited base: mechanism, clipping, noise, sampling, accounting, groups, statement, ledger.
+"""The audited base: what is run, how it is clipped and noised, what it costs, what is claimed.
 
 Read in this order: `mechanism` (what is run), `clipping` and `noise` (the release of one step),
 `sampling` (who takes part), `accounting` (what it costs), `groups` (what it costs a patient with
-several reports), `statement` (what is claimed), `ledger` (what was run before). Imports nothing
-else of jaxdp. Adjacency throughout: two data sets are neighbours if one is the other plus one
-privacy unit (add or remove one).
+several reports), `joint` (what the members of a sweep cost together), `statement` (what is
+claimed), `ledger` (what was run before). Imports nothing else of jaxdp. Adjacency throughout: two
+data sets are neighbours if one is the other plus one privacy unit (add or remove one).
 """
 
 from .accounting import CalibrationError, calibrate_noise, epsilon_pld, epsilon_rdp
 from .clipping import ClipDiagnostics, OuterProducts, clip_and_sum, clipped_gradient_sum
 from .groups import group_epsilon
+from .joint import joint_mechanisms, joint_noise_multiplier
 from .ledger import Ledger, LedgerError
 from .mechanism import SubsampledGaussian
 from .noise import add_noise_and_average, dp_aggregate
@@ -41,6 +42,8 @@ __all__ = [
     "epsilon_rdp",
     "event_from_json",
     "group_epsilon",
+    "joint_mechanisms",
+    "joint_noise_multiplier",
     "privacy_statement",
     "recomputed_epsilon",
     "statement_markdown",

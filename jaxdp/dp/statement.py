@@ -208,17 +208,17 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
         ]
     else:
         lines += [
-            f"This adapter is **(epsilon = {_rounded_up(epsilon)}, "
+            f"This adapter is **(epsilon = {rounded_up(epsilon)}, "
             f"delta = {statement['delta']:g})-differentially private** with respect to adding or "
             f"removing one **{unit}**.",
             "",
             f"In words: whatever is done with the adapter, what anyone learns from it about one "
             f"{unit} is nearly what they would have learnt had that {unit} not been there. The "
             "odds of any conclusion change by a factor of at most "
-            f"e^epsilon = {_rounded_up(math.exp(epsilon))}, except with probability delta.",
+            f"e^epsilon = {rounded_up(math.exp(epsilon))}, except with probability delta.",
             "",
             f"Accounting: privacy loss distributions ({statement['accountant_version']}); "
-            f"the looser Renyi bound is {_rounded_up(statement['epsilon_rdp'])}. "
+            f"the looser Renyi bound is {rounded_up(statement['epsilon_rdp'])}. "
             f"Units: {statement['units']:,} {unit}s, as configured. Randomness: "
             f"{statement['seed_policy']}; noise from {statement['noise_generator']}.",
         ]
@@ -249,7 +249,7 @@ def _groups_in_words(statement: Mapping[str, Any]) -> list[str]:
     """What the report as the unit leaves open."""
 
     def cell(epsilon: float | None) -> str:
-        return "none is claimed" if epsilon is None else _rounded_up(epsilon)
+        return "none is claimed" if epsilon is None else rounded_up(epsilon)
 
     lines = [
         "",
@@ -275,7 +275,7 @@ def _groups_in_words(statement: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Four significant digits, never below the value: a rounded-down epsilon is a false claim."""
     exact = decimal.Decimal(value)
     context = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)

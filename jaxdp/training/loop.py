@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
@@ -28,8 +29,8 @@ from .patients import patient_epsilons
 from .prefix import FrozenPrefix, mean_feature
 from .randomness import RunSecret, noise_generator, seed_policy
 from .release import write_release
-from .rundir import RunDirectory, RunError, write_json
-from .setup import Inputs, build_model, cache_folder, load_inputs, test_metrics, token_buckets
+from .rundir import RunDirectory, RunError, write_json, write_whole
+from .setup import Inputs, build_model, cache_folder, load_inputs, test_probabilities, token_buckets
 from .stages import RunPlan, plan_run
 from .step import TrainState
 from .trainer import StageTrainer
@@ -50,7 +51,12 @@ class Interrupted(Exception):
 
 
 def train(
-    config: Config, *, resume: bool, interrupt: Interrupt, monitor: Monitor | SilentMonitor
+    config: Config,
+    *,
+    resume: bool,
+    interrupt: Interrupt,
+    monitor: Monitor | SilentMonitor,
+    sampling_root: bytes | None = None,
 ) -> dict[str, Any]:
     """Runs the configuration to the end and writes the run directory (design: release contract).
 
@@ -58,6 +64,13 @@ def train(
     that was stopped anywhere, even by SIGKILL, continues with the same units and noise, and ends
     with the same adapter, bit for bit on the same machines and versions. Several processes train
     together, see `processes`.
+
+    Args:
+        config: of the run.
+        resume: continue a run that has started.
+        interrupt: asked between steps.
+        monitor: told what happens.
+        sampling_root: for a member of a sweep that shares its samples, see `RunSecret`.
 
     Returns:
         The statement ("privacy") and the test metrics ("metrics").
@@ -79,7 +92,7 @@ def train(
         if patients := patient_epsilons(config, plan, inputs):
             processes.first(lambda: write_json(run.private / "patients.json", patients))
             monitor.patients(patients)
-        secret = _secret(run, inputs)
+        secret = _secret(run, inputs, sampling_root)
         checkpoints = processes.first(
             lambda: Checkpoints(run.checkpoints, config.run.keep_checkpoints)
         )
@@ -115,8 +128,11 @@ def train(
                 statement=statement,
             )
         )
-        metrics = {"note": NOT_COVERED, "test": test_metrics(config, model, inputs, mesh)}
-        processes.first(lambda: write_json(run.path / "metrics.json", metrics))
+        predictions = TestPredictions.of(
+            inputs.dataset, test_probabilities(config, model, inputs, mesh), config.privacy.unit
+        )
+        metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
+        processes.first(lambda: _write_results(run, predictions, metrics))
         monitor.finished(run, statement, metrics["test"])
         return {"privacy": statement, "metrics": metrics}
     finally:
@@ -133,12 +149,19 @@ def _open(config: Config, resume: bool) -> RunDirectory:
     return run
 
 
-def _secret(run: RunDirectory | None, inputs: Inputs) -> RunSecret:
+def _write_results(run: RunDirectory, predictions: TestPredictions, metrics: dict) -> None:
+    write_whole(run.private / "test_predictions.npz", predictions.to_bytes())
+    write_json(run.path / "metrics.json", metrics)
+
+
+def _secret(run: RunDirectory | None, inputs: Inputs, sampling_root: bytes | None) -> RunSecret:
     """Of process 0, on every process: one run has one secret."""
     grouping = (inputs.units.members.tobytes(), inputs.units.offsets.tobytes())
-    own = processes.first(lambda: run.secret(itertools.chain(inputs.training_records(), grouping)))
-    root = np.zeros(32, np.uint8) if own is None else np.frombuffer(own.root, np.uint8)
-    return RunSecret(processes.from_first([root])[0].tobytes())
+    records = itertools.chain(inputs.training_records(), grouping)
+    own = processes.first(lambda: run.secret(records, sampling_root))
+    roots = (bytes(32), bytes(32)) if own is None else (own.root, own.sampling_root or own.root)
+    shared = processes.from_first([np.frombuffer(root, np.uint8) for root in roots])
+    return RunSecret(*(root.tobytes() for root in shared))
 
 
 def _require_same_inputs(config: Config, plan: RunPlan, inputs: Inputs) -> None:

@@ -23,6 +23,9 @@ class RunSecret:
     """
 
     root: bytes = dataclasses.field(repr=False)
+    sampling_root: bytes | None = dataclasses.field(default=None, repr=False)
+    """Shared with the other members of a sweep's group, whose steps then draw the same units; None
+    is the run's own root."""
 
     @classmethod
     def create(cls, research_seed: int | None) -> "RunSecret":
@@ -33,12 +36,12 @@ class RunSecret:
             hashlib.blake2b(b"jaxdp research seed %d" % research_seed, digest_size=32).digest()
         )
 
-    def _derive(self, stream: str, size: int) -> bytes:
-        return hashlib.blake2b(stream.encode(), key=self.root, digest_size=size).digest()
+    def _derive(self, stream: str, size: int, root: bytes | None = None) -> bytes:
+        return hashlib.blake2b(stream.encode(), key=root or self.root, digest_size=size).digest()
 
     def sampling_seed(self, stage: str) -> int:
         """128 bits for `dp.PoissonSampler`."""
-        return int.from_bytes(self._derive(f"sampling/{stage}", 16), "little")
+        return int.from_bytes(self._derive(f"sampling/{stage}", 16, self.sampling_root), "little")
 
     def release(
         self, mechanism: dp.SubsampledGaussian, stage: str, like: Any, *, secure: bool
@@ -59,6 +62,10 @@ class RunSecret:
     def public_id(self) -> str:
         """Names the run in a ledger, and tells nothing else."""
         return self._derive("public id", 16).hex()
+
+    def subsecret(self, name: str) -> bytes:
+        """256 bits for another secret's root; the same for the same name."""
+        return self._derive(f"secret/{name}", 32)
 
     def init_seed(self) -> int:
         """63 bits for the initial adapters."""

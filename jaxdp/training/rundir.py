@@ -112,7 +112,7 @@ class RunDirectory:
         except (OSError, ValueError):
             self.close()
             raise RunError(f"{config_file} is damaged; the run cannot be continued") from None
-        changed = _differences(started, config)
+        changed = differences(started, config)
         if changed:
             self.close()
             raise RunError(
@@ -129,20 +129,29 @@ class RunDirectory:
         """Whether the release bundle is complete: metrics.json is written after it."""
         return (self.path / "metrics.json").exists()
 
-    def secret(self, records: Iterable[bytes]) -> RunSecret:
+    def secret(self, records: Iterable[bytes], sampling_root: bytes | None = None) -> RunSecret:
         """The secret that the run was started with, or a new one for `start`.
 
         Args:
             records: what the run trains on. On other records, the noise must not be used again.
+            sampling_root: see `RunSecret`; must be what the run was started with, if it was.
 
         Raises:
-            RunError: the records are not those the run was started with, or the file is damaged.
+            RunError: records or `sampling_root` are not those the run was started with, or the
+                file is damaged.
         """
         if not self.started:
-            secret = RunSecret.create(self._research_seed)
+            secret = RunSecret(RunSecret.create(self._research_seed).root, sampling_root)
             self._new = {"secret": secret.root.hex(), "data": secret.fingerprint(records)}
+            if sampling_root is not None:
+                self._new["sampling"] = sampling_root.hex()
             return secret
         secret, data = self.stored_secret()
+        if secret.sampling_root != sampling_root:
+            raise RunError(
+                f"{self.path} was started with other samples: resume a member of a sweep with "
+                "scripts/sweep.py, on its own directory"
+            )
         if data != secret.fingerprint(records):
             raise RunError(
                 f"{self.path} was started on other training reports (or {self._secret_file} is "
@@ -165,8 +174,10 @@ class RunDirectory:
         """(the secret of a started run, fingerprint of its records); RunError if damaged."""
         try:
             content = json.loads(self._secret_file.read_text(encoding="utf-8"))
-            return RunSecret(bytes.fromhex(content["secret"])), content["data"]
-        except (ValueError, KeyError, TypeError):
+            shared = content.get("sampling")
+            sampling_root = None if shared is None else bytes.fromhex(shared)
+            return RunSecret(bytes.fromhex(content["secret"]), sampling_root), content["data"]
+        except (AttributeError, ValueError, KeyError, TypeError):
             raise RunError(f"{self._secret_file} is damaged; the run cannot be continued") from None
 
     def unstart(self) -> None:
@@ -177,7 +188,7 @@ class RunDirectory:
         self._lock.close()
 
 
-def _differences(started: Config, now: Config) -> list[tuple[str, Any]]:
+def differences(started: Config, now: Config) -> list[tuple[str, Any]]:
     """(field, value it was started with) of every setting that must not have changed."""
     before, after = started.to_dict(), now.to_dict()
     return [

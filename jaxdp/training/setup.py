@@ -4,7 +4,6 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,6 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor
-from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
@@ -134,12 +132,10 @@ def token_buckets(config: Config) -> Buckets:
     return Buckets.for_lengths(config.data.max_length, tokens)
 
 
-def test_metrics(
+def test_probabilities(
     config: Config, model: ReportClassifier, inputs: Inputs, mesh: Mesh | None = None
-) -> dict[str, Any]:
-    """Metrics of the finished model on the test split, from token ids."""
+) -> np.ndarray:
+    """[n, num_labels] of the finished model for the test split, from token ids."""
     graphdef, adapters, frozen = lora.split(model, config.train.mode)
-    probabilities = Predictor(graphdef, 0, token_buckets(config), mesh)(
-        adapters, frozen, inputs.tokens["test"]
-    )
-    return classification_metrics(probabilities, inputs.labels["test"], inputs.dataset.label_names)
+    predict = Predictor(graphdef, 0, token_buckets(config), mesh)
+    return predict(adapters, frozen, inputs.tokens["test"])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 CLIPPING, MECHANISM, NOISE = "dp/clipping.py", "dp/mechanism.py", "dp/noise.py"
 SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/statement.py"
-LEDGER, SECURE = "dp/ledger.py", "dp/secure_noise.py"
+LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
 CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/rundir.py"
 PROCESSES = "training/processes.py"
@@ -832,7 +832,7 @@ MUTANTS = [
     Mutant(
         "every process draws its own secret",
         "training/loop.py",
-        "return RunSecret(processes.from_first([root])[0].tobytes())",
+        "return RunSecret(*(root.tobytes() for root in shared))",
         "return own or RunSecret.create(None)",
         "test_processes.py::test_one_run_has_one_secret",
     ),
@@ -870,5 +870,55 @@ MUTANTS = [
         "    if not sound:\n        raise DamagedCheckpoint(position)\n",
         "",
         "test_processes.py::test_process_0_reads_the_checkpoint_for_both",
+    ),
+    # Sweeps: what members cost together, and what that rests on.
+    Mutant(
+        "a sweep costs what its dearest member costs",
+        JOINT,
+        "return least / math.sqrt(math.fsum((least / s) ** 2 for s in noise_multipliers))",
+        "return least",
+        "test_joint.py::test_equal_members_are_one_with_less_noise",
+    ),
+    Mutant(
+        "a sweep's noise adds up instead of its precision",
+        JOINT,
+        "math.fsum((least / s) ** 2 for s",
+        "math.fsum(least / s for s",
+        "test_joint.py::test_one_step_by_integration",
+    ),
+    Mutant(
+        "the steps that only some members take count for nobody",
+        JOINT,
+        "taking = [m for m in active if m.steps >= end]",
+        "taking = [m for m in active if m.steps == ends[0]]",
+        "test_joint.py::test_steps_that_only_some_take_are_joint_among_those",
+    ),
+    Mutant(
+        "two members with the same noise",
+        "sweep/members.py",
+        "if research_seed in given:",
+        "if False:",
+        "test_sweep.py::test_every_member_has_noise_of_its_own",
+    ),
+    Mutant(
+        "a member resumed with samples of its own",
+        RUNDIR,
+        "if secret.sampling_root != sampling_root:",
+        "if False:",
+        "test_sweep.py::test_a_run_keeps_the_samples_it_was_started_with",
+    ),
+    Mutant(
+        "a sweep refused by the ledger still counts",
+        "sweep/directory.py",
+        "if new:  # refused",
+        "if False:  # refused",
+        "test_sweep.py::test_a_sweep_enters_the_ledger_whole_or_not_at_all",
+    ),
+    Mutant(
+        "patients' reports swapped one by one",
+        "evaluation/statistics.py",
+        "swapped = rng.integers(0, 2, (size, units.max() + 1))[:, units]",
+        "swapped = rng.integers(0, 2, (size, len(units)))",
+        "test_statistics.py::test_the_permutation_test_has_its_size_under_the_null_and_the_wrong_one_has_not",
     ),
 ]

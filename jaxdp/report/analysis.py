@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A finished sweep's numbers: scores with intervals, tests between settings, costs."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdp.config import Config
+from jaxdp.evaluation.predictions import TestPredictions
+from jaxdp.evaluation.statistics import (
+    F1_AVERAGES,
+    Interval,
+    bootstrap_scores,
+    f1_scores,
+    hedges_g,
+    holm,
+    mean_over_seeds,
+    over_seeds,
+    percentile_interval,
+    permutation_test,
+)
+from jaxdp.sweep.directory import read_description, read_members
+from jaxdp.sweep.history import evaluations, peak_memory, read_history, seconds
+from jaxdp.sweep.members import Member
+from jaxdp.training.rundir import RunError
+
+_NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Members that differ in their seed alone.
+
+    Attributes:
+        source, model, mode, unit: as configured.
+        recipe: what else tells it from others of these and the same epsilon; mostly nothing.
+        epsilon: target; None without privacy.
+        members: finished ones, by seed.
+        scores: F1 average -> (mean over seeds, interval over reports and seeds).
+        seeds: F1 average -> (mean, Student's interval over seeds).
+        per_label: [num_labels] F1, mean over seeds.
+        seconds, peak_memory: mean and maximum over members; None if not recorded.
+    """
+
+    source: str
+    model: str
+    mode: str
+    unit: str
+    recipe: str
+    epsilon: float | None
+    members: tuple[str, ...]
+    scores: Mapping[str, Interval]
+    seeds: Mapping[str, Interval]
+    per_label: np.ndarray
+    seconds: float | None
+    peak_memory: int | None
+
+    @property
+    def series(self) -> str:
+        """What a curve over epsilon is named."""
+        return ", ".join(part for part in (self.model, self.mode, self.recipe) if part)
+
+    @property
+    def level(self) -> str:
+        return "no privacy" if self.epsilon is None else f"epsilon {self.epsilon:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two settings on the same test reports: row minus column."""
+
+    row: int
+    column: int
+    difference: float
+    p: float
+    adjusted_p: float
+    effect: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """Everything that was tested on the same reports."""
+
+    source: str
+    unit: str
+    reports: int
+    units: int
+    label_names: tuple[str, ...]
+    support: np.ndarray
+    settings: tuple[Setting, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepReport:
+    """All that the page and the figures show."""
+
+    name: str
+    description: Mapping[str, Any]
+    members: Mapping[str, Member]
+    finished: tuple[str, ...]
+    collections: tuple[Collection, ...]
+    histories: Mapping[str, list[dict[str, Any]]]
+    """Member -> its evaluations on validation reports."""
+    draws: int
+
+
+def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
+    """Reads a sweep's folder, whatever of it is finished.
+
+    Args:
+        draws: resampled test sets, and permutations of each test.
+
+    Raises:
+        RunError: no sweep, or no finished member.
+        DataError: a finished member's predictions cannot be read.
+    """
+    description, members = read_description(folder), read_members(folder)
+    done = {n: m for n, m in members.items() if (m.path / "metrics.json").exists()}
+    if not done:
+        raise RunError(f"{folder}: no member is finished yet; scripts/sweep.py trains them")
+    answers = {
+        n: TestPredictions.read(m.path / "private" / "test_predictions.npz")
+        for n, m in done.items()
+    }
+    recipes = _recipes({n: m.config for n, m in done.items()})
+    tested: dict[tuple, list[str]] = {}
+    for name, member in done.items():
+        a = answers[name]
+        same = (a.reports.tobytes(), a.labels.tobytes(), a.units.tobytes(), a.label_names)
+        tested.setdefault((member.config.data.source, member.config.privacy.unit, same), []).append(
+            name
+        )
+    collections = tuple(
+        _collection(source, unit, {n: done[n] for n in names}, answers, recipes, draws)
+        for (source, unit, _), names in tested.items()
+    )
+    histories = {n: evaluations(read_history(m.path)) for n, m in members.items()}
+    return SweepReport(
+        name=description["name"],
+        description=description,
+        members=members,
+        finished=tuple(done),
+        collections=collections,
+        histories={n: h for n, h in histories.items() if h},
+        draws=draws,
+    )
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by "section.field"."""
+    return {
+        f"{section}.{field}": value
+        for section, fields in config.to_dict().items()
+        for field, value in fields.items()
+    }
+
+
+def _place(config: Config) -> tuple:
+    model = config.model.backbone.rstrip("/").split("/")[-1]
+    return config.data.source, model, config.train.mode, config.privacy.unit, config.privacy.epsilon
+
+
+def _recipes(configs: Mapping[str, Config]) -> dict[str, str]:
+    """Member -> the settings that tell it from others of the same data, model, mode and epsilon."""
+    places: dict[tuple, list[str]] = {}
+    for name, config in configs.items():
+        places.setdefault(_place(config), []).append(name)
+    varying: dict[str, None] = {}
+    for names in places.values():
+        settings = [flat(configs[n]) for n in names]
+        for field in settings[0]:
+            if field not in _NOT_RECIPE and any(s[field] != settings[0][field] for s in settings):
+                varying[field] = None
+    return {
+        name: ", ".join(f"{f.partition('.')[2].replace('_', ' ')} {flat(c)[f]}" for f in varying)
+        for name, c in configs.items()
+    }
+
+
+def _collection(
+    source: str,
+    unit: str,
+    members: Mapping[str, Member],
+    answers: Mapping[str, TestPredictions],
+    recipes: Mapping[str, str],
+    draws: int,
+) -> Collection:
+    groups: dict[tuple, list[str]] = {}
+    for name, member in members.items():
+        groups.setdefault((*_place(member.config), recipes[name]), []).append(name)
+
+    def order(item):
+        (_, model, mode, _, epsilon, recipe), _ = item
+        return model, mode, recipe, epsilon is None, epsilon or 0.0
+
+    first = answers[next(iter(members))]
+    labels, units = first.labels, first.units
+    settings, sides = [], []
+    for key, names in sorted(groups.items(), key=order):
+        names = sorted(names, key=lambda n: members[n].seed)
+        side = np.stack([answers[n].probabilities for n in names])
+        sides.append(side)
+        settings.append(_setting(key, names, members, side, labels, units, draws))
+    return Collection(
+        source=source,
+        unit=unit,
+        reports=len(labels),
+        units=len(np.unique(units)),
+        label_names=first.label_names,
+        support=(labels == 1).sum(0),
+        settings=tuple(settings),
+        comparisons=tuple(_comparisons(sides, labels, units, draws)),
+    )
+
+
+def _setting(key, names, members, side, labels, units, draws) -> Setting:
+    source, model, mode, unit, epsilon, recipe = key
+    estimate = f1_scores(side, labels)
+    resampled = bootstrap_scores(side, labels, units=units, draws=draws)
+    histories = [read_history(members[n].path) for n in names]
+    peaks = [p for h in histories if (p := peak_memory(h)) is not None]
+    times = [t for h in histories if (t := seconds(h)) > 0]
+    return Setting(
+        source, model, mode, unit, recipe, epsilon, tuple(names),
+        scores={
+            average: percentile_interval(
+                estimate[average].mean(), mean_over_seeds(resampled[average], seed=1)
+            )
+            for average in F1_AVERAGES
+        },
+        seeds={average: over_seeds(estimate[average].tolist()) for average in F1_AVERAGES},
+        per_label=estimate["per_label"].mean(0),
+        seconds=float(np.mean(times)) if times else None,
+        peak_memory=max(peaks, default=None),
+    )  # fmt: skip
+
+
+def _comparisons(
+    sides: Sequence[np.ndarray], labels: np.ndarray, units: np.ndarray, permutations: int
+) -> list[Comparison]:
+    """All pairs, with Holm's correction over all of them."""
+    found = []
+    for row, column in itertools.combinations(range(len(sides)), 2):
+        a, b = sides[row], sides[column]
+        seeds = min(len(a), len(b))
+        difference, p = permutation_test(
+            a[:seeds], b[:seeds], labels, units=units, permutations=permutations
+        )
+        scores = [f1_scores(side, labels)["weighted_f1"].tolist() for side in (a, b)]
+        found.append((row, column, difference, p, hedges_g(*scores)))
+    adjusted = holm([p for *_, p, _ in found])
+    return [
+        Comparison(row, column, difference, p, q, effect)
+        for (row, column, difference, p, effect), q in zip(found, adjusted, strict=True)
+    ]

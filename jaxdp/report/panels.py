@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the line figures of a sweep show, before anything is drawn: for the page and for paper."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from .analysis import Collection, Setting, SweepReport
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Okabe and Ito's: told apart by colour-blind readers, and visible on light and on dark."""
+DATASETS = {"mimic": "MIMIC-CXR", "ctrate": "CT-RATE", "padchest": "PadChest", "openi": "Open-I"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Points joined; or, with one y and no x, a level across the panel with a band."""
+
+    name: str
+    colour: str
+    points: tuple[Point, ...] = ()
+    level: Point | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    logarithmic: bool = False
+    ticks: tuple[float, ...] | None = None
+    marks: tuple[tuple[float, str], ...] = ()
+    """(x, name) where something begins."""
+
+    def extent(self) -> tuple[float, float]:
+        """Of y, with all intervals, a little wider, within [0, 1]."""
+        values = [
+            v
+            for line in self.lines
+            for p in (*line.points, *([line.level] if line.level else []))
+            for v in (p.y, p.low, p.high)
+            if v is not None
+        ]
+        low, high = min(values), max(values)
+        room = max(0.06 * (high - low), 0.01)
+        return max(0.0, low - room), min(1.0, high + room)
+
+    def reach(self) -> tuple[float, float]:
+        """Of x."""
+        values = [p.x for line in self.lines for p in line.points] or list(self.ticks or (0.1, 10))
+        return min(values), max(values)
+
+
+def title(collection: Collection) -> str:
+    """A collection for people."""
+    return f"{DATASETS.get(collection.source, collection.source)}, per {collection.unit}"
+
+
+def interval_text(score: Sequence[float]) -> str:
+    mean, low, high = score
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def curve(collection: Collection) -> Panel:
+    """Weighted F1 over epsilon, a line for each model and recipe, and levels without privacy."""
+    series: dict[str, list[Setting]] = {}
+    for setting in collection.settings:
+        series.setdefault(setting.series, []).append(setting)
+    lines, epsilons = [], set()
+    for i, (name, settings) in enumerate(series.items()):
+        points, level = [], None
+        for s in settings:
+            mean, low, high = s.scores["weighted_f1"]
+            note = f"{name}, {s.level}: {interval_text((mean, low, high))}, seeds: {len(s.members)}"
+            if s.epsilon is None:
+                level = Point(0.0, mean, low, high, note)
+            else:
+                # Side by side, so that intervals can be told apart.
+                shift = 1 + 0.05 * (i - (len(series) - 1) / 2)
+                points.append(Point(s.epsilon * shift, mean, low, high, note))
+                epsilons.add(s.epsilon)
+        lines.append(Line(name, COLOURS[i % len(COLOURS)], tuple(points), level))
+    return Panel(
+        title(collection), "epsilon (smaller is more private)", "weighted F1 on test reports",
+        tuple(lines), logarithmic=True, ticks=tuple(sorted(epsilons)),
+    )  # fmt: skip
+
+
+def training(report: SweepReport, collection: Collection) -> Panel:
+    """Weighted F1 on validation reports over training steps; a colour for each setting."""
+    lines, marks = [], {}
+    several = len({s.series for s in collection.settings}) > 1
+    for i, setting in enumerate(collection.settings):
+        name = f"{setting.series}, {setting.level}" if several else setting.level
+        for member in setting.members:
+            config = report.members[member].config
+            offset = config.head_stage.steps
+            points = []
+            for e in report.histories.get(member, []):
+                # With a head stage, that is stage 0, and the main stage begins after its steps.
+                main = e["stage"] > 0 or not offset
+                x = e["step"] + (offset if main else 0)
+                note = f"{member}, step {x}: {e['weighted_f1']:.3f}"
+                points.append(Point(x, e["weighted_f1"], note=note))
+            if points:
+                lines.append(Line(name, COLOURS[i % len(COLOURS)], tuple(points)))
+            if offset:
+                marks[offset] = "main stage"
+    return Panel(
+        title(collection), "step", "weighted F1 on validation reports", tuple(lines),
+        marks=tuple(marks.items()),
+    )  # fmt: skip

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training what a sweep still lacks: here, or as jobs of a scheduler."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from jaxdp.config import Config
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import Interrupted, train
+from jaxdp.training.rundir import RunError
+
+from .directory import (
+    log_file,
+    read_description,
+    read_members,
+    require_same,
+    sampling_root,
+)
+from .history import HistoryMonitor
+from .members import Member
+
+EXECUTORS = ("inline", "local", "slurm")
+
+
+def finished(member: Member) -> bool:
+    """Whether a member is trained and evaluated.
+
+    Raises:
+        RunError: it is, but with other settings; the message names them.
+    """
+    if not (member.path / "metrics.json").exists():
+        return False
+    try:
+        text = (member.path / "config.json").read_text(encoding="utf-8")
+        started = Config.from_dict(json.loads(text))
+    except (OSError, ValueError):
+        raise RunError(f"{member.path / 'config.json'} cannot be read") from None
+    require_same(member.path, started, member.config)
+    return True
+
+
+def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
+    """Trains what a group lacks, one member after the other in this process; an interrupted member
+    is resumed. Each is trained exactly as `training.loop.train` does, with the group's samples.
+
+    Raises:
+        Interrupted: asked to stop; everything is saved.
+        Others: see `train`.
+    """
+    description, members = read_description(folder), read_members(folder)
+    root = sampling_root(folder, index) if description["share_sampling"] else None
+    for name in description["groups"][index]["members"]:
+        member = members[name]
+        if finished(member):
+            continue
+        with log_file(member).open("a", encoding="utf-8") as log:
+            train(
+                member.config,
+                resume=True,
+                interrupt=interrupt,
+                monitor=HistoryMonitor(member.path / "private", log),
+                sampling_root=root,
+            )
+
+
+def run_job(folder: str, index: int) -> bool:
+    """`run_group` as a job of its own process: False if it was asked to stop."""
+    try:
+        with Interrupt() as interrupt:
+            run_group(Path(folder), index, interrupt)
+    except Interrupted:
+        return False
+    return True
+
+
+def submit(
+    folder: Path, indices: Sequence[int], executor: str, options: dict[str, str]
+) -> list["submitit.Job"]:  # noqa: F821
+    """One job for each group.
+
+    Args:
+        executor: "local" runs them as processes of this machine, all at once; "slurm" queues them.
+        options: of the scheduler, as `submitit` calls them: timeout_min, slurm_partition, ...
+
+    Raises:
+        RunError: submitit is not installed, or does not know an option.
+    """
+    try:
+        import submitit  # an extra
+    except ImportError:
+        raise RunError("--executor needs submitit: pip install 'jaxdp[cluster]'") from None
+    logs = folder / "private" / "jobs"
+    queue = submitit.AutoExecutor(folder=str(logs), cluster=executor)
+    # Jobs inherit the environment.
+    cache = jax.config.jax_compilation_cache_dir
+    if cache:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        # submitit's own limit is 5 minutes.
+        settings = {"timeout_min": "1440"} | options
+        queue.update_parameters(name="jaxdp-sweep", **{k: _number(v) for k, v in settings.items()})
+    except (NameError, TypeError, ValueError) as error:
+        raise RunError(f"--executor_options: {error}") from None
+    return [queue.submit(run_job, str(folder), index) for index in indices]
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def wait(jobs: Sequence, interrupt: Interrupt) -> list[str]:
+    """Waits for jobs; what went wrong with each that failed.
+
+    Where this process is asked to stop, jobs are cancelled. A scheduler gives them time to save;
+    local ones have a second, and go on from their last checkpoint next time.
+    """
+    stopping = False
+    while not all(job.done() for job in jobs):
+        if interrupt.received is not None and not stopping:
+            stopping = True
+            for job in jobs:
+                job.cancel(check=False)
+        time.sleep(1)
+    errors = []
+    for job in jobs:
+        error = None if stopping else job.exception()
+        if error is not None:
+            errors.append(f"job {job.job_id}: {str(error).strip().splitlines()[-1]}")
+    return errors

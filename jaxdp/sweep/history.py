@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a member leaves about its course: private/history.jsonl, for progress, curves and costs."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from jaxdp.dp import ClipDiagnostics
+from jaxdp.training.checkpoint import Position
+from jaxdp.training.monitor import Monitor
+from jaxdp.training.rundir import RunDirectory
+from jaxdp.training.setup import Inputs
+
+FILE = "history.jsonl"
+
+
+class HistoryMonitor(Monitor):
+    """A `Monitor` that prints to a member's log, and appends to its history: the beginning of each
+    attempt, each evaluation on validation reports, and the end. Progress between evaluations is
+    written every few seconds."""
+
+    def __init__(self, private: Path, log: TextIO):
+        super().__init__(Console(file=log, width=100))
+        self._file = private / FILE
+        self._attempt = time.perf_counter()
+        self._shown = -10.0
+
+    def _append(self, event: str, **values: Any) -> None:
+        seconds = time.perf_counter() - self._attempt
+        line = json.dumps({"event": event, "seconds": round(seconds, 3), **values})
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def loaded(self, inputs: Inputs) -> None:
+        super().loaded(inputs)  # from here on the run's lock is held
+        self._append("attempt")
+
+    def stepped(
+        self, done: Position, diagnostics: ClipDiagnostics, reports: int, fill: float
+    ) -> None:
+        super().stepped(done, diagnostics, reports, fill)
+        if time.perf_counter() - self._shown > 5:
+            self._shown = time.perf_counter()
+            self._append("step", stage=done.stage, step=done.step)
+
+    def evaluated(self, done: Position, metrics: dict[str, Any], epsilon: float | None) -> None:
+        super().evaluated(done, metrics, epsilon)
+        scores = {name: metrics[name] for name in ("weighted_f1", "micro_f1", "macro_f1")}
+        self._append("evaluated", stage=done.stage, step=done.step, epsilon=epsilon, **scores)
+
+    def finished(
+        self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]
+    ) -> None:
+        super().finished(run, statement, metrics)
+        unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self._append("finished", peak_memory=peak)
+
+
+def read_history(member: Path) -> list[dict[str, Any]]:
+    """Events in order; a line that a kill cut short is left out."""
+    try:
+        lines = (member / "private" / FILE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def evaluations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One for each position, in order of training: what was repeated after a kill counts once."""
+    found = {(e["stage"], e["step"]): e for e in events if e["event"] == "evaluated"}
+    return [found[key] for key in sorted(found)]
+
+
+def seconds(events: list[dict[str, Any]]) -> float:
+    """Wall time of all attempts, up to the last event of each."""
+    total = last = 0.0
+    for event in events:
+        if event["event"] == "attempt":
+            total, last = total + last, 0.0
+        last = event["seconds"]
+    return total + last
+
+
+def peak_memory(events: list[dict[str, Any]]) -> int | None:
+    """Bytes that the process had held at most when the member was finished; None if it is not."""
+    peaks = [e["peak_memory"] for e in events if e["event"] == "finished"]
+    return peaks[-1] if peaks else None

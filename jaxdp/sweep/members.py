@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep file's contents, and the members and groups that it means."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import runpy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from jaxdp.config import Config, ConfigError
+
+_MAY_DIFFER = {
+    ("centering", "l2_clip_norm"),
+    ("centering", "epsilon_share"),
+    ("data", "cache"),
+    ("head_stage", "epsilon_share"),
+    ("head_stage", "l2_clip_norm"),
+    ("head_stage", "learning_rate"),
+    ("head_stage", "noise_multiplier"),
+    ("privacy", "epsilon"),
+    ("privacy", "l2_clip_norm"),
+    ("privacy", "noise_multiplier"),
+    ("run", "name"),
+    ("run", "research_seed"),
+    ("train", "learning_rate"),
+}
+"""Settings in which members of one group may differ: numbers that go into a step, and change
+neither its sample nor a shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """All combinations of the axes' values, over one base.
+
+    Attributes:
+        name: begins the names of these members.
+        base: as a config file's get_config() returns it.
+        axes: "section.field" -> values. "a.b, c.d" -> tuples of values that go together.
+    """
+
+    name: str
+    base: config_dict.ConfigDict
+    axes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What `get_sweep()` of a sweep file returns.
+
+    Attributes:
+        name: of the folder with all results, below `dir`.
+        grids: the members are those of all grids.
+        seeds: how often each member is trained: with other initial adapters and other noise.
+        share_sampling: members of a group draw the same reports in each step, and can be trained
+            together; their joint cost is a little higher than with samples of their own.
+        research_seed: None draws all secrets from the operating system. A number makes the sweep
+            repeatable, and all its releases unprotected. Every member gets a seed of its own from
+            it: two with the same noise would reveal their difference.
+        ledger, total_budget: as in config.privacy, for the sweep as a whole.
+    """
+
+    name: str
+    grids: Sequence[Grid]
+    seeds: int = 1
+    share_sampling: bool = True
+    dir: str = "runs"
+    research_seed: int | None = None
+    ledger: str | None = None
+    total_budget: float | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.dir) / self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a sweep: `seed` counts repetitions of the same settings."""
+
+    config: Config
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.config.run.name
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config.run.dir) / self.name
+
+
+def load_sweep(file: str) -> Sweep:
+    """The sweep that a python file's get_sweep() returns; ConfigError if it has none."""
+    if not Path(file).is_file():
+        raise ConfigError(f"{file}: no such file")
+    function = runpy.run_path(file).get("get_sweep")
+    sweep = function() if callable(function) else None
+    if not isinstance(sweep, Sweep):
+        raise ConfigError(f"{file} has no get_sweep() that returns a jaxdp.sweep.members.Sweep")
+    return sweep
+
+
+def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
+    """The sweep with "section.field=value" set in every grid's base, or with
+    "grid:section.field=value" in those of one name.
+
+    Raises:
+        ConfigError: not of that form, no such grid or setting, or a setting that is an axis.
+    """
+    names = {grid.name for grid in sweep.grids}
+    grids = []
+    for grid in sweep.grids:
+        base = grid.base.copy_and_resolve_references()
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ConfigError(f"{setting!r} must be section.field=value")
+            only, colon, field = name.rpartition(":")
+            if colon and only not in names:
+                raise ConfigError(f"{setting!r}: grids are {', '.join(sorted(names))}")
+            if colon and only != grid.name:
+                continue
+            name = field
+            if name in _fields_of(grid.axes):
+                raise ConfigError(f"config.{name} is an axis of {grid.name}: change the sweep file")
+            _set(base, name, _parsed(text))
+        grids.append(dataclasses.replace(grid, base=base))
+    return dataclasses.replace(sweep, grids=tuple(grids))
+
+
+def expand(sweep: Sweep) -> dict[str, Member]:
+    """Name -> member, validated, in the order of grids, axes and seeds.
+
+    Raises:
+        ConfigError: a setting cannot be used, names or research seeds are not unique, or a base has
+            what belongs to the sweep.
+    """
+    if sweep.seeds < 1:
+        raise ConfigError(f"Sweep.seeds must be at least 1, not {sweep.seeds}")
+    if sweep.name in ("", ".", "..") or "/" in sweep.name:
+        raise ConfigError(f"Sweep.name must be a folder name without /, not {sweep.name!r}")
+    members: dict[str, Member] = {}
+    for grid in sweep.grids:
+        if grid.base.privacy.ledger is not None or grid.base.privacy.total_budget is not None:
+            raise ConfigError(
+                f"{grid.name}: the ledger and the budget of a sweep are Sweep.ledger and "
+                "Sweep.total_budget; config.privacy.ledger and .total_budget must be None"
+            )
+        for values in itertools.product(*grid.axes.values()):
+            for seed in range(sweep.seeds):
+                member = _member(sweep, grid, values, seed)
+                if member.name in members:
+                    raise ConfigError(f"two members are named {member.name}: rename a Grid")
+                members[member.name] = member
+    if not members:
+        raise ConfigError(f"sweep {sweep.name} has no members")
+    given: dict[int, str] = {}
+    for member in members.values():
+        research_seed = member.config.run.research_seed
+        if research_seed in given:
+            raise ConfigError(
+                f"{given[research_seed]} and {member.name} have the same run.research_seed, hence "
+                "the same noise, and together would reveal reports; set Sweep.research_seed instead"
+            )
+        if research_seed is not None:
+            given[research_seed] = member.name
+    return members
+
+
+def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Member:
+    base = grid.base.copy_and_resolve_references()
+    parts = [grid.name]
+    for axis, value in zip(grid.axes, values, strict=True):
+        names = _fields_of([axis])
+        for name, each in zip(names, value if len(names) > 1 else [value], strict=True):
+            _set(base, name, each)
+            parts.append(_in_name(name, each))
+    if sweep.seeds > 1:
+        parts.append(f"seed{seed}")
+    base.run.name = "_".join(parts)
+    base.run.dir = str(sweep.path)
+    if sweep.research_seed is not None:
+        text = f"jaxdp sweep {sweep.research_seed}/{base.run.name}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        base.run.research_seed = int.from_bytes(digest, "little") >> 1
+    return Member(Config.from_dict(base.to_dict()), seed)
+
+
+def groups(members: Mapping[str, Member]) -> list[list[str]]:
+    """Names of the members that can share samples and be trained in one program: those that differ
+    only in epsilon, noise, clip norms, learning rates and seeds; in order of first appearance."""
+    found: dict[str, list[str]] = {}
+    for name, member in members.items():
+        fields = {
+            f"{section}.{field}": value
+            for section, values in member.config.to_dict().items()
+            for field, value in values.items()
+            if (section, field) not in _MAY_DIFFER
+        }
+        fields["centred"] = member.config.centering.l2_clip_norm is not None
+        found.setdefault(json.dumps(fields), []).append(name)
+    return list(found.values())
+
+
+def _fields_of(axes) -> list[str]:
+    return [name.strip() for axis in axes for name in axis.split(",")]
+
+
+def _set(base: config_dict.ConfigDict, name: str, value: Any) -> None:
+    section, _, field = name.partition(".")
+    if section not in base or not field or field not in base[section]:
+        raise ConfigError(f"config.{name} is not a setting")
+    with base.ignore_type():  # `Config` checks types, and says which field
+        base[section][field] = value
+
+
+def _parsed(text: str) -> Any:
+    """As JSON where it is, else the text: 3, 0.1, null, true, ["a"]; None and inf as flags have."""
+    if text in ("None", "inf"):
+        return None if text == "None" else math.inf
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _in_name(field: str, value: Any) -> str:
+    """An axis' value as part of a folder's name."""
+    if field == "privacy.epsilon":
+        return "nonprivate" if value in (None, math.inf) else f"eps{value:g}"
+    if isinstance(value, str):
+        return value.rstrip("/").split("/")[-1].replace(":", "")
+    short = field.partition(".")[2]
+    if isinstance(value, list | tuple):
+        return "-".join(map(str, value))
+    return f"{short}{value:g}" if isinstance(value, int | float) else f"{short}{value}"

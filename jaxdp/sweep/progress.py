@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a sweep is, read from its members' folders: for the screen, whoever trains them."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from jaxdp.training.stages import RunPlan
+
+from .accounting import SweepPlan
+from .history import evaluations, peak_memory, read_history, seconds
+from .members import Member
+
+_HEAD_WORK = 0.01
+"""A report's share of work in a stage that starts from features, of one that starts from tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """A member's course so far.
+
+    Attributes:
+        state: "waiting", "begun" or "finished".
+        fraction: of its work that is done, roughly.
+        steps: taken, over all stages.
+        validation: weighted F1 at the last evaluation; None before.
+        test: weighted F1; None before the end.
+        epsilon: of the steps up to the last evaluation; None without privacy.
+        seconds: wall time, see `history.seconds`.
+        peak_memory: bytes; None before the end.
+    """
+
+    state: str
+    fraction: float
+    steps: int
+    validation: float | None
+    test: float | None
+    epsilon: float | None
+    seconds: float
+    peak_memory: int | None
+
+
+def status(member: Member, plan: RunPlan) -> Status:
+    """Read from the member's folder; never fails on what is missing there."""
+    events = read_history(member.path)
+    done = [(e["stage"], e["step"]) for e in events if e["event"] in ("step", "evaluated")]
+    seen = evaluations(events)
+    last = seen[-1] if seen else {}
+    stage, step = max(done, default=(0, 0))
+    test = None
+    try:
+        metrics = json.loads((member.path / "metrics.json").read_text(encoding="utf-8"))
+        test = metrics["test"]["weighted_f1"]
+    except (OSError, ValueError, KeyError):
+        pass
+    taken = [s.steps if i < stage else step * (i == stage) for i, s in enumerate(plan.stages)]
+    work = [
+        s.settings.expected_batch_size * (_HEAD_WORK if s.mode == "head" else 1)
+        for s in plan.stages
+    ]
+    whole = sum(w * s.steps for w, s in zip(work, plan.stages, strict=True))
+    part = sum(w * n for w, n in zip(work, taken, strict=True))
+    return Status(
+        state="finished" if test is not None else "begun" if events else "waiting",
+        fraction=1.0 if test is not None else 0.95 * part / whole,  # evaluation comes after
+        steps=sum(taken),
+        validation=last.get("weighted_f1"),
+        test=test,
+        epsilon=last.get("epsilon"),
+        seconds=seconds(events),
+        peak_memory=peak_memory(events),
+    )
+
+
+class SweepProgress:
+    """One line on a terminal, and one more for each member that is finished."""
+
+    def __init__(self, plan: SweepPlan, console: Console):
+        self._plan = plan
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("sweep", total=1.0, text="")
+        self._began = time.perf_counter()
+        first = self._statuses()
+        self._at_start = self._done(first)
+        self._finished = {name for name, s in first.items() if s.state == "finished"}
+        if self._finished:
+            self._console.print(f"{len(self._finished)} members are finished already")
+
+    def _statuses(self) -> dict[str, Status]:
+        return {n: status(m, self._plan.plans[n]) for n, m in self._plan.members.items()}
+
+    @staticmethod
+    def _done(statuses: dict[str, Status]) -> float:
+        return sum(s.fraction for s in statuses.values())
+
+    def look(self) -> None:
+        """Reads all members' folders and shows what has changed."""
+        statuses = self._statuses()
+        for name, s in statuses.items():
+            if s.state == "finished" and name not in self._finished:
+                self._finished.add(name)
+                epsilon = "no privacy" if s.epsilon is None else f"epsilon {s.epsilon:.4g}"
+                self._console.print(
+                    f"{name}: test weighted F1 {s.test:.4f}, {epsilon}, {clock(s.seconds)}"
+                )
+        done = self._done(statuses)
+        gained, elapsed = done - self._at_start, time.perf_counter() - self._began
+        left = "" if gained < 0.02 else clock((len(statuses) - done) / gained * elapsed) + " left"
+        running = [(n, s) for n, s in statuses.items() if s.state == "begun"]
+        text = f"{len(self._finished)} of {len(statuses)} members, {left}"
+        for name, s in running[:1]:
+            f1 = "" if s.validation is None else f", validation F1 {s.validation:.3f}"
+            spent = "" if s.epsilon is None else f", epsilon {s.epsilon:.3g}"
+            text += f"; {name} step {s.steps}{f1}{spent}"
+        self._bar.update(self._task, completed=done / len(statuses), text=text)
+        self._bar.refresh()
+
+    @contextmanager
+    def watching(self, every: float = 2.0) -> Iterator[None]:
+        """Looks from time to time, in a thread, while this one trains."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(every):
+                self.look()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        with self._bar:
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+                self.look()
+
+
+def clock(duration: float) -> str:
+    """Minutes and seconds, or hours and minutes."""
+    whole = round(duration)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+def plan_table(plan: SweepPlan, estimates: dict[str, float | None]) -> Table:
+    """Every member before it is trained."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("member", "group", "noise multipliers", "epsilon", "delta", "time, rough"):
+        left = column == "member"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for name, member in plan.members.items():
+        noise = [f"{m.noise_multiplier:.4g}" for m in plan.plans[name].mechanisms().values()]
+        epsilon, seconds = plan.epsilon(name), estimates[name]
+        table.add_row(
+            name,
+            str(1 + next(i for i, g in enumerate(plan.groups) if name in g)),
+            ", ".join(noise) or "-",
+            "none" if epsilon is None else f"{epsilon:.4g}",
+            f"{member.config.privacy.delta:g}" if noise else "-",
+            "unknown" if seconds is None else clock(seconds),
+        )
+    return table
+
+
+def joint_lines(plan: SweepPlan) -> list[str]:
+    """What is paid for groups, and for everything on the same data, in words."""
+    lines = []
+    shared = plan.sweep.share_sampling
+    how = "sharing each step's sample" if shared else "each drawing its own samples"
+    for index, names in enumerate(plan.groups):
+        private = [n for n in names if plan.plans[n].mechanisms()]
+        if private:
+            epsilon = _claim(plan.group_epsilon(index))
+            lines.append(f"group {index + 1}, {len(private)} private members {how}: {epsilon}")
+    for cost in plan.joint_costs():
+        lines.append(
+            f"publishing the best of these {len(cost.members)} private members on {cost.source}, "
+            f"or all of them, costs {_claim(cost.epsilon)} at delta {cost.delta:g} per {cost.unit}"
+        )
+    outside = [n for n, p in plan.plans.items() if not p.mechanisms()]
+    if outside:
+        lines.append(
+            f"{len(outside)} members are trained without privacy: publishing one of those, or the "
+            "best of all if it is one of those, has no guarantee"
+        )
+    return lines
+
+
+def winner_lines(plan: SweepPlan) -> list[str]:
+    """The best private member of each collection by validation F1, and what publishing it costs."""
+    lines = []
+    for cost in plan.joint_costs():
+        found = {n: status(plan.members[n], plan.plans[n]) for n in cost.members}
+        scores = {n: s.validation for n, s in found.items() if s.test is not None and s.validation}
+        if not scores:
+            continue
+        best = max(scores, key=scores.get)
+        lines += [
+            f"best on validation: {best}, weighted F1 {scores[best]:.4f} (test "
+            f"{found[best].test:.4f}; alone epsilon {plan.epsilon(best):.4g})",
+            f"publishing the best of these {len(cost.members)} costs {_claim(cost.epsilon)} at "
+            f"delta {cost.delta:g} per {cost.unit}; the validation reports that chose it are not "
+            "covered",
+        ]
+    return lines
+
+
+def _claim(epsilon: float | None) -> str:
+    return "more epsilon than can be claimed" if epsilon is None else f"epsilon = {epsilon:.4g}"
