@@ -90,7 +90,7 @@ def curve(collection: Collection) -> Panel:
                 epsilons.add(s.epsilon)
         lines.append(Line(name, COLOURS[i % len(COLOURS)], tuple(points), level))
     return Panel(
-        title(collection), "epsilon (smaller is more private)", "weighted F1 on test reports",
+        title(collection), "epsilon (smaller is more private)", "test weighted F1",
         tuple(lines), logarithmic=True, ticks=tuple(sorted(epsilons)),
     )  # fmt: skip
 
@@ -116,6 +116,6 @@ def training(report: SweepReport, collection: Collection) -> Panel:
             if offset:
                 marks[offset] = "main stage"
     return Panel(
-        title(collection), "step", "weighted F1 on validation reports", tuple(lines),
+        title(collection), "step", "validation weighted F1", tuple(lines),
         marks=tuple(marks.items()),
     )  # fmt: skip

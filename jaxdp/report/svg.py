@@ -10,7 +10,7 @@ from jaxdp.page import Html, element
 from .panels import Line, Panel, Point
 
 WIDTH, HEIGHT = 640, 380
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 52
+LEFT, RIGHT, TOP, BOTTOM = 74, 14, 12, 56
 
 
 class _Scale:
@@ -91,8 +91,8 @@ def _axes(panel: Panel, scale: _Scale) -> list[Html]:
     parts.append(element("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
     parts.append(_text(panel.x_label, (LEFT + right) / 2, HEIGHT - 8, "middle", class_="soft"))
     middle = (TOP + bottom) / 2
-    turned = f"rotate(-90 14 {middle:g})"
-    parts.append(_text(panel.y_label, 14, middle, "middle", class_="soft", transform=turned))
+    turned = f"rotate(-90 18 {middle:g})"
+    parts.append(_text(panel.y_label, 18, middle, "middle", class_="soft", transform=turned))
     return parts
 
 

@@ -18,6 +18,7 @@ figure { margin: 1rem 0 1.6rem; } .chart { width: 100%; display: block; max-widt
 .legend button[aria-pressed=false] { opacity: .45; text-decoration: line-through; }
 .legend i { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
   margin-right: .45em; }
+@media (max-width: 40rem) { .chart text { font-size: 20px; } }
 .off { display: none; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem;
   margin: 1.2rem 0; }
