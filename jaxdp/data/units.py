@@ -97,6 +97,8 @@ class PrivacyUnits:
         if sampler.num_units != self.num_units:
             raise ValueError(f"sampler has {sampler.num_units} units, the data {self.num_units}")
         units = sampler.sample(step)
+        if self.num_units == len(self.members):  # one report each: nothing to choose
+            return self.members[units]
         shown = sampler.choose(step, self.counts)[units]
         return self.members[self.offsets[units] + shown]
 

@@ -9,6 +9,7 @@ softmax and logits stay in the parameters' own type, float32 or wider.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
@@ -18,25 +19,58 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def with_derivative(fn: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The elementwise `fn`, which for its gradient keeps one array, its derivative, instead of the
-    several that the derivative is made of: fewer passes over the widest arrays of the model."""
+def elementwise(
+    fn: Callable[[jax.Array], jax.Array], derivative: Callable[[jax.Array], jax.Array]
+) -> Callable[[jax.Array], jax.Array]:
+    """`fn`, which keeps nothing but its argument for the gradient and computes the derivative
+    anew: one pass forward and one backward over the widest arrays of the model, where what the
+    derivative is made of would be written and read several times."""
 
     @jax.custom_vjp
     def activation(x):
         return fn(x)
 
-    activation.defvjp(
-        lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),)),
-        lambda derivative, cotangent: (cotangent * derivative,),
-    )
+    def backward(x, cotangent):
+        # Or XLA would see that both passes share terms, and keep those after all.
+        return (cotangent * derivative(jax.lax.optimization_barrier(x)),)
+
+    activation.defvjp(lambda x: (fn(x), x), backward)
     return activation
 
 
+def standard_normal_cdf(x: jax.Array) -> jax.Array:
+    """P(N(0, 1) <= x); absolute error below 3e-7 in float32, rounding alone in float64.
+
+    Up to float32 the tail is exp(-x^2 / 2) times a polynomial (Abramowitz and Stegun, 1964,
+    7.1.26), a third of the arithmetic of XLA's erf.
+    """
+    if jnp.finfo(x.dtype).bits > 32:
+        return jax.scipy.stats.norm.cdf(x)
+    t = 1 / (1 + 0.3275911 * 2**-0.5 * jnp.abs(x))
+    poly = t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))
+    tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + poly)) * jnp.exp(-0.5 * x * x)
+    return jnp.where(x < 0, tail, 1 - tail)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return x * standard_normal_cdf(x)
+
+
+def _gelu_derivative(x: jax.Array) -> jax.Array:
+    return standard_normal_cdf(x) + x * jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
+
+
+_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+
+
+def _tanh_gelu_derivative(x: jax.Array) -> jax.Array:
+    return jax.jvp(_tanh_gelu, (x,), (jnp.ones_like(x),))[1]
+
+
 ACTIVATIONS = {
-    "gelu": with_derivative(partial(jax.nn.gelu, approximate=False)),
-    "gelu_new": with_derivative(partial(jax.nn.gelu, approximate=True)),
-    "gelu_pytorch_tanh": with_derivative(partial(jax.nn.gelu, approximate=True)),
+    "gelu": elementwise(_gelu, _gelu_derivative),
+    "gelu_new": elementwise(_tanh_gelu, _tanh_gelu_derivative),
+    "gelu_pytorch_tanh": elementwise(_tanh_gelu, _tanh_gelu_derivative),
     "relu": jax.nn.relu,
 }
 """`hidden_act` of a config.json -> function, as transformers defines them."""
@@ -137,12 +171,26 @@ class SelfAttention(nnx.Module):
         return attend(q, k, v, length).reshape(asking_QxH.shape[0], -1)
 
 
+@jax.custom_vjp
+def softmax(x: jax.Array) -> jax.Array:
+    """Over the last axis; one division per row, and the result is all the gradient keeps."""
+    exponential = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
+    return exponential * (1 / jnp.sum(exponential, axis=-1, keepdims=True))
+
+
+def _softmax_backward(y, cotangent):
+    return (y * (cotangent - jnp.sum(y * cotangent, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(lambda x: (softmax(x),) * 2, _softmax_backward)
+
+
 def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v per head, over the first `length` keys: [Q, N, D].
 
     Scores and softmax in float32 or wider. cuDNN's fused attention where it exists (GPU, half
-    precision), plain products elsewhere: on XLA's CPU backend no other order of axes, hand-written
-    gradient or late normalisation was faster (BUILD_NOTES.md).
+    precision), plain products elsewhere: on XLA's CPU backend no other order of axes, gradient in
+    one piece or late normalisation was faster (BUILD_NOTES.md).
     """
     if _fused(q_QxNxD, k_LxNxD):
         # A row of padding has length 0, whose softmax would be NaN. Given for queries too, since
@@ -158,7 +206,7 @@ def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
     wide = jnp.promote_types(q_QxNxD.dtype, jnp.float32)
     scores = jnp.einsum("qnd,knd->nqk", q_QxNxD * scale, k_LxNxD, preferred_element_type=wide)
     padding_bias = jnp.where(jnp.arange(len(k_LxNxD)) < length, 0.0, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores + padding_bias.astype(wide), axis=-1).astype(v_LxNxD.dtype)
+    weights = softmax(scores + padding_bias.astype(wide)).astype(v_LxNxD.dtype)
     return jnp.einsum("nqk,knd->qnd", weights, v_LxNxD)
 
 
