@@ -119,16 +119,21 @@ def test_both_must_read_the_same(both):
             assert "process 1 has other reports than process 0" in str(error)
 
 
-def test_one_run_has_one_secret(both, tmp_path):
+@pytest.mark.parametrize("shared", [None, bytes(range(32))], ids=["own samples", "shared samples"])
+def test_one_run_has_one_secret(both, tmp_path, shared):
     write_collection(tmp_path / "NLMCXR_reports.tgz")
     write_backbone(tmp_path / "backbone")
     config = smoke_config(tmp_path, run__research_seed=None)
     inputs = load_inputs(config)
     run = RunDirectory(config, resume=False)
-    secrets = both(lambda i: loop._secret(None if i else run, inputs))
-    assert secrets[0] == secrets[1] and secrets[0].root.hex() == run._new["secret"]
-    assert len(secrets[0].root) == 32 and secrets[0] != RunSecret(bytes(32))
-    run.close()
+    try:
+        secrets = both(lambda i: loop._secret(None if i else run, inputs, shared))
+        expected = RunSecret(bytes.fromhex(run._new["secret"]), shared)
+    finally:
+        run.close()
+    for secret in secrets:
+        assert secret.root == expected.root != bytes(32)
+        assert secret.sampling_seed("stage") == expected.sampling_seed("stage")
 
 
 def test_process_0_reads_the_checkpoint_for_both(both, tmp_path):
