@@ -19,7 +19,7 @@ from jaxdp.baseline.job import Job, Reports
 from jaxdp.benchmark.contenders import CONTENDERS
 from jaxdp.benchmark.flops import StepFlops
 from jaxdp.benchmark.inputs import repeated, with_lengths, write_job, write_random_model
-from jaxdp.benchmark.jax_side import JaxPrivacy, Ours, ends_pooled
+from jaxdp.benchmark.jax_side import JaxPrivacy, Ours
 from jaxdp.benchmark.rounds import Record, draw, rotated, run_rounds
 from jaxdp.benchmark.startup import measure
 from jaxdp.benchmark.summary import HEADER, goal_rows, goals, ratio, rows, spread, summarise
@@ -78,7 +78,7 @@ def test_flops_are_those_of_the_traced_gradient(kind, pooling, last, tmp_path):
         first_layer=first,
         pooler=pooling == "cls",
         cached=level > 0,
-        pooled_only=ends_pooled(tmp_path / "model", 5, pooling, width),
+        pooled_only=pooling == "cls",
     )
     assert product_flops(program.jaxpr) == pytest.approx(flops.step(width), rel=1e-12)
 
@@ -93,19 +93,20 @@ def inputs(tmp_path_factory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def job(inputs, tmp_path_factory) -> Job:
-    """LoRA on a BERT of 1 layer of 128; reports with a median of 14 tokens, cut at 48."""
+    """LoRA on a BERT of 1 layer of 128, averaged over tokens; reports with a median of 5 tokens, cut at 16: few
+    widths, since each of them is compiled."""
     folder = tmp_path_factory.mktemp("job")
     encoder = {"model_type": "bert", **SIZES["bert"], "hidden_act": "gelu"} | {
         "hidden_size": 128,
         "num_hidden_layers": 1,
         "intermediate_size": 512,
-        "max_position_embeddings": 48,
+        "max_position_embeddings": 16,
     }
-    write_random_model(folder / "model", encoder, inputs.num_labels, "cls")
-    backbone = Backbone("model", folder / "model", "cls")
-    job = write_job(repeated(inputs, 4), backbone, 96, 48, "all", folder / "job")
-    lengths = np.random.default_rng(0).lognormal(np.log(14), 0.6, len(job.train))
-    lengths = np.clip(lengths, 4, 48).astype(np.int32)
+    write_random_model(folder / "model", encoder, inputs.num_labels, "mean")
+    backbone = Backbone("model", folder / "model", "mean")
+    job = write_job(repeated(inputs, 16), backbone, 512, 16, "all", folder / "job")
+    lengths = np.random.default_rng(0).lognormal(np.log(5), 0.6, len(job.train))
+    lengths = np.clip(lengths, 3, 16).astype(np.int32)
     ids = np.random.default_rng(1).integers(0, 97, lengths.sum()).astype(np.int32)
     return dataclasses.replace(job, train=Reports(ids, lengths, job.train.labels))
 
@@ -114,13 +115,14 @@ def job(inputs, tmp_path_factory) -> Job:
 def test_speed_has_not_fallen_off_a_cliff(job):
     """Ratios within a round, then their median: load meets all alike.
 
-    With 7 other programs on 2 cores DP / non-private was 1.00 (rounds 0.94 to 1.06) and JAX-Privacy
-    / ours 1.64 (1.46 to 1.82) at twice this size. The limits are far from both. With every report
-    computed at full length the second was 0.91.
+    On a machine with ten other programs per two cores the medians of 7 rounds were 1.04 for DP /
+    non-private (rounds 0.70 to 2.03) and 1.72 for JAX-Privacy / ours (1.33 to 3.00). The limits are
+    far from both medians, and crossed by what costs another pass or computes all positions.
     """
     sides = {"ours": Ours(job), "plain": Ours(job, private=False), "padded": JaxPrivacy(job)}
+    sides["padded"].physical_batch = 64  # as many positions at once as ours
     seconds = {name: [] for name in sides}
-    for step in range(8):
+    for step in range(16):
         for name in rotated(list(sides), step):
             began = time.perf_counter()
             compiling = sides[name].step(step, draw(job, step))
@@ -135,13 +137,13 @@ def test_widths_are_those_that_are_computed(job):
     lengths = job.train.lengths[rows_of_step]
     padded = JaxPrivacy(job)
     padded.physical_batch = 32
-    assert (padded.widths(rows_of_step) == 48).all()
+    assert (padded.widths(rows_of_step) == 16).all()
     assert len(padded.widths(rows_of_step)) == 32 * math.ceil(len(lengths) / 32)
 
     def torch_widths(**options):
         return Torch(job, "none", **options).widths(rows_of_step)
 
-    assert (torch_widths(padding="fixed") == 48).all()
+    assert (torch_widths(padding="fixed") == 16).all()
     parts = np.array_split(lengths, math.ceil(len(lengths) / PHYSICAL[0]))
     wanted = np.concatenate([np.full(len(part), part.max()) for part in parts])
     assert np.array_equal(torch_widths(padding="dynamic"), wanted)

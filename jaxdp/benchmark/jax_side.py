@@ -24,7 +24,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.peft import load_adapter
-from jaxdp.models.pretrained import MODELS, load_classifier, read_config, read_encoder_config
+from jaxdp.models.pretrained import load_classifier, read_config
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.step import LabelledData, multilabel_loss
 
@@ -161,44 +161,19 @@ class JaxPrivacy:
 
 
 def count_flops(job: Job, *, cached: bool) -> StepFlops:
-    """Of a report of this job in our model."""
-    directory, labels = Path(job.backbone), len(job.label_names)
-    encoder = read_config(directory)
-    width = job.config.data.max_length
+    """Of a report of this job in our model, which ends in the pooled token where that is all its
+    head sees (`models.classifier.ReportClassifier.advance`)."""
+    encoder, pooler = read_config(Path(job.backbone)), job.pooling == "cls"
     return StepFlops.of(
         encoder,
-        labels=labels,
+        labels=len(job.label_names),
         rank=job.config.lora.rank,
         adapted=len(job.config.lora.targets),
         first_layer=job.config.lora.first_layer(encoder["num_hidden_layers"]),
-        pooler=job.pooling == "cls",
+        pooler=pooler,
         cached=cached,
-        pooled_only=ends_pooled(directory, labels, job.pooling, width),
+        pooled_only=pooler,
     )
-
-
-def ends_pooled(directory: Path, num_labels: int, pooling: str, width: int) -> bool:
-    """Whether our model computes its last layer for the pooled token alone: not assumed, but read
-    off what its program costs."""
-    encoder, config = read_config(directory), read_encoder_config(directory)
-    model_class = MODELS[encoder["model_type"]][1]
-    graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: model_class(config, num_labels, pooling, rngs=nnx.Rngs(0)))
-    )
-
-    def forward(state, ids, lengths):
-        return jax.vmap(nnx.merge(graphdef, state))(ids, lengths)
-
-    ids, lengths = np.zeros((1, width), np.int32), np.array([width])
-    traced = jax.jit(forward).lower(state, ids, lengths).cost_analysis()["flops"]
-
-    def error(pooled_only):
-        counted = StepFlops.of(
-            encoder, labels=num_labels, rank=0, pooler=pooling == "cls", pooled_only=pooled_only
-        )
-        return abs(counted.forward(width) - traced)
-
-    return error(True) < error(False)
 
 
 def make(job: Job, kind: str) -> Ours | JaxPrivacy:
