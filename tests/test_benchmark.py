@@ -93,8 +93,8 @@ def inputs(tmp_path_factory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def job(inputs, tmp_path_factory) -> Job:
-    """LoRA on a BERT of 1 layer of 128, averaged over tokens; reports with a median of 5 tokens, cut at 16: few
-    widths, since each of them is compiled."""
+    """LoRA on a BERT of 1 layer of 128 that averages over tokens; reports with a median of 5
+    tokens, cut at 16: few widths, since each of them is compiled."""
     folder = tmp_path_factory.mktemp("job")
     encoder = {"model_type": "bert", **SIZES["bert"], "hidden_act": "gelu"} | {
         "hidden_size": 128,
@@ -117,7 +117,7 @@ def test_speed_has_not_fallen_off_a_cliff(job):
 
     On a machine with ten other programs per two cores the medians of 7 rounds were 1.04 for DP /
     non-private (rounds 0.70 to 2.03) and 1.72 for JAX-Privacy / ours (1.33 to 3.00). The limits are
-    far from both medians, and crossed by what costs another pass or computes all positions.
+    far from both medians; with every report computed at full length the second was 1.04.
     """
     sides = {"ours": Ours(job), "plain": Ours(job, private=False), "padded": JaxPrivacy(job)}
     sides["padded"].physical_batch = 64  # as many positions at once as ours
@@ -129,7 +129,7 @@ def test_speed_has_not_fallen_off_a_cliff(job):
             seconds[name].append(time.perf_counter() - began - compiling)
     later = {name: values[1:] for name, values in seconds.items()}  # the first one compiles
     assert ratio(later["ours"], later["plain"])["median"] < 1.5
-    assert ratio(later["padded"], later["ours"])["median"] > 1.1
+    assert ratio(later["padded"], later["ours"])["median"] > 1.2
 
 
 def test_widths_are_those_that_are_computed(job):
