@@ -47,7 +47,9 @@ def compiled(devices, optimizer, sharded, x64):
     """(step, mesh, specs); devices None is the step without a mesh."""
     mesh = None if devices is None else make_mesh(devices)
     specs = P(DATA) if sharded else WHOLE
-    step = make_train_step(one.loss_fn, one.clipped, optimizer, one.BUCKETS, mesh, specs)
+    step = make_train_step(
+        one.loss_fn, dp.clipped_gradient_sum, optimizer, one.BUCKETS, mesh, specs
+    )
     return jax.jit(step, out_shardings=mesh and NamedSharding(mesh, WHOLE)), mesh, specs
 
 
@@ -61,9 +63,9 @@ def run(devices, batches, optimizer=SILENT, sharded=False):
     frozen, data = place(frozen, mesh, specs), place(data, mesh)
     plans = [one.BUCKETS.plan(np.asarray(b, int), lengths, one.CAPACITY) for b in batches]
     for plan in plans:
-        state, diagnostics = step(state, frozen, data, plan)
+        state, diagnostics = step(state, frozen, data, plan, one.CLIP)
     result = jax.tree.map(np.asarray, (state.adapters, diagnostics))
-    return result, lambda: jax.make_jaxpr(step)(state, frozen, data, plans[0])
+    return result, lambda: jax.make_jaxpr(step)(state, frozen, data, plans[0], one.CLIP)
 
 
 def assert_equal(left, right):
@@ -107,10 +109,12 @@ def test_noise_is_drawn_once_whatever_the_devices():
     plan = buckets.plan(np.zeros(0, int), np.asarray(data.reports.lengths), 8)
     ends = []
     for mesh in (None, make_mesh(8)):
-        step = jax.jit(make_train_step(loss, one.clipped, one.optimizer(), buckets, mesh))
+        step = jax.jit(
+            make_train_step(loss, dp.clipped_gradient_sum, one.optimizer(), buckets, mesh)
+        )
         state = place(TrainState(start, one.optimizer().init(start)), mesh)
         for _ in range(2):
-            state, _ = step(state, place(frozen, mesh), place(data, mesh), plan)
+            state, _ = step(state, place(frozen, mesh), place(data, mesh), plan, one.CLIP)
         ends.append(np.asarray(state.adapters))
     assert_equal(*ends)
     # Two draws with momentum: 1.9 z1 + z2, times rate and stddev over the expected batch.

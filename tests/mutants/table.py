@@ -251,28 +251,26 @@ MUTANTS = [
         "test_mechanism.py::test_out_of_range_is_refused_and_named",
     ),
     # Noise: its size, and never the same twice.
-    Mutant(
-        "no noise", NOISE, "noise = mechanism.stddev *", "noise = 0 * mechanism.stddev *", SIGMA
-    ),
+    Mutant("no noise", NOISE, "noise = stddev *", "noise = 0 * stddev *", SIGMA),
     Mutant(
         "noise 0.9 of its size",
         NOISE,
-        "noise = mechanism.stddev",
-        "noise = 0.9 * mechanism.stddev",
+        "noise = stddev",
+        "noise = 0.9 * stddev",
         SIGMA,
     ),
     Mutant(
         "noise 1.1 of its size",
         NOISE,
-        "noise = mechanism.stddev",
-        "noise = 1.1 * mechanism.stddev",
+        "noise = stddev",
+        "noise = 1.1 * stddev",
         SIGMA,
     ),
     Mutant(
         "variance for standard deviation",
         NOISE,
-        "mechanism.stddev *",
-        "mechanism.stddev**2 *",
+        "stddev *",
+        "stddev**2 *",
         SIGMA,
     ),
     Mutant(
@@ -721,7 +719,7 @@ MUTANTS = [
         STEP,
         "    share_sum = make_share_sum(loss_fn, gradient_sum, buckets)\n",
         NOISED
-        + "    share_sum = make_share_sum(loss_fn, lambda f: noised(gradient_sum(f)), buckets)\n",
+        + "    share_sum = make_share_sum(loss_fn, lambda *f: noised(gradient_sum(*f)), buckets)\n",
         LOOP,
     ),
     Mutant(
