@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
+import test_members as several
 import test_step as one
 from flax import nnx
 from helpers_training import smoke_config, write_backbone
@@ -154,6 +155,8 @@ def test_a_step_has_one_collective_of_the_adapters_size_outside_of_its_loops():
 
 def test_more_devices_than_there_are_is_an_error():
     assert make_mesh().shape == {"member": 1, "data": 8}
+    assert make_mesh(members=9).shape == {"member": 1, "data": 8}
+    assert make_mesh(4, members=6).shape == {"member": 2, "data": 2}
     with pytest.raises(ConfigError, match="config.run.devices must be at most 8"):
         make_mesh(9)
 
@@ -228,6 +231,22 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
         text = exported.mlir_module()
         assert text.count("stablehlo.all_reduce") == 1
         assert ("stablehlo.all_gather" in text) == shard
+
+
+# Members of a sweep.
+
+
+@pytest.mark.parametrize("mode, members, shape", [("head", 8, (8, 1)), ("lora-ffa", 2, (2, 4))])
+def test_members_share_a_mesh(backbone, mode, members, shape):
+    """Members along one axis, microbatches along the other, and noise once for each member."""
+    names, buckets = tuple(range(members)), Buckets((16,), (2,))
+    mesh = make_mesh(8, members)
+    assert tuple(mesh.shape.values()) == shape
+    shared, models = several.stage_trainer(backbone, names, mode, mesh, buckets=buckets)
+    alone, others = several.stage_trainer(backbone, names, mode, buckets=buckets)
+    assert shared.initial_state.optimizer[0].key.sharding.spec[0] == "member"
+    found, wanted = several.trained(shared, models), several.trained(alone, others)
+    assert_close(found, wanted, 1e-5)
 
 
 # Whole runs.

@@ -50,6 +50,7 @@ NOISED = """
         return noisy_sum
 
 """
+MEMBERS = "test_members.py::test_a_stage_of_members_is_the_stage_of_each[head]"
 CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
 
 MUTANTS = [
@@ -918,5 +919,55 @@ MUTANTS = [
         "swapped = rng.integers(0, 2, (size, units.max() + 1))[:, units]",
         "swapped = rng.integers(0, 2, (size, len(units)))",
         "test_statistics.py::test_the_permutation_test_has_its_size_under_the_null_and_the_wrong_one_has_not",
+    ),
+    # Members in one program: each keeps what is its own.
+    Mutant(
+        "members share noise key, scale and rate",
+        TRAINER,
+        "TrainState(own, each.init(own))",
+        "TrainState(own, optimizer.init(own))",
+        MEMBERS,
+    ),
+    Mutant(
+        "every member's noise has the key of the first",
+        NOISE,
+        "jax.random.fold_in(state.key, state.step)",
+        "jax.random.fold_in(key, state.step)",
+        "test_members.py::test_noise_is_the_members_own_in_key_and_size",
+    ),
+    Mutant(
+        "every member's noise has the size of the first's",
+        NOISE,
+        "noise = stddev *",
+        "noise = mechanism.stddev *",
+        "test_members.py::test_noise_is_the_members_own_in_key_and_size",
+    ),
+    Mutant(
+        "every member is clipped as the first",
+        TRAINER,
+        "jnp.float32(_clip_norm(each.stage))",
+        "jnp.float32(_clip_norm(stage))",
+        MEMBERS,
+    ),
+    Mutant(
+        "every member is centred as the first",
+        TRAINER,
+        "jnp.float32(each.center)",
+        "jnp.float32(self._trainees[0].center)",
+        MEMBERS,
+    ),
+    Mutant(
+        "every member has the learning rate of the first",
+        "training/stages.py",
+        "state.rate * schedule",
+        "rate * schedule",
+        "test_members.py::test_every_member_is_what_it_is_alone_whoever_else_is_there",
+    ),
+    Mutant(
+        "members with samples of their own in one program",
+        TRAINER,
+        "settings.schedule, seed, settings.steps",
+        "settings.schedule, settings.steps",
+        "test_members.py::test_members_that_do_not_fit_one_program_are_refused",
     ),
 ]
