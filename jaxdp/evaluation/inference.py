@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.store import stored
 from jaxdp.models.classifier import ReportClassifier
 
-_DATA = "data"
-"""The mesh axis that shares reports."""
+_DATA, _MEMBER = "data", "member"
+"""The mesh axes that share reports, and the members of a sweep."""
 
 
 def in_batches(
@@ -50,14 +51,21 @@ def in_batches(
             yield rows[real], lengths[real], np.asarray(fn(values, lengths))[real]
 
 
-def on_all(fn: Callable, mesh: Mesh | None) -> Callable:
+def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
     """fn(weights, values, lengths), jitted; every device of the mesh runs it on its own share of
     the rows, in the shapes and to the bits of one device.
 
-    Weights may be shared out over the mesh, and are whole while fn runs.
+    Weights may be shared out over the mesh, and are whole while fn runs. With `members`, axes of
+    the weights as `jax.vmap` takes them, fn runs for each member, and what it gives gets an axis of
+    members after the rows.
     """
+
+    def vmapped(fn):
+        axes = {"in_axes": (members, None, None), "out_axes": 1, "spmd_axis_name": _MEMBER}
+        return fn if members is None else jax.vmap(fn, **axes)
+
     if mesh is None:
-        return jax.jit(fn)
+        return jax.jit(vmapped(fn))
     rows = NamedSharding(mesh, P(_DATA))
 
     # Over several processes, each gets the output of all of them.
@@ -66,7 +74,7 @@ def on_all(fn: Callable, mesh: Mesh | None) -> Callable:
         specs = (P(), P(_DATA), P(_DATA))
         # check_vma: see `training.step.sum_over_devices`.
         each = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(_DATA), check_vma=False)
-        return each(weights, values, lengths)
+        return vmapped(each)(weights, values, lengths)
 
     def call(weights, values, lengths):
         values, lengths = (
@@ -115,13 +123,21 @@ class Predictor:
         level: what the reports hold, see `models.classifier`.
         buckets: shapes to run in.
         mesh: devices to share the reports; None is the default device alone.
+        members: None, or for the members of a sweep, the axis of each array of (adapters, frozen,
+            center), as `jax.vmap` takes them.
     """
 
     def __init__(
-        self, graphdef: nnx.GraphDef, level: int, buckets: Buckets, mesh: Mesh | None = None
+        self,
+        graphdef: nnx.GraphDef,
+        level: int,
+        buckets: Buckets,
+        mesh: Mesh | None = None,
+        members: Any = None,
     ):
         self._buckets = buckets
         self._mesh = mesh
+        self._members = members
 
         def probabilities(weights, values, lengths):
             adapters, frozen, center = weights
@@ -129,7 +145,7 @@ class Predictor:
             one = partial(packed_logits, model, level=level, center=center)
             return jax.nn.sigmoid(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
-        self._probabilities = on_all(probabilities, mesh)
+        self._probabilities = on_all(probabilities, mesh, members)
 
     def __call__(
         self,
@@ -138,7 +154,8 @@ class Predictor:
         reports: Packed,
         center: jax.Array | float = 0.0,
     ) -> np.ndarray:
-        """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`."""
+        """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
+        With members [members, n, num_labels]."""
         weights = (adapters, frozen, center)
         if self._mesh is not None:
             weights = _on_mesh(weights, self._mesh)
@@ -147,9 +164,9 @@ class Predictor:
         result = None
         for rows, _, output in batches:
             if result is None:
-                result = np.empty((len(reports), output.shape[-1]), np.float32)
+                result = np.empty((len(reports), *output.shape[1:]), np.float32)
             result[rows] = output
-        return result
+        return result if self._members is None else np.moveaxis(result, 1, 0)
 
 
 def cache_level(
