@@ -129,7 +129,8 @@ class ModelConfig:
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     pooling: str | None = None
-    """"cls" or "mean"; None is the preset's own, or "cls"."""
+    """"cls", "mean" or "mean-last2" (over tokens, and over the last two layers); None is the
+    preset's own, or "cls"."""
     dtype: str | None = None
     """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32. None is
     the platform's, see `PlatformDefaults`."""
@@ -138,10 +139,11 @@ class ModelConfig:
     on each, more traffic between them."""
 
     def __post_init__(self):
+        poolings = ("cls", "mean", "mean-last2")
         _require(
-            self.pooling in (None, "cls", "mean"),
+            self.pooling in (None, *poolings),
             "model.pooling",
-            "cls, mean or None",
+            f"{', '.join(poolings)} or None",
             self.pooling,
         )
         _require(
