@@ -34,6 +34,7 @@ from .setup import Inputs, build_model, cache_folder, load_inputs, test_probabil
 from .stages import RunPlan, plan_run
 from .step import TrainState
 from .trainer import StageTrainer
+from .warm_start import public_start
 
 NOT_COVERED = (
     "computed on held-out reports and not covered by the privacy guarantee; publish it only if "
@@ -115,6 +116,7 @@ def train(
             noise_generator=noise_generator(config.privacy.secure_noise),
             label_origin=inputs.dataset.label_origin,
             max_reports_per_patient=config.privacy.max_reports_per_patient,
+            public_start=public_start(config),
         )
         processes.first(
             lambda: write_release(
@@ -196,7 +198,7 @@ def _train_stages(
     saved = processes.latest(checkpoints)
     position = saved or Position(0, 0)
     model, weights = processes.together(
-        lambda: build_model(config, inputs.backbone, inputs.num_labels, secret)
+        lambda: build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
     )
     monitor.built(model, weights, config.train.mode)
     processes.first(lambda: _begin(config, plan, inputs, secret, run))

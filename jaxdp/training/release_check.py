@@ -151,6 +151,7 @@ class _Bundle:
             label_origin=stated["labels"],
             noise_generator=stated["noise_generator"],
             max_reports_per_patient=stated["max_reports_per_patient"],
+            public_start=stated.get("public_start"),  # absent before version 0.3
         )
         for field in sorted(again.keys() | stated.keys()):
             if field != "accountant_version" and not _close(stated.get(field), again.get(field)):
