@@ -185,7 +185,7 @@ def cache_level(
     with every length 1. The same level gives the reports back.
 
     Args:
-        graphdef, state: of the model; its LoRA B matrices are zero, as they start.
+        graphdef, state: of the model.
         reports: at level `start`.
         start, level: see `models.classifier`.
         buckets: shapes to run in.
@@ -209,13 +209,23 @@ def cache_level(
         return carried()
     rows = np.full(buckets.rows[0], -1)
     program = jax.jit(advance).lower(state, *reports.gather(rows, buckets.widths[0])).as_text()
-    # Adapters change nothing yet, and would make the hash that of one run.
-    base = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.LoRAParam, nnx.PathContains("classifier"))))
+    weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
+    if not _adapters_act(nnx.merge(graphdef, state), state, level):
+        # Fresh ones change nothing, and would make the hash that of one run.
+        weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))
     digest = hashlib.sha256(f"{jax.__version__} {buckets} {program}".encode())
-    for array in (*jax.tree.leaves(base), reports.lengths, reports.values):
+    for array in (*jax.tree.leaves(weights), reports.lengths, reports.values):
         digest.update(np.ascontiguousarray(array).data)
     key = digest.hexdigest()[:32]
     return stored(folder, key, lambda: (carried(), 0))[0]
+
+
+def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool:
+    """Whether any adapter has a say in what the model gives at `level`: its B is not zero."""
+    return any(
+        path[-1] == "lora_b" and model.level_of(path) < level and bool(leaf[...].any())
+        for path, leaf in nnx.to_flat_state(state)
+    )
 
 
 def _carry(advance: Callable, reports: Packed, buckets: Buckets, devices: int) -> Packed:

@@ -158,7 +158,7 @@ def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassi
     models = []
     for course in courses:
         built, weights = build_model(
-            course.config, inputs.backbone, inputs.num_labels, course.secret
+            course.config, inputs.backbone, inputs.dataset.label_names, course.secret
         )
         models.append(built)
         share_frozen(models[0], built)

@@ -16,6 +16,7 @@ from .randomness import noise_generator, seed_policy
 from .release import write_release
 from .rundir import RunDirectory, write_json, write_whole
 from .setup import Inputs
+from .warm_start import public_start
 
 NOT_COVERED = (
     "computed on held-out reports and not covered by the privacy guarantee; publish it only if "
@@ -51,6 +52,7 @@ def finish(
         noise_generator=noise_generator(config.privacy.secure_noise),
         label_origin=inputs.dataset.label_origin,
         max_reports_per_patient=config.privacy.max_reports_per_patient,
+        public_start=public_start(config),
     )
     processes.first(
         lambda: write_release(

@@ -25,6 +25,7 @@ from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_co
 
 from .members import stack, stack_differing
 from .randomness import RunSecret
+from .warm_start import warm_start
 
 ADAPTER_MODES = ("lora", "lora-ffa")
 
@@ -90,18 +91,19 @@ def load_inputs(config: Config) -> Inputs:
 
 
 def build_model(
-    config: Config, backbone: Backbone, num_labels: int, secret: RunSecret
+    config: Config, backbone: Backbone, label_names: Sequence[str], secret: RunSecret
 ) -> tuple[ReportClassifier, LoadReport]:
-    """The pretrained classifier, with fresh adapters where config.lora puts them."""
+    """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
+    warm start on made-up reports leaves them."""
     rngs = nnx.Rngs(secret.init_seed())
     model, report = load_classifier(
         backbone.directory,
-        num_labels,
+        len(label_names),
         backbone.pooling,
         dtype=None if compute_dtype(config) == "float32" else compute_dtype(config),
         rngs=rngs,
     )
-    if config.train.mode in ADAPTER_MODES:
+    if config.train.mode in ADAPTER_MODES or config.warm_start.trains_adapters:
         try:
             lora.add_lora(
                 model,
@@ -113,6 +115,14 @@ def build_model(
             )
         except ValueError as error:
             raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
+    if config.warm_start.phrasebook is not None:
+        warm_start(
+            config,
+            model,
+            token_buckets(config),
+            directory=backbone.directory,
+            label_names=label_names,
+        )
     return model, report
 
 

@@ -104,7 +104,7 @@ class StageTrainer:
         at_feature = self.level == model.feature_level
         self.buckets = token_buckets.for_features() if at_feature else token_buckets
         reports = prefix.at(self.level)
-        train, self._validation = reports["train"], reports["validation"]
+        train, self._validation = reports["train"], reports.get("validation")
         self._lengths = train.lengths
 
         self._units = units
