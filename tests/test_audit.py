@@ -160,9 +160,12 @@ def test_rare_reports_have_rare_words_and_an_honest_frame(audit):
     collection = audit.collection
     assert len(collection.features["validation"]) == 100
     start = len(collection.features["train"]) - CANARIES - 100
-    np.testing.assert_array_equal(
+    # The same reports, up to the rounding of microbatches of other widths; others differ by 1.
+    np.testing.assert_allclose(
         collection.features["train"].values[start : start + 100],
         collection.features["validation"].values,
+        rtol=0,
+        atol=1e-4,
     )
     labels = collection.labels["validation"]
     np.testing.assert_array_equal(collection.labels["train"][start : start + 100], labels)

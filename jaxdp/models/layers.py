@@ -205,7 +205,7 @@ def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
     scale = q_QxNxD.shape[-1] ** -0.5
     wide = jnp.promote_types(q_QxNxD.dtype, jnp.float32)
     scores = jnp.einsum("qnd,knd->nqk", q_QxNxD * scale, k_LxNxD, preferred_element_type=wide)
-    padding_bias = jnp.where(jnp.arange(len(k_LxNxD)) < length, 0.0, jnp.finfo(jnp.float32).min)
+    padding_bias = jnp.where(jnp.arange(k_LxNxD.shape[0]) < length, 0.0, jnp.finfo(jnp.float32).min)
     weights = softmax(scores + padding_bias.astype(wide)).astype(v_LxNxD.dtype)
     return jnp.einsum("nqk,knd->qnd", weights, v_LxNxD)
 
