@@ -47,7 +47,7 @@ class Job:
     Attributes:
         config: of the whole run.
         backbone: directory of the frozen weights.
-        pooling: one of `models.classifier.POOLINGS`.
+        pooling: "cls" or "mean".
         label_names: [num_labels].
         mechanisms: name -> fields of `dp.SubsampledGaussian`, calibrated together, `MAIN` last;
             empty without privacy.
