@@ -246,17 +246,17 @@ def test_a_resumed_step_repeats_itself_exactly():
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("in_step", [False, True])
-def test_shares_of_three_devices_are_disjoint_complete_and_as_large(in_step):
+def test_shares_of_four_devices_are_disjoint_complete_and_as_large(in_step):
     """Each device's share by itself, on this one device; the mesh adds them up."""
     adapters, frozen, data = problem()
     # A report of which no label is known has no gradient, and would not be counted.
     data = data._replace(labels=jnp.maximum(data.labels, 0))
     share_sum = make_share_sum(loss_fn, clipped, BUCKETS)
-    share = jax.jit(functools.partial(share_sum, devices=3, in_step=in_step))
+    share = jax.jit(functools.partial(share_sum, devices=4, in_step=in_step))
     whole = jax.jit(functools.partial(share_sum, device=0, devices=1, in_step=False))
     for batch in BATCHES:
         plan = BUCKETS.plan(np.asarray(batch, int), np.asarray(data.reports.lengths), CAPACITY)
-        shares = [share(adapters, frozen, data, plan, device=d) for d in range(3)]
+        shares = [share(adapters, frozen, data, plan, device=d) for d in range(4)]
         total, diagnostics = whole(adapters, frozen, data, plan)
         assert_trees_close(jax.tree.map(lambda *x: sum(x), *(s[0] for s in shares)), total)
         norms = np.stack([s[1].norm for s in shares])

@@ -38,7 +38,7 @@ SECURE_INDEPENDENT = (
     "test_secure_noise.py::test_noise_is_independent_between_steps_leaves_and_secrets"
 )
 BINOMIAL = "test_sampling.py::test_batch_sizes_are_binomial"
-SHARES = "test_step.py::test_shares_of_three_devices_are_disjoint_complete_and_as_large"
+SHARES = "test_step.py::test_shares_of_four_devices_are_disjoint_complete_and_as_large"
 DEVICES = "on_devices.py::test_any_number_of_devices_makes_the_same_adapters[float64-2]"
 # A gradient sum, in a mutated `make_train_step`, that is released by itself.
 NOISED = """
