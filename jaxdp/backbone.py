@@ -41,7 +41,7 @@ def resolve_backbone(
     Args:
         name: preset, directory, or hub id "owner/name"; as in config.model.backbone, or in an
             adapter's base_model_name_or_path.
-        pooling: "cls" or "mean"; None is the preset's own, or "cls".
+        pooling: of `models.classifier.POOLINGS`; None is the preset's own, or "cls".
         revision: of a hub id.
 
     Raises:

@@ -110,12 +110,14 @@ def randomise(model: nnx.Module, mode: str = "lora", noise: float = 0.1) -> None
     nnx.update(model, jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape), state))
 
 
-def mean_pooled(model: torch.nn.Module) -> torch.nn.Module:
-    """The same classifier with the head on the mean over real tokens, as in the README."""
+def mean_pooled(model: torch.nn.Module, layers: int = 1) -> torch.nn.Module:
+    """The same classifier with the head on the mean over real tokens of the last layers' average,
+    as in the README."""
 
     class MeanPooled(type(model)):
         def forward(self, input_ids, attention_mask, **kwargs):
-            hidden = self.base_model(input_ids, attention_mask).last_hidden_state
+            output = self.base_model(input_ids, attention_mask, output_hidden_states=True)
+            hidden = sum(output.hidden_states[-layers:]) / layers
             weights = attention_mask[..., None].to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1)
             return SequenceClassifierOutput(logits=self.classifier(pooled))
@@ -184,8 +186,8 @@ def check_parity(
     `gradient_rtol` is relative to the largest entry of each tensor's gradient.
     """
     dtype = theirs.dtype
-    if pooling == "mean":
-        theirs = mean_pooled(theirs)
+    if pooling != "cls":
+        theirs = mean_pooled(theirs, 2 if pooling == "mean-last2" else 1)
     ours = load(base, pooling=pooling)
     lora.add_lora(ours, rank=4, alpha=8.0, targets=targets, rngs=nnx.Rngs(1))
     randomise(ours, noise=noise)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
+import test_members as several
 import test_step as one
 from flax import nnx
 from helpers_training import smoke_config, write_backbone
@@ -47,7 +48,9 @@ def compiled(devices, optimizer, sharded, x64):
     """(step, mesh, specs); devices None is the step without a mesh."""
     mesh = None if devices is None else make_mesh(devices)
     specs = P(DATA) if sharded else WHOLE
-    step = make_train_step(one.loss_fn, one.clipped, optimizer, one.BUCKETS, mesh, specs)
+    step = make_train_step(
+        one.loss_fn, dp.clipped_gradient_sum, optimizer, one.BUCKETS, mesh, specs
+    )
     return jax.jit(step, out_shardings=mesh and NamedSharding(mesh, WHOLE)), mesh, specs
 
 
@@ -61,9 +64,9 @@ def run(devices, batches, optimizer=SILENT, sharded=False):
     frozen, data = place(frozen, mesh, specs), place(data, mesh)
     plans = [one.BUCKETS.plan(np.asarray(b, int), lengths, one.CAPACITY) for b in batches]
     for plan in plans:
-        state, diagnostics = step(state, frozen, data, plan)
+        state, diagnostics = step(state, frozen, data, plan, one.CLIP)
     result = jax.tree.map(np.asarray, (state.adapters, diagnostics))
-    return result, lambda: jax.make_jaxpr(step)(state, frozen, data, plans[0])
+    return result, lambda: jax.make_jaxpr(step)(state, frozen, data, plans[0], one.CLIP)
 
 
 def assert_equal(left, right):
@@ -107,10 +110,12 @@ def test_noise_is_drawn_once_whatever_the_devices():
     plan = buckets.plan(np.zeros(0, int), np.asarray(data.reports.lengths), 8)
     ends = []
     for mesh in (None, make_mesh(8)):
-        step = jax.jit(make_train_step(loss, one.clipped, one.optimizer(), buckets, mesh))
+        step = jax.jit(
+            make_train_step(loss, dp.clipped_gradient_sum, one.optimizer(), buckets, mesh)
+        )
         state = place(TrainState(start, one.optimizer().init(start)), mesh)
         for _ in range(2):
-            state, _ = step(state, place(frozen, mesh), place(data, mesh), plan)
+            state, _ = step(state, place(frozen, mesh), place(data, mesh), plan, one.CLIP)
         ends.append(np.asarray(state.adapters))
     assert_equal(*ends)
     # Two draws with momentum: 1.9 z1 + z2, times rate and stddev over the expected batch.
@@ -150,6 +155,8 @@ def test_a_step_has_one_collective_of_the_adapters_size_outside_of_its_loops():
 
 def test_more_devices_than_there_are_is_an_error():
     assert make_mesh().shape == {"member": 1, "data": 8}
+    assert make_mesh(members=9).shape == {"member": 1, "data": 8}
+    assert make_mesh(4, members=6).shape == {"member": 2, "data": 2}
     with pytest.raises(ConfigError, match="config.run.devices must be at most 8"):
         make_mesh(9)
 
@@ -224,6 +231,22 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
         text = exported.mlir_module()
         assert text.count("stablehlo.all_reduce") == 1
         assert ("stablehlo.all_gather" in text) == shard
+
+
+# Members of a sweep.
+
+
+@pytest.mark.parametrize("mode, members, shape", [("head", 8, (8, 1)), ("lora-ffa", 2, (2, 4))])
+def test_members_share_a_mesh(backbone, mode, members, shape):
+    """Members along one axis, microbatches along the other, and noise once for each member."""
+    names, buckets = tuple(range(members)), Buckets((16,), (2,))
+    mesh = make_mesh(8, members)
+    assert tuple(mesh.shape.values()) == shape
+    shared, models = several.stage_trainer(backbone, names, mode, mesh, buckets=buckets)
+    alone, others = several.stage_trainer(backbone, names, mode, buckets=buckets)
+    assert shared.initial_state.optimizer[0].key.sharding.spec[0] == "member"
+    found, wanted = several.trained(shared, models), several.trained(alone, others)
+    assert_close(found, wanted, 1e-5)
 
 
 # Whole runs.

@@ -31,6 +31,7 @@ def test_logits_and_gradients_match_transformers(tmp_path):
         ("cls", {"num_hidden_layers": 3, "num_hidden_groups": 1}),
         ("mean", {"num_hidden_layers": 2, "num_hidden_groups": 2}),
         ("cls", {"num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2}),
+        ("mean-last2", {"num_hidden_layers": 2, "num_hidden_groups": 1}),
     ],
 )
 def test_float64_agrees_to_1e_10(tmp_path, pooling, shape):

@@ -210,7 +210,7 @@ def test_parameters_and_memory_are_said(workspace):
     console = Console(record=True, width=100, file=io.StringIO())
     config = smoke_config(workspace, train__mode="head")
     model, report = build_model(
-        config, Backbone("", workspace / "backbone", "cls"), 3, RunSecret.create(0)
+        config, Backbone("", workspace / "backbone", "cls"), "abc", RunSecret.create(0)
     )
     Monitor(console).built(model, report, "head")
     head = 3 * 16 + 3
@@ -261,7 +261,7 @@ def test_a_backbone_that_cannot_be_used_is_one_line(workspace, file, change, mes
         path.write_bytes(path.read_bytes()[:change])
     config = smoke_config(workspace)
     with pytest.raises(USER_ERRORS, match=message) as info:
-        build_model(config, load_inputs(config).backbone, len(LABELS), RunSecret.create(0))
+        build_model(config, load_inputs(config).backbone, LABELS, RunSecret.create(0))
     assert "\n" not in str(info.value)
 
 

@@ -20,6 +20,7 @@ from helpers_models import (
 
 from jaxdp.models import lora
 from jaxdp.models.bert import BertConfig
+from jaxdp.models.classifier import POOLINGS
 
 pytestmark = IGNORE_PEFT
 SMALLER = {"num_hidden_layers": 2}
@@ -30,7 +31,7 @@ def test_logits_and_gradients_match_transformers(tmp_path):
     check_random_parity(tmp_path, "bert", SMALLER, logits_atol=2e-6, gradient_rtol=2e-5)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_float64_agrees_to_1e_10(tmp_path, pooling):
     with jax.enable_x64(True):
         check_random_parity(
@@ -74,7 +75,23 @@ def test_advancing_in_pieces_is_advancing_at_once(tmp_path):
         model.advance(ids, length, 2, 1)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_the_last_two_layers_are_averaged_from_below_both(tmp_path):
+    save_torch_model(tmp_path, "bert")
+    model, plain = (load(tmp_path, pooling=p) for p in ("mean-last2", "mean"))
+    (ids, *_), (length, *_) = reports()
+    whole = model.advance(ids, length, 0, model.feature_level)
+    last, before = (plain.advance(ids, length, 0, model.depth - k) for k in (0, 1))
+    for states, level in ((before, model.depth - 1), (ids, 0)):
+        np.testing.assert_array_equal(
+            model.advance(states, length, level, model.feature_level), whole
+        )
+    mean = (last[:length] + before[:length]).mean(axis=0) / 2
+    np.testing.assert_allclose(whole, mean, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=f"starts at level {model.depth - 1}"):
+        model.advance(last, length, model.depth, model.feature_level)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_padding_has_no_influence(tmp_path, pooling):
     save_torch_model(tmp_path, "bert")
     model = load(tmp_path, pooling=pooling)

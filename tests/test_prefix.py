@@ -104,6 +104,20 @@ def test_new_adapters_and_another_head_find_the_kept_levels(workspace, model, to
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
+def test_adapters_that_have_learnt_change_the_levels_above_them_alone(workspace, tokens, tmp_path):
+    def adapted(b, level):
+        model = load_classifier(workspace / "backbone", 3, "mean", rngs=nnx.Rngs(0))[0]
+        add_lora(model, rank=2, alpha=4, targets=["query"], first_layer=1, rngs=nnx.Rngs(0))
+        nnx.update(model, jax.tree.map(lambda x: x + b, nnx.state(model, nnx.LoRAParam)))
+        return folder_run(model, tokens, tmp_path, level).values
+
+    fresh, learnt = (adapted(b, 3) for b in (0.0, 0.5))
+    assert (fresh != learnt).any()
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    np.testing.assert_array_equal(adapted(0.0, 1), adapted(0.5, 1))
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
 @pytest.mark.parametrize("change", ["weight", "token", "epsilon", "level", "buckets"])
 def test_whatever_changes_a_level_makes_it_anew(model, tokens, tmp_path, change):
     folder_run(model, tokens, tmp_path)

@@ -96,7 +96,8 @@ def test_what_training_writes_passes(tmp_path, base, mode, private):
 
 
 def test_a_mean_pooled_adapter_and_one_with_a_new_pooler_pass(tmp_path, base):
-    write(tmp_path / "mean", base, pooling="mean")
+    for pooling in ("mean", "mean-last2"):
+        write(tmp_path / pooling, base, pooling=pooling)
     headless = shutil.copytree(base, tmp_path / "headless")
     weights = safetensors.numpy.load_file(headless / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "pooler" not in name}

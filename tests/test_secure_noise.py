@@ -228,16 +228,14 @@ def test_the_step_passes_the_draw_on_and_repeats_itself_after_a_restart():
         return jnp.sum(values @ adapters["w"] + adapters["b"])
 
     buckets = Buckets((1,), (4,))
-    step = jax.jit(
-        make_train_step(loss, lambda f: clipped_gradient_sum(f, 0.25), optimizer, buckets)
-    )
+    step = jax.jit(make_train_step(loss, clipped_gradient_sum, optimizer, buckets))
     reports = Packed.from_lengths(np.ones((5, 4), np.float32), np.ones(5, np.int32))
     data = LabelledData(jax.tree.map(jnp.asarray, reports), jnp.zeros((5, 3), jnp.int8))
 
     def run(state, steps, drawn):
         for number in steps:
             plan = buckets.plan(np.asarray(drawn, int), np.ones(5, int), 8)
-            state, _ = step(state, {}, data, plan, **draw(number))
+            state, _ = step(state, {}, data, plan, 0.25, **draw(number))
         return state
 
     start = TrainState(adapters, optimizer.init(adapters))

@@ -80,10 +80,9 @@ def compiled(buckets, mechanism, gradient_sum, loss=loss_fn):
     return jax.jit(make_train_step(loss, gradient_sum, optimizer(mechanism), buckets))
 
 
-clipped = functools.partial(clipped_gradient_sum, l2_clip_norm=CLIP)
-
-
-def run(batches, buckets=BUCKETS, mechanism=MECHANISM, gradient_sum=clipped, loss=loss_fn):
+def run(
+    batches, buckets=BUCKETS, mechanism=MECHANISM, gradient_sum=clipped_gradient_sum, loss=loss_fn
+):
     """Adapters, last diagnostics and last plan after a step for each batch of report numbers."""
     adapters, frozen, data = problem()
     step = compiled(buckets, mechanism, gradient_sum, loss)
@@ -91,7 +90,7 @@ def run(batches, buckets=BUCKETS, mechanism=MECHANISM, gradient_sum=clipped, los
     lengths = np.asarray(data.reports.lengths)
     for batch in batches:
         plan = buckets.plan(np.asarray(batch, int), lengths, CAPACITY)
-        state, diagnostics = step(state, frozen, data, plan)
+        state, diagnostics = step(state, frozen, data, plan, CLIP)
     assert step._cache_size() == 1, "every draw must run the same program"
     return state.adapters, diagnostics, plan
 
@@ -228,19 +227,19 @@ def test_diagnostics_stand_where_their_reports_stand():
 def test_a_resumed_step_repeats_itself_exactly():
     """Same state, same plan: the same adapters to the last bit, noise included."""
     adapters, frozen, data = problem()
-    step = compiled(BUCKETS, MECHANISM, clipped)
+    step = compiled(BUCKETS, MECHANISM, clipped_gradient_sum)
     plans = [
         BUCKETS.plan(np.asarray(batch, int), np.asarray(data.reports.lengths), CAPACITY)
         for batch in BATCHES
     ]
     state = TrainState(adapters, optimizer().init(adapters))
     for plan in plans[:2]:
-        state, _ = step(state, frozen, data, plan)
+        state, _ = step(state, frozen, data, plan, CLIP)
     resumed = jax.tree.map(jnp.copy, state)
     for plan in plans[2:]:
-        state, _ = step(state, frozen, data, plan)
+        state, _ = step(state, frozen, data, plan, CLIP)
     for plan in plans[2:]:
-        resumed, _ = step(resumed, frozen, data, plan)
+        resumed, _ = step(resumed, frozen, data, plan, CLIP)
     jax.tree.map(np.testing.assert_array_equal, state.adapters, resumed.adapters)
 
 
@@ -251,13 +250,13 @@ def test_shares_of_four_devices_are_disjoint_complete_and_as_large(in_step):
     adapters, frozen, data = problem()
     # A report of which no label is known has no gradient, and would not be counted.
     data = data._replace(labels=jnp.maximum(data.labels, 0))
-    share_sum = make_share_sum(loss_fn, clipped, BUCKETS)
+    share_sum = make_share_sum(loss_fn, clipped_gradient_sum, BUCKETS)
     share = jax.jit(functools.partial(share_sum, devices=4, in_step=in_step))
     whole = jax.jit(functools.partial(share_sum, device=0, devices=1, in_step=False))
     for batch in BATCHES:
         plan = BUCKETS.plan(np.asarray(batch, int), np.asarray(data.reports.lengths), CAPACITY)
-        shares = [share(adapters, frozen, data, plan, device=d) for d in range(4)]
-        total, diagnostics = whole(adapters, frozen, data, plan)
+        shares = [share(adapters, frozen, data, plan, CLIP, device=d) for d in range(4)]
+        total, diagnostics = whole(adapters, frozen, data, plan, CLIP)
         assert_trees_close(jax.tree.map(lambda *x: sum(x), *(s[0] for s in shares)), total)
         norms = np.stack([s[1].norm for s in shares])
         assert (np.count_nonzero(norms, axis=0) == (plan.rows >= 0)).all()

@@ -93,7 +93,7 @@ class Audit:
         stage = plan_run(config).stages[-1]
         secret = RunSecret.create(config.run.research_seed)
         inputs = load_inputs(config)
-        model, _ = build_model(config, inputs.backbone, inputs.num_labels, secret)
+        model, _ = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
         rng = _stream(secret, "canaries")
         return cls(config, stage, secret, model, CanaryCollection.build(config, inputs, model, rng))
 

@@ -47,7 +47,7 @@ class Job:
     Attributes:
         config: of the whole run.
         backbone: directory of the frozen weights.
-        pooling: "cls" or "mean".
+        pooling: one of `models.classifier.POOLINGS`.
         label_names: [num_labels].
         mechanisms: name -> fields of `dp.SubsampledGaussian`, calibrated together, `MAIN` last;
             empty without privacy.

@@ -52,12 +52,19 @@ class Classifier(torch.nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs
     ) -> torch.Tensor:
         """Logits [B, num_labels] of token ids [B, L]; kwargs are those of PEFT's wrapper."""
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        output = self.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=self._pooling == "mean-last2",
+        )
         if self._pooling == "cls":
             feature = output.pooler_output
         else:
-            weights = attention_mask[..., None].to(output.last_hidden_state.dtype)
-            feature = (output.last_hidden_state * weights).sum(1) / weights.sum(1)
+            states = output.last_hidden_state
+            if self._pooling == "mean-last2":
+                states = (output.hidden_states[-2] + output.hidden_states[-1]) / 2
+            weights = attention_mask[..., None].to(states.dtype)
+            feature = (states * weights).sum(1) / weights.sum(1)
         return self.classifier(feature - self.center)
 
 

@@ -27,7 +27,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     """
     _check(config)
     plan, secret = plan_run(config), RunSecret.create(config.run.research_seed)
-    model, weights = build_model(config, inputs.backbone, inputs.num_labels, secret)
+    model, weights = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
     used = {split: inputs.tokens[split] for split in ("train", "validation")}
     prefix = FrozenPrefix(model, used, token_buckets(config))
     center, secure = np.zeros(model.classifier.in_features, np.float32), config.privacy.secure_noise

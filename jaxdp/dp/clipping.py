@@ -121,7 +121,7 @@ def sum_clipped(
 
 def clipped_gradient_sum(
     loss_fn: Callable[..., jax.Array],
-    l2_clip_norm: float,
+    l2_clip_norm: float | jax.Array,
     value_and_grad: Callable[..., Callable] = jax.value_and_grad,
 ) -> Callable[..., tuple[Any, ClipDiagnostics]]:
     """Turns a one-report loss into the clipped gradient sum of a batch of reports.

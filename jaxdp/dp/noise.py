@@ -19,12 +19,15 @@ and leaves no invertible grid (Holohan and Braghin, 2021)."""
 
 
 class NoiseState(NamedTuple):
-    """Noise is a pure function of these two, so a resumed step repeats its noise exactly."""
+    """Noise is a pure function of these, so a resumed step repeats its noise exactly; and arrays,
+    so that the states of several trainings can be stacked and updated by one `jax.vmap`."""
 
     key: jax.Array
     """Secret typed PRNG key of this mechanism; never changes, never reused elsewhere."""
     step: jax.Array
     """Number of releases so far, int32."""
+    stddev: jax.Array
+    """The mechanism's `stddev`; never changes."""
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
@@ -71,7 +74,7 @@ def add_noise_and_average(
     def init(params):
         del params
         # A copy: the caller's key must survive donation of the optimizer state.
-        return NoiseState(jnp.copy(key), jnp.zeros((), jnp.int32))
+        return NoiseState(jnp.copy(key), jnp.zeros((), jnp.int32), jnp.asarray(mechanism.stddev))
 
     def update(clipped_sum, state, params=None):
         del params
@@ -82,12 +85,13 @@ def add_noise_and_average(
         ends = np.cumsum([leaf.size for leaf in leaves])
         step_key = jax.random.fold_in(state.key, state.step)
         wide = jnp.result_type(*leaves)
-        noise = mechanism.stddev * standard_normal(step_key, (int(ends[-1]),), wide)
+        stddev = state.stddev.astype(wide)
+        noise = stddev * standard_normal(step_key, (int(ends[-1]),), wide)
         released = [
             (leaf + part.reshape(leaf.shape)).astype(leaf.dtype) / mechanism.expected_batch_size
             for leaf, part in zip(leaves, jnp.split(noise, ends[:-1]), strict=True)
         ]
-        return jax.tree.unflatten(treedef, released), NoiseState(state.key, state.step + 1)
+        return jax.tree.unflatten(treedef, released), state._replace(step=state.step + 1)
 
     return optax.GradientTransformation(init, update)
 

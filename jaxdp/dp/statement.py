@@ -37,6 +37,7 @@ def privacy_statement(
     label_origin: str,
     noise_generator: str = "not stated",
     max_reports_per_patient: int | None = None,
+    public_start: str | None = None,
 ) -> dict[str, Any]:
     """The JSON-ready statement of a run.
 
@@ -53,6 +54,7 @@ def privacy_statement(
         label_origin: who made the labels.
         noise_generator: what turns the seed into noise.
         max_reports_per_patient: more than these were not trained on.
+        public_start: what was learnt, without noise, from public data before; None for nothing.
 
     Raises:
         ValueError: stages of one run differ in `units`, or see `epsilon_pld`.
@@ -112,6 +114,7 @@ def privacy_statement(
             for name, m in mechanisms.items()
         ],
         "dp_event": _event_json(event.to_named_tuple()),
+        "public_start": public_start,
         "labels": label_origin,
         "not_covered": list(NOT_COVERED),
         "warnings": warnings,
@@ -237,7 +240,14 @@ def statement_markdown(statement: Mapping[str, Any]) -> str:
         ]
     if statement["group_epsilon"] is not None:
         lines += _groups_in_words(statement)
-    lines += ["", f"Labels: {statement['labels']}.", "", "Not covered:", ""]
+    lines += ["", f"Labels: {statement['labels']}."]
+    if statement.get("public_start") is not None:
+        lines += [
+            "",
+            f"Public start: {statement['public_start']}. None of the protected {unit}s had a part "
+            "in that, so it costs no epsilon, and what it has learnt is not protected.",
+        ]
+    lines += ["", "Not covered:", ""]
     lines += [f"- {item}" for item in statement["not_covered"]]
     if statement["warnings"]:
         lines += ["", "Warnings:", ""] + [f"- **{item}**" for item in statement["warnings"]]

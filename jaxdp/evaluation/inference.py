@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.store import stored
 from jaxdp.models.classifier import ReportClassifier
 
-_DATA = "data"
-"""The mesh axis that shares reports."""
+_DATA, _MEMBER = "data", "member"
+"""The mesh axes that share reports, and the members of a sweep."""
 
 
 def in_batches(
@@ -50,14 +51,21 @@ def in_batches(
             yield rows[real], lengths[real], np.asarray(fn(values, lengths))[real]
 
 
-def on_all(fn: Callable, mesh: Mesh | None) -> Callable:
+def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
     """fn(weights, values, lengths), jitted; every device of the mesh runs it on its own share of
     the rows, in the shapes and to the bits of one device.
 
-    Weights may be shared out over the mesh, and are whole while fn runs.
+    Weights may be shared out over the mesh, and are whole while fn runs. With `members`, axes of
+    the weights as `jax.vmap` takes them, fn runs for each member, and what it gives gets an axis of
+    members after the rows.
     """
+
+    def vmapped(fn):
+        axes = {"in_axes": (members, None, None), "out_axes": 1, "spmd_axis_name": _MEMBER}
+        return fn if members is None else jax.vmap(fn, **axes)
+
     if mesh is None:
-        return jax.jit(fn)
+        return jax.jit(vmapped(fn))
     rows = NamedSharding(mesh, P(_DATA))
 
     # Over several processes, each gets the output of all of them.
@@ -66,7 +74,7 @@ def on_all(fn: Callable, mesh: Mesh | None) -> Callable:
         specs = (P(), P(_DATA), P(_DATA))
         # check_vma: see `training.step.sum_over_devices`.
         each = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(_DATA), check_vma=False)
-        return each(weights, values, lengths)
+        return vmapped(each)(weights, values, lengths)
 
     def call(weights, values, lengths):
         values, lengths = (
@@ -115,13 +123,21 @@ class Predictor:
         level: what the reports hold, see `models.classifier`.
         buckets: shapes to run in.
         mesh: devices to share the reports; None is the default device alone.
+        members: None, or for the members of a sweep, the axis of each array of (adapters, frozen,
+            center), as `jax.vmap` takes them.
     """
 
     def __init__(
-        self, graphdef: nnx.GraphDef, level: int, buckets: Buckets, mesh: Mesh | None = None
+        self,
+        graphdef: nnx.GraphDef,
+        level: int,
+        buckets: Buckets,
+        mesh: Mesh | None = None,
+        members: Any = None,
     ):
         self._buckets = buckets
         self._mesh = mesh
+        self._members = members
 
         def probabilities(weights, values, lengths):
             adapters, frozen, center = weights
@@ -129,7 +145,7 @@ class Predictor:
             one = partial(packed_logits, model, level=level, center=center)
             return jax.nn.sigmoid(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
-        self._probabilities = on_all(probabilities, mesh)
+        self._probabilities = on_all(probabilities, mesh, members)
 
     def __call__(
         self,
@@ -138,7 +154,8 @@ class Predictor:
         reports: Packed,
         center: jax.Array | float = 0.0,
     ) -> np.ndarray:
-        """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`."""
+        """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
+        With members [members, n, num_labels]."""
         weights = (adapters, frozen, center)
         if self._mesh is not None:
             weights = _on_mesh(weights, self._mesh)
@@ -147,9 +164,9 @@ class Predictor:
         result = None
         for rows, _, output in batches:
             if result is None:
-                result = np.empty((len(reports), output.shape[-1]), np.float32)
+                result = np.empty((len(reports), *output.shape[1:]), np.float32)
             result[rows] = output
-        return result
+        return result if self._members is None else np.moveaxis(result, 1, 0)
 
 
 def cache_level(
@@ -168,7 +185,7 @@ def cache_level(
     with every length 1. The same level gives the reports back.
 
     Args:
-        graphdef, state: of the model; its LoRA B matrices are zero, as they start.
+        graphdef, state: of the model.
         reports: at level `start`.
         start, level: see `models.classifier`.
         buckets: shapes to run in.
@@ -192,13 +209,23 @@ def cache_level(
         return carried()
     rows = np.full(buckets.rows[0], -1)
     program = jax.jit(advance).lower(state, *reports.gather(rows, buckets.widths[0])).as_text()
-    # Adapters change nothing yet, and would make the hash that of one run.
-    base = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.LoRAParam, nnx.PathContains("classifier"))))
+    weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
+    if not _adapters_act(nnx.merge(graphdef, state), state, level):
+        # Fresh ones change nothing, and would make the hash that of one run.
+        weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))
     digest = hashlib.sha256(f"{jax.__version__} {buckets} {program}".encode())
-    for array in (*jax.tree.leaves(base), reports.lengths, reports.values):
+    for array in (*jax.tree.leaves(weights), reports.lengths, reports.values):
         digest.update(np.ascontiguousarray(array).data)
     key = digest.hexdigest()[:32]
     return stored(folder, key, lambda: (carried(), 0))[0]
+
+
+def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool:
+    """Whether any adapter has a say in what the model gives at `level`: its B is not zero."""
+    return any(
+        path[-1] == "lora_b" and model.level_of(path) < level and bool(leaf[...].any())
+        for path, leaf in nnx.to_flat_state(state)
+    )
 
 
 def _carry(advance: Callable, reports: Packed, buckets: Buckets, devices: int) -> Packed:

@@ -85,7 +85,7 @@ class BertBackbone(nnx.Module):
 
 
 class BertClassifier(ReportClassifier):
-    """transformers' BertForSequenceClassification ("cls"), or the same with mean pooling ("mean").
+    """transformers' BertForSequenceClassification ("cls"), or the same with a mean for pooling.
 
     Dropout is off: the guarantee does not need it and resumed steps stay reproducible.
     """

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "mean-last2")
+"""The pretrained pooler on the first token; the mean over tokens of the last hidden states, or of
+the average of the last two layers' hidden states."""
 
 
 class ReportClassifier(nnx.Module):
@@ -77,11 +79,16 @@ class ReportClassifier(nnx.Module):
             raise ValueError(f"levels must satisfy 0 <= {start=} <= {stop=} <= {self.depth + 1}")
         if start == 0 and stop > 0:
             x = self.embed(x)
+        before = None
         for index in range(max(start, 0), min(stop, self.depth)):
             # The last layer's other outputs are not read: 10 of its 12 matrix products shrink.
             only_first = self.pooling == "cls" and index == self.depth - 1 and stop > self.depth
-            x = self.apply_layer(index, x, length, 1 if only_first else x.shape[0])
+            before, x = x, self.apply_layer(index, x, length, 1 if only_first else x.shape[0])
         if start <= self.depth < stop:
+            if self.pooling == "mean-last2":
+                if before is None:
+                    raise ValueError(f"pooling {self.pooling} starts at level {self.depth - 1}")
+                x = (before + x) / 2
             x = self.pool(x, length)
         return x
 

@@ -12,9 +12,9 @@ What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
     bitfit           the same without a LoRA layer and with bias = "all"
     full             no adapter exists; `merged.save_checkpoint` writes the whole model
 
-transformers has no mean-pooled classifier, so an adapter with pooling "mean" has the same tensors
-but no task_type: in PyTorch it belongs on a class that averages over the tokens. An adapter that
-PEFT made on such a class needs a jaxdp.json that says so.
+transformers has no mean-pooled classifier, so an adapter with pooling "mean" or "mean-last2" has
+the same tensors but no task_type: in PyTorch it belongs on a class that averages likewise. An
+adapter that PEFT made on such a class needs a jaxdp.json that says so.
 """
 
 import dataclasses
@@ -141,7 +141,7 @@ def read_adapter_info(directory: Path) -> AdapterInfo:
     else:
         raise WeightsError(
             f"{directory} does not say how it pools: task_type is not SEQ_CLS; write "
-            '{"pooling": "cls" or "mean", "label_names": [...]} to jaxdp.json in it'
+            '{"pooling": "cls" or "mean" or "mean-last2", "label_names": [...]} to jaxdp.json in it'
         )
     return AdapterInfo(config.get("base_model_name_or_path"), config.get("revision"), description)
 

@@ -102,7 +102,7 @@ def load_classifier(
             or without the `bert.` prefix, with LayerNorm named weight/bias or gamma/beta.
         num_labels: rows of the head. A head in the checkpoint is used if it has as many; one of
             another size is an error, not a silent replacement.
-        pooling: "cls" (pooler on the first token) or "mean".
+        pooling: one of `classifier.POOLINGS`.
         dtype: the type matrix products run in; None for that of the parameters: float32, or float64
             where the checkpoint has it and JAX allows it. Narrower weights are widened.
         rngs: draws what the checkpoint lacks: the head (N(0, 0.02), bias 0) and the pooler.
@@ -122,7 +122,7 @@ def load_classifier(
 
     tensors = {_canonical(name, prefix): read for name, read in read_tensors(directory).items()}
     dropped = {name for name in tensors if _SURPLUS.search(name)}
-    if pooling == "mean":
+    if pooling != "cls":
         dropped |= {name for name in tensors if name.startswith(f"{prefix}.pooler.")}
     unused = set(tensors) - dropped
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training what a sweep still lacks: here, or as jobs of a scheduler."""
 
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,10 @@ import jax
 from jaxdp.config import Config
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
+from jaxdp.training.members import CannotShare
+from jaxdp.training.monitor import SilentMonitor
 from jaxdp.training.rundir import RunError
+from jaxdp.training.together import train_together
 
 from .directory import (
     log_file,
@@ -45,28 +49,69 @@ def finished(member: Member) -> bool:
     return True
 
 
-def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
-    """Trains what a group lacks, one member after the other in this process; an interrupted member
-    is resumed. Each is trained exactly as `training.loop.train` does, with the group's samples.
+def run_group(folder: Path, index: int, interrupt: Interrupt, *, one_by_one: bool = False) -> None:
+    """Trains what a group lacks in this process; what was interrupted is resumed. Each member is
+    trained as `training.loop.train` does, with the group's samples: see `programs`.
 
     Raises:
         Interrupted: asked to stop; everything is saved.
         Others: see `train`.
     """
     description, members = read_description(folder), read_members(folder)
+    group = [members[name] for name in description["groups"][index]["members"]]
     root = sampling_root(folder, index) if description["share_sampling"] else None
-    for name in description["groups"][index]["members"]:
-        member = members[name]
-        if finished(member):
+    alone = one_by_one or root is None
+    for number, program in enumerate(programs(group)):
+        lacking = [member for member in program if not finished(member)]
+        if not lacking:
             continue
-        with log_file(member).open("a", encoding="utf-8") as log:
-            train(
-                member.config,
-                resume=True,
-                interrupt=interrupt,
-                monitor=HistoryMonitor(member.path / "private", log),
-                sampling_root=root,
-            )
+        # What was begun one by one goes on like that.
+        begun = any((m.path / "private" / "checkpoints").exists() for m in lacking)
+        if len(program) > 1 and not alone and not begun:
+            states = folder / "private" / f"group{index}-{number}"
+            try:
+                _train_program(program, states, interrupt, root)
+                continue
+            except CannotShare:
+                pass
+        for member in lacking:
+            with log_file(member).open("a", encoding="utf-8") as log:
+                train(
+                    member.config,
+                    resume=True,
+                    interrupt=interrupt,
+                    monitor=HistoryMonitor(member.path / "private", log),
+                    sampling_root=root,
+                )
+
+
+def programs(group: Sequence[Member]) -> list[list[Member]]:
+    """The members of a group that one program can train: private ones, and the others, which draw
+    with other probabilities and clip nothing. Secure noise is drawn for one member at a time."""
+    parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
+    if any(member.config.privacy.secure_noise for member in group):
+        parts = [[member] for member in group]
+    return [part for part in parts if part]
+
+
+def _train_program(
+    program: Sequence[Member], states: Path, interrupt: Interrupt, sampling_root: bytes
+) -> None:
+    with contextlib.ExitStack() as logs:
+        monitors = []
+        for member in program:
+            if finished(member):
+                monitors.append(SilentMonitor())
+                continue
+            log = logs.enter_context(log_file(member).open("a", encoding="utf-8"))
+            monitors.append(HistoryMonitor(member.path / "private", log, len(program)))
+        train_together(
+            [member.config for member in program],
+            folder=states,
+            interrupt=interrupt,
+            monitors=monitors,
+            sampling_root=sampling_root,
+        )
 
 
 def run_job(folder: str, index: int) -> bool:

@@ -22,12 +22,19 @@ FILE = "history.jsonl"
 class HistoryMonitor(Monitor):
     """A `Monitor` that prints to a member's log, and appends to its history: the beginning of each
     attempt, each evaluation on validation reports, and the end. Progress between evaluations is
-    written every few seconds."""
+    written every few seconds.
 
-    def __init__(self, private: Path, log: TextIO):
+    Args:
+        private: the member's folder.
+        log: what people read of it.
+        members: how many are trained in one program and share its time.
+    """
+
+    def __init__(self, private: Path, log: TextIO, members: int = 1):
         super().__init__(Console(file=log, width=100))
         self._file = private / FILE
         self._attempt = time.perf_counter()
+        self._members = members
         self._shown = -10.0
 
     def _append(self, event: str, **values: Any) -> None:
@@ -38,7 +45,7 @@ class HistoryMonitor(Monitor):
 
     def loaded(self, inputs: Inputs) -> None:
         super().loaded(inputs)  # from here on the run's lock is held
-        self._append("attempt")
+        self._append("attempt", members=self._members)
 
     def stepped(
         self, done: Position, diagnostics: ClipDiagnostics, reports: int, fill: float
@@ -84,12 +91,14 @@ def evaluations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def seconds(events: list[dict[str, Any]]) -> float:
-    """Wall time of all attempts, up to the last event of each."""
+    """Wall time of all attempts, up to the last event of each; of a program that trains several
+    members, this one's part."""
     total = last = 0.0
+    members = 1
     for event in events:
         if event["event"] == "attempt":
-            total, last = total + last, 0.0
-        last = event["seconds"]
+            total, members = total + last, event.get("members", 1)
+        last = event["seconds"] / members
     return total + last
 
 

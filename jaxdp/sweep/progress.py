@@ -124,10 +124,13 @@ class SweepProgress:
         left = "" if gained < 0.02 else clock((len(statuses) - done) / gained * elapsed) + " left"
         running = [(n, s) for n, s in statuses.items() if s.state == "begun"]
         text = f"{len(self._finished)} of {len(statuses)} members, {left}"
-        for name, s in running[:1]:
+        if running:
+            # Of members in one program, the one that is best so far.
+            name, s = max(running, key=lambda r: r[1].validation or 0.0)
             f1 = "" if s.validation is None else f", validation F1 {s.validation:.3f}"
             spent = "" if s.epsilon is None else f", epsilon {s.epsilon:.3g}"
-            text += f"; {name} step {s.steps}{f1}{spent}"
+            at_once = f"{len(running)} at once, best " if len(running) > 1 else ""
+            text += f"; {at_once}{name} step {s.steps}{f1}{spent}"
         self._bar.update(self._task, completed=done / len(statuses), text=text)
         self._bar.refresh()
 

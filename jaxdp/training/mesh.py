@@ -5,6 +5,7 @@ Two axes: `data` shares the microbatches of a step, `member` the members of a sw
 step reads is whole on every device, but for frozen weights, which may be shared out (FSDP).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,11 @@ _SMALL = 2**14
 """Frozen arrays up to this many numbers stay whole: nothing to save, and a collective each."""
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of the first `devices` devices, None for all of all processes, along `data`.
+def make_mesh(devices: int | None = None, members: int = 1) -> Mesh:
+    """A mesh of the first `devices` devices, None for all of all processes.
+
+    As many along `member` as divide both the devices and the number of members; the rest along
+    `data`.
 
     Raises:
         ConfigError: there are not as many, or some process would have none of them.
@@ -38,7 +42,9 @@ def make_mesh(devices: int | None = None) -> Mesh:
         )
     chosen = jax.devices()[:devices]
     types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((1, len(chosen)), (MEMBER, DATA), axis_types=types, devices=chosen)
+    along = math.gcd(members, len(chosen))
+    shape = (along, len(chosen) // along)
+    return jax.make_mesh(shape, (MEMBER, DATA), axis_types=types, devices=chosen)
 
 
 def place(tree: Any, mesh: Mesh | None, specs: Any = WHOLE) -> Any:

@@ -14,6 +14,7 @@ import safetensors
 
 from jaxdp import dp
 from jaxdp.models.checkpoints import WeightsError, read_tensors
+from jaxdp.models.classifier import POOLINGS
 
 _BUNDLE = {"PRIVACY.md", "privacy.json"}
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -150,6 +151,7 @@ class _Bundle:
             label_origin=stated["labels"],
             noise_generator=stated["noise_generator"],
             max_reports_per_patient=stated["max_reports_per_patient"],
+            public_start=stated.get("public_start"),  # absent before version 0.3
         )
         for field in sorted(again.keys() | stated.keys()):
             if field != "accountant_version" and not _close(stated.get(field), again.get(field)):
@@ -165,8 +167,8 @@ class _Bundle:
         description = _read(self.adapter / "jaxdp.json")
         _known("jaxdp.json", description, {"pooling", "label_names", "base_fingerprint"}, set())
         labels, fingerprint = description["label_names"], description["base_fingerprint"]
-        if description["pooling"] not in ("cls", "mean"):
-            raise ReleaseError("jaxdp.json: pooling must be cls or mean")
+        if description["pooling"] not in POOLINGS:
+            raise ReleaseError(f"jaxdp.json: pooling must be {' or '.join(POOLINGS)}")
         if not all(isinstance(name, str) and len(name) <= 200 for name in labels):
             raise ReleaseError("jaxdp.json: label_names must be short names")
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):

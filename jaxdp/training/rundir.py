@@ -98,7 +98,7 @@ class RunDirectory:
         if not self.started:
             if any(self.checkpoints.glob("*")):
                 self.close()
-                raise RunError(f"{self._secret_file} is missing; the run cannot be continued")
+                self.require_started()
             write_json(config_file, config.to_dict())
             return
         if not resume:
@@ -123,6 +123,11 @@ class RunDirectory:
     @property
     def started(self) -> bool:
         return self._secret_file.exists()
+
+    def require_started(self) -> None:
+        """RunError unless it has; to be asked where something of it was saved."""
+        if not self.started:
+            raise RunError(f"{self._secret_file} is missing; the run cannot be continued")
 
     @property
     def finished(self) -> bool:

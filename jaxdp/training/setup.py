@@ -2,7 +2,7 @@
 """From a configuration to data and model in memory."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -23,7 +23,9 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
 
+from .members import stack, stack_differing
 from .randomness import RunSecret
+from .warm_start import warm_start
 
 ADAPTER_MODES = ("lora", "lora-ffa")
 
@@ -51,6 +53,10 @@ class Inputs:
         part = self.dataset.subset("train")
         for text, labels in zip(part.texts, part.labels, strict=True):
             yield text.encode() + b"\0" + labels.tobytes()
+
+    def grouping(self) -> list[bytes]:
+        """Which of those belong to which privacy unit."""
+        return [self.units.members.tobytes(), self.units.offsets.tobytes()]
 
 
 def load_inputs(config: Config) -> Inputs:
@@ -85,18 +91,19 @@ def load_inputs(config: Config) -> Inputs:
 
 
 def build_model(
-    config: Config, backbone: Backbone, num_labels: int, secret: RunSecret
+    config: Config, backbone: Backbone, label_names: Sequence[str], secret: RunSecret
 ) -> tuple[ReportClassifier, LoadReport]:
-    """The pretrained classifier, with fresh adapters where config.lora puts them."""
+    """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
+    warm start on made-up reports leaves them."""
     rngs = nnx.Rngs(secret.init_seed())
     model, report = load_classifier(
         backbone.directory,
-        num_labels,
+        len(label_names),
         backbone.pooling,
         dtype=None if compute_dtype(config) == "float32" else compute_dtype(config),
         rngs=rngs,
     )
-    if config.train.mode in ADAPTER_MODES:
+    if config.train.mode in ADAPTER_MODES or config.warm_start.trains_adapters:
         try:
             lora.add_lora(
                 model,
@@ -108,6 +115,14 @@ def build_model(
             )
         except ValueError as error:
             raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
+    if config.warm_start.phrasebook is not None:
+        warm_start(
+            config,
+            model,
+            token_buckets(config),
+            directory=backbone.directory,
+            label_names=label_names,
+        )
     return model, report
 
 
@@ -126,16 +141,24 @@ def compute_dtype(config: Config) -> str:
     return config.model.dtype or platform_defaults().dtype
 
 
-def token_buckets(config: Config) -> Buckets:
-    """The microbatch shapes for whole reports."""
+def token_buckets(config: Config, members: int = 1) -> Buckets:
+    """The microbatch shapes for whole reports; those that so many members compute at once hold as
+    many positions together as one member's, as far as a report can be no shorter."""
     tokens = config.train.microbatch_tokens or platform_defaults().microbatch_tokens
-    return Buckets.for_lengths(config.data.max_length, tokens)
+    return Buckets.for_lengths(config.data.max_length, tokens // members)
 
 
 def test_probabilities(
-    config: Config, model: ReportClassifier, inputs: Inputs, mesh: Mesh | None = None
-) -> np.ndarray:
-    """[n, num_labels] of the finished model for the test split, from token ids."""
-    graphdef, adapters, frozen = lora.split(model, config.train.mode)
-    predict = Predictor(graphdef, 0, token_buckets(config), mesh)
-    return predict(adapters, frozen, inputs.tokens["test"])
+    config: Config, models: Sequence[ReportClassifier], inputs: Inputs, mesh: Mesh | None = None
+) -> list[np.ndarray]:
+    """[n, num_labels] of each finished model for the test split, from token ids. Several models
+    are those of one program, see `members.share_frozen`."""
+    graphdefs, adapters, frozen = zip(
+        *(lora.split(model, config.train.mode) for model in models), strict=True
+    )
+    buckets, tokens = token_buckets(config, len(models)), inputs.tokens["test"]
+    if len(models) == 1:
+        return [Predictor(graphdefs[0], 0, buckets, mesh)(*adapters, *frozen, tokens)]
+    frozen, axes = stack_differing(frozen)
+    predict = Predictor(graphdefs[0], 0, buckets, mesh, (0, axes, None))
+    return list(predict(stack(adapters), frozen, tokens))

@@ -2,7 +2,10 @@
 """What a run will do to the private reports: every mechanism, calibrated before any is run."""
 
 import dataclasses
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdp import dp
@@ -128,12 +131,40 @@ def plan_run(config: Config) -> RunPlan:
 
 
 def make_optimizer(settings: HeadStageConfig | TrainConfig) -> optax.GradientTransformation:
-    """The optimizer that follows the release; everything in it is post-processing."""
+    """The optimizer that follows the release; everything in it is post-processing.
+
+    `optax.adam` or `optax.sgd` with momentum 0.9, to the last bit, but its state holds the learning
+    rate, so that the states of several trainings can be stacked.
+    """
     schedule = {
-        "constant": lambda: settings.learning_rate,
-        "linear": lambda: optax.linear_schedule(settings.learning_rate, 0.0, settings.steps),
-        "cosine": lambda: optax.cosine_decay_schedule(settings.learning_rate, settings.steps),
+        "constant": lambda: optax.constant_schedule(1.0),
+        "linear": lambda: optax.linear_schedule(1.0, 0.0, settings.steps),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, settings.steps),
     }[settings.schedule]()
-    return {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}[
-        settings.optimizer
-    ](schedule)
+    rule = {"adam": optax.scale_by_adam, "sgd": lambda: optax.trace(decay=0.9)}[settings.optimizer]
+    return optax.chain(rule(), scale_by_rate(settings.learning_rate, schedule))
+
+
+class RateState(NamedTuple):
+    """What `scale_by_rate` keeps."""
+
+    rate: jax.Array
+    """Learning rate at the start; never changes."""
+    step: jax.Array
+    """Number of updates so far, int32."""
+
+
+def scale_by_rate(rate: float, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Multiplies by -rate * schedule(step); the rate is read from the state."""
+
+    def init(params):
+        del params
+        return RateState(jnp.asarray(rate), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        factor = -(state.rate * schedule(state.step))
+        updates = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
+        return updates, state._replace(step=state.step + 1)
+
+    return optax.GradientTransformation(init, update)

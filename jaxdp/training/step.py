@@ -32,6 +32,8 @@ class LabelledData(NamedTuple):
     """Token ids, hidden states or features, as the stage needs them."""
     labels: jax.Array
     """[rows, num_labels] int8: 1, 0, or -1 for unknown."""
+    center: jax.Array | None = None
+    """[H], or 0: taken from what `reports` hold, which are features then. None takes nothing."""
 
 
 def multilabel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -40,11 +42,12 @@ def multilabel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.where(labels >= 0, losses, 0.0))
 
 
-def plain_gradient_sum(loss_fn: Callable[..., jax.Array]):
+def plain_gradient_sum(loss_fn: Callable[..., jax.Array], l2_clip_norm: jax.Array | float):
     """The non-private peer of `dp.clipped_gradient_sum`: one gradient of the summed loss.
 
-    Same signature; norms are not computed and reported as 0.
+    Same signature; nothing is clipped, norms are not computed and reported as 0.
     """
+    del l2_clip_norm
 
     def gradient_sum(params, *batch, is_padding):
         def total(params):
@@ -66,8 +69,8 @@ def make_share_sum(
     """The gradient sum of one device's share of a logical batch; arguments as `make_train_step`.
 
     Returns:
-        share_sum(adapters, frozen, data, plan, device=, devices=, in_step=) -> (sum like adapters,
-        diagnostics [capacity], zero where another device's reports stand).
+        share_sum(adapters, frozen, data, plan, l2_clip_norm, device=, devices=, in_step=) -> (sum
+        like adapters, diagnostics [capacity], zero where another device's reports stand).
 
         Device number `device` of `devices` takes every devices-th microbatch of the plan, counted
         over all buckets, so that shares differ by at most one microbatch, padding is that of one
@@ -76,8 +79,13 @@ def make_share_sum(
         devices that are left over in a bucket's last round compute padding.
     """
 
-    def share_sum(adapters, frozen, data: LabelledData, plan: Plan, *, device, devices, in_step):
-        summed = gradient_sum(lambda adapters, *report: loss_fn(adapters, frozen, *report))
+    def share_sum(
+        adapters, frozen, data: LabelledData, plan: Plan, l2_clip_norm, *, device, devices, in_step
+    ):
+        def loss(adapters, *report):
+            return loss_fn(adapters, frozen, *report)
+
+        summed = gradient_sum(loss, l2_clip_norm)
         total = jax.tree.map(jnp.zeros_like, adapters)
         diagnostics = ClipDiagnostics(*(jnp.zeros(plan.rows.shape) for _ in range(2)))
         before = jnp.cumsum(plan.counts) - plan.counts
@@ -92,6 +100,8 @@ def make_share_sum(
                 index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
                 index = jnp.where(k < plan.counts[i], index, -1)
                 values, lengths = data.reports.gather(index, width)
+                if data.center is not None:
+                    values = values - data.center
                 part = summed(
                     adapters,
                     values,
@@ -117,7 +127,8 @@ def make_share_sum(
 
 
 def sum_over_devices(share_sum: Callable, mesh: Mesh, frozen_specs: Any) -> Callable:
-    """(adapters, frozen, data, plan) -> what `share_sum` gives, summed over the mesh axis `data`.
+    """(adapters, frozen, data, plan, l2_clip_norm) -> what `share_sum` gives, summed over the mesh
+    axis `data`.
 
     Whole microbatches are dealt out, not the rows of each: as many rounds as padding allows, no
     collective within them, and ONE all-reduce per step, of the sum and the diagnostics together.
@@ -126,11 +137,9 @@ def sum_over_devices(share_sum: Callable, mesh: Mesh, frozen_specs: Any) -> Call
     """
     in_step = is_sharded(frozen_specs)
 
-    def on_one_device(adapters, frozen, data, plan):
+    def on_one_device(*arguments):
         device, devices = jax.lax.axis_index(DATA), mesh.shape[DATA]
-        share = share_sum(
-            adapters, frozen, data, plan, device=device, devices=devices, in_step=in_step
-        )
+        share = share_sum(*arguments, device=device, devices=devices, in_step=in_step)
         flat, unravel = ravel_pytree(share)
         return unravel(jax.lax.psum(flat, DATA))
 
@@ -139,7 +148,7 @@ def sum_over_devices(share_sum: Callable, mesh: Mesh, frozen_specs: Any) -> Call
     return jax.shard_map(
         on_one_device,
         mesh=mesh,
-        in_specs=(WHOLE, frozen_specs, WHOLE, WHOLE),
+        in_specs=(WHOLE, frozen_specs, WHOLE, WHOLE, WHOLE),
         out_specs=WHOLE,
         check_vma=False,
     )
@@ -157,19 +166,23 @@ def make_train_step(
 
     Args:
         loss_fn: (adapters, frozen, values, length, labels) -> scalar loss of one report.
-        gradient_sum: turns a one-report loss (params, *report) -> scalar into (params, *batch,
-            is_padding=) -> (sum of gradients, diagnostics): `dp.clipped_gradient_sum` with its clip
-            norm, or `plain_gradient_sum`.
+        gradient_sum: turns a one-report loss (params, *report) -> scalar, and a clip norm, into
+            (params, *batch, is_padding=) -> (sum of gradients, diagnostics):
+            `dp.clipped_gradient_sum` or `plain_gradient_sum`.
         optimizer: an `optax.chain` that starts with the release (`dp.add_noise_and_average`).
         buckets: the shapes that plans are made of.
         mesh: its axis `data` shares the microbatches; None leaves them on one device.
         frozen_specs: how the frozen weights lie on the mesh, see `mesh.frozen_specs`.
 
     Returns:
-        step(state, frozen, data, plan, **release) -> (state, diagnostics [capacity]). What the
-        release needs besides the sum is passed on to it: `draw=` for `dp.SecureNoise`. The number
-        of microbatches is data for the program, not shape: one compilation serves every step.
-        Noise is drawn once for the whole sum, outside of what is done per device.
+        step(state, frozen, data, plan, l2_clip_norm, **release) -> (state, diagnostics [capacity]).
+        What the release needs besides the sum is passed on to it: `draw=` for `dp.SecureNoise`. The
+        number of microbatches is data for the program, not shape: one compilation serves every
+        step. Noise is drawn once for the whole sum, outside of what is done per device.
+
+        All that members of a sweep differ in is data, too: adapters, noise key and scale, learning
+        rate (in the state), what of the frozen weights was drawn at random, center, clip norm. So
+        `jax.vmap` of this step over a leading axis of those trains them together.
     """
     if is_sharded(frozen_specs):
         loss_fn = gathering(loss_fn, frozen_specs)
@@ -179,8 +192,8 @@ def make_train_step(
     else:
         batch_sum = sum_over_devices(share_sum, mesh, frozen_specs)
 
-    def step(state: TrainState, frozen, data: LabelledData, plan: Plan, **release):
-        total, diagnostics = batch_sum(state.adapters, frozen, data, plan)
+    def step(state: TrainState, frozen, data: LabelledData, plan: Plan, l2_clip_norm, **release):
+        total, diagnostics = batch_sum(state.adapters, frozen, data, plan, l2_clip_norm)
         updates, optimizer_state = optimizer.update(
             total, state.optimizer, state.adapters, **release
         )

@@ -3,8 +3,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.export
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxdp import dp
 from jaxdp.data.batching import Buckets, Plan
@@ -21,11 +23,30 @@ from jaxdp.evaluation.inference import Predictor, packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
-from .mesh import WHOLE, frozen_specs, place, to_host
+from .members import member_specs, stack, stack_differing, unstack
+from .mesh import MEMBER, WHOLE, frozen_specs, place, to_host
 from .prefix import FrozenPrefix
 from .randomness import RunSecret
 from .stages import Stage, make_optimizer
 from .step import LabelledData, TrainState, make_train_step, multilabel_loss, plain_gradient_sum
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Trainee:
+    """What is one member's own in a stage of a sweep.
+
+    Attributes:
+        stage: what to run.
+        model: its parameters are copied; `StageTrainer.install` writes the trained ones back.
+        secret: gives this stage's sampling seed and noise key.
+        center: [H], public or released; or 0. The head is trained on features from which it was
+            taken: the same functions, better conditioned. `install` writes an ordinary head.
+    """
+
+    stage: Stage
+    model: ReportClassifier
+    secret: RunSecret
+    center: np.ndarray | float = 0.0
 
 
 class StageTrainer:
@@ -34,21 +55,23 @@ class StageTrainer:
     Whatever no trainable parameter of the stage influences is computed once, here: token ids become
     hidden states, or features, and the steps start from those (same gradients, same guarantee).
 
-    Where a `center` is given, the head is trained on centred features: the same functions, better
-    conditioned. `install` writes an ordinary head.
+    Members of a sweep are trained in one program, each as it would be alone, up to the rounding of
+    sums: then every leaf of a state has a leading axis of members, and so has what is predicted.
 
     Args:
-        stage: what to run.
-        model: its parameters are copied; `install` writes the trained ones back.
+        stage, model, secret, center: see `Trainee`.
         prefix: gives the reports at the level where the stage starts.
         labels: split -> [n, num_labels].
         units: of the training reports.
-        secret: gives this stage's sampling seed and noise key.
         token_buckets: microbatch shapes for whole reports; those for features follow from them.
-        center: [H], public or released; or 0.
         secure_noise: noise from `dp.SecureNoise`.
         mesh: devices to share the work; None is the default device alone.
         shard_frozen: share the frozen weights out over the mesh, too.
+        others: further members. Their samples must be the same, and their models made by
+            `members.share_frozen`.
+
+    Raises:
+        ValueError: members do not differ in numbers alone, or ask for secure noise.
     """
 
     def __init__(
@@ -65,31 +88,27 @@ class StageTrainer:
         secure_noise: bool = False,
         mesh: Mesh | None = None,
         shard_frozen: bool = False,
+        others: Sequence[Trainee] = (),
     ):
         self.stage = stage
-        self._model = model
-        self._center = center
-        graphdef, adapters, frozen = lora.split(model, stage.mode)
-        # Copies: the step donates its state, and the model keeps its own parameters.
-        adapters = _shift_head(jax.tree.map(jnp.copy, adapters), center)
-        self.level = model.start_level(adapters)
+        self._trainees = [Trainee(stage, model, secret, center), *others]
+        _require_one_program(self._trainees, secure_noise)
+        parts = [lora.split(each.model, stage.mode) for each in self._trainees]
+        graphdef = parts[0][0]
+        # Copies: the step donates its state, and the models keep their own parameters.
+        adapters = [
+            _shift_head(jax.tree.map(jnp.copy, own), each.center)
+            for (_, own, _), each in zip(parts, self._trainees, strict=True)
+        ]
+        self.level = model.start_level(adapters[0])
         at_feature = self.level == model.feature_level
         self.buckets = token_buckets.for_features() if at_feature else token_buckets
         reports = prefix.at(self.level)
-        train, self._validation = reports["train"], reports["validation"]
+        train, self._validation = reports["train"], reports.get("validation")
         self._lengths = train.lengths
-        # Arguments of the compiled step, not constants in it: its program is cached on disk.
-        frozen = (frozen, jnp.float32(center))
-        if at_feature:
-            train = dataclasses.replace(train, values=train.values - center)
-            frozen = (frozen[0], jnp.float32(0.0))
-        specs = frozen_specs(frozen, mesh) if shard_frozen and mesh else WHOLE
-        self._frozen = place(frozen, mesh, specs)
-        self._data = place(LabelledData(train, labels["train"]), mesh)
 
         self._units = units
-        mechanism = stage.mechanism
-        batch = stage.settings.expected_batch_size
+        mechanism, batch = stage.mechanism, stage.settings.expected_batch_size
         self._sampler = dp.PoissonSampler(
             secret.sampling_seed(stage.name),
             mechanism.sampling_probability if mechanism else min(batch / units.num_units, 1.0),
@@ -108,22 +127,47 @@ class StageTrainer:
         if mechanism:
             gradient_sum = partial(
                 dp.clipped_gradient_sum,
-                l2_clip_norm=mechanism.l2_clip_norm,
                 value_and_grad=_head_value_and_grad if at_feature else jax.value_and_grad,
             )
-            like = jax.eval_shape(lambda: adapters)
-            release, self._draw = secret.release(mechanism, stage.name, like, secure=secure_noise)
         else:
             gradient_sum = plain_gradient_sum
-            release, self._draw = optax.scale(1 / batch), lambda step: {}
-        optimizer = optax.chain(release, make_optimizer(stage.settings))
+        optimizers = [_optimizer(each, adapters[0], secure_noise) for each in self._trainees]
+        # What members differ in is in the state, so the update of one is that of all.
+        optimizer, self._draw = optimizers[0]
+        state = [
+            TrainState(own, each.init(own))
+            for own, (each, _) in zip(adapters, optimizers, strict=True)
+        ]
+        # Arguments of the compiled step, not constants in it: its program is cached on disk.
+        center = [jnp.float32(each.center) for each in self._trainees]
+        nothing = jnp.float32(0.0)  # is taken later, where it was taken from the data
+        frozen = [
+            (own, nothing if at_feature else each)
+            for (_, _, own), each in zip(parts, center, strict=True)
+        ]
+        bound = [jnp.float32(_clip_norm(each.stage)) for each in self._trainees]
+        specs = frozen_specs(frozen[0], mesh) if shard_frozen and mesh else WHOLE
+        step = make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs)
+        if others:
+            spec = P(MEMBER)
+            state, center, bound = stack(state), stack(center), stack(bound)
+            frozen, axes = stack_differing(frozen)
+            specs = member_specs(specs, axes)
+            data_axes = LabelledData(None, None, 0 if at_feature else None)
+            step = jax.vmap(step, (0, axes, data_axes, None, 0), spmd_axis_name=MEMBER)
+            predicting = (0, axes[0], 0)
+        else:
+            spec, predicting = WHOLE, None
+            (state,), (center,), (bound,), (frozen,) = state, center, bound, frozen
         self._step = jax.jit(
-            make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs),
-            donate_argnums=0,
-            out_shardings=mesh and NamedSharding(mesh, WHOLE),
+            step, donate_argnums=0, out_shardings=mesh and NamedSharding(mesh, spec)
         )
-        self.initial_state = place(TrainState(adapters, optimizer.init(adapters)), mesh)
-        self._predict = Predictor(graphdef, self.level, self.buckets, mesh)
+        self.initial_state = place(state, mesh, spec)
+        self._frozen = place(frozen, mesh, specs)
+        self._center, self._bound = place((center, bound), mesh, spec)
+        data = place(LabelledData(train, labels["train"]), mesh)
+        self._data = data._replace(center=self._center) if at_feature else data
+        self._predict = Predictor(graphdef, self.level, self.buckets, mesh, predicting)
 
     def plan(self, step: int) -> Plan:
         """The microbatches of `step`: a pure function of the secret and the step."""
@@ -138,12 +182,12 @@ class StageTrainer:
         self, state: TrainState, step: int, plan: Plan
     ) -> tuple[TrainState, dp.ClipDiagnostics]:
         """One release and one update; `state` is consumed. Returns before the device is done."""
-        return self._step(state, self._frozen, self._data, plan, **self._draw(step))
+        return self._step(state, self._frozen, self._data, plan, self._bound, **self._draw(step))
 
     def export(self, platforms: Sequence[str]) -> jax.export.Exported:
         """The step, lowered for "cpu", "cuda" or "tpu" and the mesh's number of devices, whatever
         there is here; nothing is compiled."""
-        arguments = (self.initial_state, self._frozen, self._data, self.plan(0))
+        arguments = (self.initial_state, self._frozen, self._data, self.plan(0), self._bound)
         return jax.export.export(self._step, platforms=platforms)(*arguments, **self._draw(0))
 
     def describe(self, plan: Plan) -> tuple[int, float]:
@@ -152,13 +196,54 @@ class StageTrainer:
         return len(rows), float(self._lengths[rows].sum() / max(self.buckets.positions(plan), 1))
 
     def validation_probabilities(self, state: TrainState) -> np.ndarray:
-        """[n, num_labels] for the validation split."""
+        """[n, num_labels] for the validation split; of members [members, n, num_labels]."""
         return self._predict(state.adapters, self._frozen[0], self._validation, self._center)
 
+    def each(self, tree: Any) -> list[Any]:
+        """Of every member what is its own of a state, or of what follows from one; of a run that is
+        alone, the tree itself."""
+        members = len(self._trainees)
+        return [tree] if members == 1 else unstack(tree, members)
+
     def install(self, state: TrainState) -> None:
-        """Writes the trained parameters into the model."""
-        adapters = jax.tree.map(jnp.asarray, to_host(state.adapters))
-        nnx.update(self._model, _shift_head(adapters, -self._center))
+        """Writes the trained parameters into the models."""
+        for trainee, own in zip(self._trainees, self.each(to_host(state.adapters)), strict=True):
+            adapters = jax.tree.map(jnp.asarray, own)
+            nnx.update(trainee.model, _shift_head(adapters, -trainee.center))
+
+
+def _require_one_program(trainees: Sequence[Trainee], secure_noise: bool) -> None:
+    def shared(each: Trainee):
+        stage, mechanism = each.stage, each.stage.mechanism
+        settings, seed = stage.settings, each.secret.sampling_seed(stage.name)
+        return (
+            (stage.name, stage.mode, settings.optimizer, settings.schedule, seed, settings.steps),
+            settings.expected_batch_size,
+            mechanism and (mechanism.units, mechanism.expected_batch_size),
+        )
+
+    if len(trainees) > 1 and (secure_noise or len(set(map(shared, trainees))) > 1):
+        raise ValueError("members of one program must share samples, and differ in numbers alone")
+
+
+def _clip_norm(stage: Stage) -> float:
+    return stage.mechanism.l2_clip_norm if stage.mechanism else math.inf
+
+
+def _optimizer(
+    trainee: Trainee, like: Any, secure_noise: bool
+) -> tuple[optax.GradientTransformation, Callable[[int], dict[str, Any]]]:
+    """Release and update, and step -> what the release needs besides the sum."""
+    stage = trainee.stage
+    if stage.mechanism:
+        like = jax.eval_shape(lambda: like)
+        release, draw = trainee.secret.release(
+            stage.mechanism, stage.name, like, secure=secure_noise
+        )
+    else:
+        release = optax.scale(1 / stage.settings.expected_batch_size)
+        draw = lambda step: {}  # noqa: E731
+    return optax.chain(release, make_optimizer(stage.settings)), draw
 
 
 def _shift_head(adapters: nnx.State, center: np.ndarray | float) -> nnx.State:

@@ -50,6 +50,7 @@ NOISED = """
         return noisy_sum
 
 """
+MEMBERS = "test_members.py::test_a_stage_of_members_is_the_stage_of_each[head]"
 CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
 
 MUTANTS = [
@@ -251,28 +252,26 @@ MUTANTS = [
         "test_mechanism.py::test_out_of_range_is_refused_and_named",
     ),
     # Noise: its size, and never the same twice.
-    Mutant(
-        "no noise", NOISE, "noise = mechanism.stddev *", "noise = 0 * mechanism.stddev *", SIGMA
-    ),
+    Mutant("no noise", NOISE, "noise = stddev *", "noise = 0 * stddev *", SIGMA),
     Mutant(
         "noise 0.9 of its size",
         NOISE,
-        "noise = mechanism.stddev",
-        "noise = 0.9 * mechanism.stddev",
+        "noise = stddev",
+        "noise = 0.9 * stddev",
         SIGMA,
     ),
     Mutant(
         "noise 1.1 of its size",
         NOISE,
-        "noise = mechanism.stddev",
-        "noise = 1.1 * mechanism.stddev",
+        "noise = stddev",
+        "noise = 1.1 * stddev",
         SIGMA,
     ),
     Mutant(
         "variance for standard deviation",
         NOISE,
-        "mechanism.stddev *",
-        "mechanism.stddev**2 *",
+        "stddev *",
+        "stddev**2 *",
         SIGMA,
     ),
     Mutant(
@@ -721,7 +720,7 @@ MUTANTS = [
         STEP,
         "    share_sum = make_share_sum(loss_fn, gradient_sum, buckets)\n",
         NOISED
-        + "    share_sum = make_share_sum(loss_fn, lambda f: noised(gradient_sum(f)), buckets)\n",
+        + "    share_sum = make_share_sum(loss_fn, lambda *f: noised(gradient_sum(*f)), buckets)\n",
         LOOP,
     ),
     Mutant(
@@ -920,5 +919,55 @@ MUTANTS = [
         "swapped = rng.integers(0, 2, (size, units.max() + 1))[:, units]",
         "swapped = rng.integers(0, 2, (size, len(units)))",
         "test_statistics.py::test_the_permutation_test_has_its_size_under_the_null_and_the_wrong_one_has_not",
+    ),
+    # Members in one program: each keeps what is its own.
+    Mutant(
+        "members share noise key, scale and rate",
+        TRAINER,
+        "TrainState(own, each.init(own))",
+        "TrainState(own, optimizer.init(own))",
+        MEMBERS,
+    ),
+    Mutant(
+        "every member's noise has the key of the first",
+        NOISE,
+        "jax.random.fold_in(state.key, state.step)",
+        "jax.random.fold_in(key, state.step)",
+        "test_members.py::test_noise_is_the_members_own_in_key_and_size",
+    ),
+    Mutant(
+        "every member's noise has the size of the first's",
+        NOISE,
+        "noise = stddev *",
+        "noise = mechanism.stddev *",
+        "test_members.py::test_noise_is_the_members_own_in_key_and_size",
+    ),
+    Mutant(
+        "every member is clipped as the first",
+        TRAINER,
+        "jnp.float32(_clip_norm(each.stage))",
+        "jnp.float32(_clip_norm(stage))",
+        MEMBERS,
+    ),
+    Mutant(
+        "every member is centred as the first",
+        TRAINER,
+        "jnp.float32(each.center)",
+        "jnp.float32(self._trainees[0].center)",
+        MEMBERS,
+    ),
+    Mutant(
+        "every member has the learning rate of the first",
+        "training/stages.py",
+        "state.rate * schedule",
+        "rate * schedule",
+        "test_members.py::test_every_member_is_what_it_is_alone_whoever_else_is_there",
+    ),
+    Mutant(
+        "members with samples of their own in one program",
+        TRAINER,
+        "settings.schedule, seed, settings.steps",
+        "settings.schedule, settings.steps",
+        "test_members.py::test_members_that_do_not_fit_one_program_are_refused",
     ),
 ]

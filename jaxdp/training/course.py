@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a run's stages, and what has to happen between them; also of several at once."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdp import dp
+from jaxdp.config import Config
+from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.models import lora
+from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.pretrained import LoadReport
+
+from . import processes
+from .checkpoint import Checkpoints, Position
+from .members import share_frozen
+from .mesh import make_mesh
+from .monitor import Monitor, SilentMonitor
+from .prefix import FrozenPrefix, mean_feature
+from .randomness import RunSecret
+from .rundir import RunDirectory
+from .setup import Inputs, build_model, cache_folder, token_buckets
+from .stages import RunPlan
+from .step import TrainState
+from .trainer import StageTrainer, Trainee
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; everything up to `position` is saved."""
+
+    def __init__(self, position: Position, epsilon: float | None):
+        self.position = position
+        self.epsilon = epsilon
+        super().__init__(position)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Course:
+    """One run that a program trains, alone or as a member of a sweep.
+
+    Attributes:
+        config, plan: of the run; members differ in numbers alone.
+        secret: where its randomness comes from.
+        run: its directory; None on every process but the first.
+        monitor: told what happens to it.
+    """
+
+    config: Config
+    plan: RunPlan
+    secret: RunSecret
+    run: RunDirectory | None
+    monitor: Monitor | SilentMonitor
+
+    def epsilon(self, done: Position) -> float | None:
+        """Of the steps taken so far; None without privacy."""
+        mechanisms = self.plan.mechanisms(done.stage, done.step)
+        if not mechanisms:
+            return None
+        return _epsilon(tuple(mechanisms.values()), self.config.privacy.delta)
+
+
+@functools.lru_cache(maxsize=64)
+def _epsilon(mechanisms: tuple[dp.SubsampledGaussian, ...], delta: float) -> float:
+    """Members that differ in their seeds ask for the same."""
+    return dp.epsilon_pld(list(mechanisms), delta)
+
+
+def train_stages(
+    courses: Sequence[Course],
+    inputs: Inputs,
+    checkpoints: Checkpoints | None,
+    stop: processes.SharedInterrupt,
+    start: Callable[[], None],
+) -> tuple[list[ReportClassifier], LoadReport]:
+    """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
+
+    Args:
+        courses: what to train; with several, checkpoints hold the states of all.
+        inputs: that all read.
+        checkpoints: on the first process.
+        stop: asked between steps.
+        start: called on the first process once it is known that everything can be used, and before
+            anything is done with the reports.
+
+    Returns:
+        The trained models, and how they were loaded.
+
+    Raises:
+        Interrupted, FloatingPointError, DamagedCheckpoint: see `loop.train`.
+        CannotShare: see `members.share_frozen`.
+    """
+    config, plan = courses[0].config, courses[0].plan
+    saved = processes.latest(checkpoints)
+    position = saved or Position(0, 0)
+    models, weights = processes.together(lambda: _build(courses, inputs))
+    for course, model in zip(courses, models, strict=True):
+        course.monitor.built(model, weights, config.train.mode)
+    processes.first(start)
+    used = {split: inputs.tokens[split] for split in ("train", "validation")}
+    # Processes could disagree on what a folder holds, so several keep nothing in it.
+    folder = cache_folder(config) if jax.process_count() == 1 else None
+    everything = make_mesh(config.run.devices)
+    prefix = FrozenPrefix(models[0], used, token_buckets(config), folder, everything)
+    # From the lowest level up, so that each is made from the one before.
+    model = models[0]
+    for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
+        prefix.at(level)
+    secure = config.privacy.secure_noise
+    centers: list[Any] = [0.0] * len(courses)
+    if config.centering.l2_clip_norm is not None:
+        features = prefix.at(model.feature_level)["train"]
+        released = [
+            mean_feature(features, inputs.units, c.plan.centering, c.secret, secure_noise=secure)
+            for c in courses
+        ]
+        centers = processes.from_first(released)
+    for index in range(position.stage, len(plan.stages)):
+        first, *others = [
+            Trainee(course.plan.stages[index], model, course.secret, center)
+            for course, model, center in zip(courses, models, centers, strict=True)
+        ]
+        trainer = StageTrainer(
+            first.stage,
+            first.model,
+            prefix=prefix,
+            labels=inputs.labels,
+            units=inputs.units,
+            secret=first.secret,
+            token_buckets=token_buckets(config, len(courses)),
+            center=first.center,
+            secure_noise=secure,
+            mesh=make_mesh(config.run.devices, len(courses)),
+            shard_frozen=config.model.shard_frozen,
+            others=others,
+        )
+        begin = position if index == position.stage else Position(index, 0)
+        if begin == saved:
+            state = processes.restore(checkpoints, begin, trainer.initial_state)
+        else:
+            state = trainer.initial_state
+            processes.first(lambda begin=begin, state=state: checkpoints.save(begin, state))
+        loop = _StageLoop(courses, inputs, trainer, checkpoints, stop)
+        with contextlib.ExitStack() as showing:
+            for course in courses:
+                showing.enter_context(course.monitor.stage(course.run, course.plan.stages, begin))
+            trainer.install(loop.run(begin, state))
+    return models, weights
+
+
+def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassifier], LoadReport]:
+    models = []
+    for course in courses:
+        built, weights = build_model(
+            course.config, inputs.backbone, inputs.dataset.label_names, course.secret
+        )
+        models.append(built)
+        share_frozen(models[0], built)
+    return models, weights
+
+
+@dataclasses.dataclass(frozen=True)
+class _StageLoop:
+    """The steps of one stage, with what has to happen between them."""
+
+    courses: Sequence[Course]
+    inputs: Inputs
+    trainer: StageTrainer
+    checkpoints: Checkpoints | None
+    stop: processes.SharedInterrupt
+
+    def run(self, position: Position, state: TrainState) -> TrainState:
+        stage, every = self.trainer.stage, self.courses[0].config.run
+        unread = None
+        for step in range(position.step, stage.steps):
+            plan = self.trainer.plan(step)
+            state, diagnostics = self.trainer.step(state, step, plan)
+            # Reading what the device has computed waits for it: read one step late.
+            if unread:
+                self._stepped(*unread)
+            done = Position(position.stage, step + 1)
+            unread = (done, diagnostics, *self.trainer.describe(plan))
+            last = step + 1 == stage.steps
+            stop = self.stop.received()
+            evaluate = last or stop or (step + 1) % every.eval_every == 0
+            if evaluate or (step + 1) % every.checkpoint_every == 0:
+                self._require_finite(state.adapters, done)
+                if evaluate:
+                    self._stepped(*unread)
+                    unread = None
+                    metrics = self._evaluate(done, state)
+                # Saved before it is shown: what people have seen is never taken back by a crash, so
+                # a run that is given up has released no more than its newest checkpoint.
+                processes.first(lambda done=done, state=state: self.checkpoints.save(done, state))
+            if evaluate:
+                for course, own in zip(self.courses, metrics, strict=True):
+                    course.monitor.evaluated(done, own, course.epsilon(done))
+            if stop and not last:
+                alone = self.courses[0] if len(self.courses) == 1 else None
+                raise Interrupted(done, alone and alone.epsilon(done))
+        return state
+
+    def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:
+        read = jax.tree.map(np.asarray, diagnostics)
+        for course, own in zip(self.courses, self.trainer.each(read), strict=True):
+            course.monitor.stepped(done, own, reports, fill)
+
+    def _evaluate(self, done: Position, state: TrainState) -> list[dict[str, Any]]:
+        """Each run's metrics on the validation split."""
+        probabilities = self.trainer.validation_probabilities(state)
+        self._require_finite(probabilities, done)
+        return [
+            classification_metrics(
+                own, self.inputs.labels["validation"], self.inputs.dataset.label_names
+            )
+            for own in self.trainer.each(probabilities)
+        ]
+
+    def _require_finite(self, values: Any, done: Position) -> None:
+        """Of adapters, or of what they predict: after the noise, so that stopping tells nothing."""
+        for course, own in zip(self.courses, self.trainer.each(values), strict=True):
+            if not all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(own)):
+                raise FloatingPointError(
+                    f"{course.config.run.name}: the adapter is no longer usable after step "
+                    f"{done.step}: it holds or predicts numbers that are not finite; lower the "
+                    "learning rate (this state was not saved)"
+                )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees of several members of a sweep as one tree, with a leading axis where members differ."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from jaxdp.models.classifier import ReportClassifier
+
+from .mesh import MEMBER
+
+
+class CannotShare(ValueError):
+    """Members whose frozen prefix differs: nothing is computed once for all of them."""
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree of the members' trees: every leaf [members, ...]; a PRNG key is a leaf."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def stack_differing(trees: Sequence[Any]) -> tuple[Any, Any]:
+    """(tree, axes for `jax.vmap`): a leaf that is one object in all trees stays as it is, axis
+    None; others are stacked, axis 0."""
+    treedef = jax.tree.structure(trees[0])
+    leaves, axes = [], []
+    for each in zip(*map(jax.tree.leaves, trees), strict=True):
+        same = all(leaf is each[0] for leaf in each)
+        leaves.append(each[0] if same else jnp.stack(each))
+        axes.append(None if same else 0)
+    return jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(treedef, axes)
+
+
+def unstack(tree: Any, members: int) -> list[Any]:
+    """The members' trees of a stacked one."""
+    return [jax.tree.map(lambda leaf, m=m: leaf[m], tree) for m in range(members)]
+
+
+def member_specs(specs: Any, axes: Any) -> Any:
+    """How `stack_differing`'s leaves lie on a mesh whose axis `member` shares the members, given
+    how one member's would."""
+
+    def spec(axis, one):
+        return one if axis is None else P(MEMBER, *one)
+
+    if isinstance(specs, P):
+        return jax.tree.map(lambda axis: spec(axis, specs), axes, is_leaf=lambda a: a is None)
+    return jax.tree.map(spec, axes, specs, is_leaf=lambda a: a is None)
+
+
+def share_frozen(model: ReportClassifier, other: ReportClassifier) -> None:
+    """Gives `other` the very arrays of `model` wherever its own are equal to them.
+
+    Raises:
+        CannotShare: they differ in more than adapters and head, as where the checkpoint lacks
+            parameters, and each member has drawn its own.
+    """
+    ours = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    for path, theirs in nnx.to_flat_state(nnx.state(other, nnx.Param)):
+        if np.array_equal(ours[path][...], theirs[...]):
+            theirs.set_value(ours[path][...])
+        elif path[0] != "classifier" and not isinstance(theirs, nnx.LoRAParam):
+            raise CannotShare(".".join(map(str, path)))

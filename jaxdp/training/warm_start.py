@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public start: a model learns from made-up reports before it sees a private one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxdp.config import Config, HeadStageConfig, TrainConfig
+from jaxdp.data.batching import Buckets
+from jaxdp.data.phrasebook import Phrasebook
+from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.data.units import PrivacyUnits
+from jaxdp.models.classifier import ReportClassifier
+
+from .prefix import FrozenPrefix
+from .randomness import RunSecret
+from .stages import Stage
+from .trainer import StageTrainer
+
+
+def warm_start(
+    config: Config,
+    model: ReportClassifier,
+    buckets: Buckets,
+    *,
+    directory: Path,
+    label_names: Sequence[str],
+) -> None:
+    """Trains head, then adapters and head, as config.warm_start says; in place.
+
+    Guarantee: reads the configuration, the phrasebook and the model, and nothing else, so whatever
+    it does is public; and it does the same again in a resumed run.
+
+    Args:
+        config: of the run.
+        model: with its adapters, if it has any.
+        buckets: shapes for token ids.
+        directory: of the backbone, for its tokenizer.
+        label_names: of the head's rows.
+
+    Raises:
+        DataError: the phrasebook cannot be used, or lacks a label.
+    """
+    settings = config.warm_start
+    book = Phrasebook.read(settings.phrasebook)
+    texts, labels = book.write_reports(settings.reports, label_names)
+    tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
+    prefix = FrozenPrefix(model, {"train": tokens}, buckets)
+    center = prefix.at(model.feature_level)["train"].values.mean(axis=0)
+    for stage in _stages(config):
+        trainer = StageTrainer(
+            stage,
+            model,
+            prefix=prefix,
+            labels={"train": labels},
+            units=PrivacyUnits("report", np.arange(len(texts)), np.arange(len(texts) + 1)),
+            secret=RunSecret.create(0),  # no secret is needed
+            token_buckets=buckets,
+            center=center,
+        )
+        state = trainer.initial_state
+        for step in range(stage.steps):
+            state, _ = trainer.step(state, step, trainer.plan(step))
+        trainer.install(state)
+
+
+def _stages(config: Config) -> list[Stage]:
+    settings = config.warm_start
+    head = HeadStageConfig(
+        steps=settings.head_steps,
+        expected_batch_size=float(settings.reports),
+        learning_rate=settings.head_learning_rate,
+    )
+    stages = [Stage("warm start of the head", "head", head, None)]
+    if settings.trains_adapters:
+        both = TrainConfig(
+            steps=settings.steps,
+            expected_batch_size=settings.expected_batch_size,
+            learning_rate=settings.learning_rate,
+            schedule="linear",
+        )
+        stages.append(Stage("warm start", "lora", both, None))
+    return stages
+
+
+def public_start(config: Config) -> str | None:
+    """What the statement says about it; None if there is none."""
+    settings = config.warm_start
+    if settings.phrasebook is None:
+        return None
+    book = Phrasebook.read(settings.phrasebook)
+    what = "head and adapters" if settings.trains_adapters else "head"
+    return (
+        f"{what} learnt first from {settings.reports} made-up reports, without noise; their "
+        f"sentences: {book.origin}"
+    )

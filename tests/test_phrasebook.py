@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Made-up reports say what their labels say, and a phrasebook with a mistake is named."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxdp.data import openi, phrasebook
+from jaxdp.data.dataset import DataError
+from jaxdp.data.phrasebook import SHIPPED, Phrasebook
+
+FINDINGS = ("effusion", "nodule", "scar")
+NAMES = ("normal", *FINDINGS)
+BOOK = {
+    "origin": "a test",
+    "slots": {"side": ["left", "right"]},
+    "normal": "normal",
+    "labels": {
+        "effusion": {"present": ["has-effusion {side}."], "absent": ["no-effusion."]},
+        "nodule": {"present": ["has-nodule."], "absent": ["no-nodule."]},
+        "scar": {"present": ["has-scar."], "absent": []},
+    },
+    "other": ["other {side}."],
+    "close_normal": ["all-normal."],
+    "close_abnormal": ["abnormal."],
+}
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "book.json"
+    path.write_text(json.dumps(BOOK | changes))
+    return str(path)
+
+
+@pytest.fixture
+def book(tmp_path):
+    return Phrasebook.read(write(tmp_path))
+
+
+def test_a_report_says_exactly_what_its_labels_say(book):
+    texts, labels = book.write_reports(500, NAMES)
+    assert labels.dtype == np.int8 and labels.shape == (500, 4)
+    for text, row in zip(texts, labels, strict=True):
+        has = dict(zip(NAMES, row, strict=True))
+        text = text.lower()
+        for name in FINDINGS:
+            assert (f"has-{name}" in text) == has[name]
+            assert not (has[name] and f"no-{name}" in text)
+        assert ("all-normal." in text) == has["normal"] == (not text.count("abnormal."))
+        assert not (has["normal"] and any(has[name] for name in FINDINGS))
+        assert has["normal"] or any(has[name] for name in FINDINGS) or "other" in text
+        assert "{" not in text
+    everything = " ".join(texts).lower()
+    assert {"left", "right"} <= set(re.findall(r"other (\w+)", everything))
+
+
+def test_the_shares_are_the_stated_ones(book):
+    count = 4000
+    texts, labels = book.write_reports(count, NAMES)
+
+    def share(value, out_of, chance):  # within 4.5 standard deviations: wrong once in 150,000
+        assert abs(value / out_of - chance) < 4.5 * (chance * (1 - chance) / out_of) ** 0.5
+
+    normal = labels[:, 0].sum()
+    share(normal, count, phrasebook.NORMAL)
+    for column in labels.T[1:]:
+        share(column.sum(), count - normal, phrasebook.FINDINGS / 3)
+    denied = sum("no-nodule" in text.lower() for text in texts)
+    share(denied, (labels[:, 2] == 0).sum(), phrasebook.DENIED)
+    twice = sum(text.lower().count("has-scar") == 2 for text in texts)
+    share(twice, labels[:, 3].sum(), phrasebook.REPEATED)
+
+
+def test_reports_are_a_pure_function_of_their_seed(book):
+    texts, labels = book.write_reports(50, NAMES)
+    again, labels_again = book.write_reports(50, NAMES)
+    assert texts == again and (labels == labels_again).all()
+    assert texts != book.write_reports(50, NAMES, seed=1)[0]
+
+
+def test_labels_come_in_the_order_that_is_asked_for(book):
+    texts, labels = book.write_reports(50, ("scar", "nodule"))
+    assert all(
+        ("Has-scar" in t or "has-scar" in t) == row[0] for t, row in zip(texts, labels, strict=True)
+    )
+    assert not any("effusion" in text for text in texts)
+    with pytest.raises(DataError, match="no sentences for fracture, mass"):
+        book.write_reports(1, ("fracture", "scar", "mass"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"more": 1}, "must hold exactly close_abnormal, close_normal, labels, normal, origin"),
+        ({"other": []}, "other must be a list of sentences"),
+        ({"slots": {"side": []}}, "slots.side must be a list"),
+        ({"close_normal": ["{word} is fine."]}, "close_normal uses word, no word of slots"),
+        ({"labels": {"scar": {"present": ["a"]}}}, "labels.scar must hold present and absent"),
+        ({"labels": {"scar": {"present": [], "absent": []}}}, "labels.scar.present must be"),
+    ],
+)
+def test_a_mistake_in_a_book_is_named(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        Phrasebook.read(write(tmp_path, **changes))
+
+
+def test_what_is_no_book_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no phrasebook here .*chest_en.* and no file"):
+        Phrasebook.read("nothing")
+    path = tmp_path / "book.json"
+    path.write_text("{\n,}")
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        Phrasebook.read(str(path))
+
+
+LABELS = {"chest_en": tuple(openi.LABELS)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_books_have_enough_to_say_and_no_sentence_for_two_labels(name):
+    book = Phrasebook.read(name)
+    assert set(LABELS[name]) - {book.normal} <= book.labels.keys()
+    said = [s for phrases in book.labels.values() for s in phrases["present"] + phrases["absent"]]
+    said += book.other
+    assert len(said) == len(set(said))
+    assert all(len(phrases["present"]) >= 7 for phrases in book.labels.values())
+    assert "without reading a report" in book.origin
