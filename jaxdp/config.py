@@ -291,8 +291,12 @@ class TrainConfig:
     optimizer: str = "adam"
     schedule: str = "constant"
     """Of the learning rate: constant, or to zero linearly or by a half cosine."""
-    microbatch_tokens: int = 1024
-    """Token positions that a device computes at once, padding included; memory grows with it."""
+    microbatch_tokens: int | None = None
+    """Token positions that a device computes at once, padding included; memory grows with it. None
+    is the platform's, see `PlatformDefaults`."""
+    width_ratio: float = 1.15
+    """A microbatch is as wide as its longest report needs, out of widths that are each so much
+    wider than the next: smaller pads less, larger compiles fewer programs."""
 
     def __post_init__(self):
         _require(self.mode in MODES, "train.mode", "one of " + ", ".join(MODES), self.mode)
@@ -301,6 +305,8 @@ class TrainConfig:
         _require(
             tokens is None or tokens >= 16, "train.microbatch_tokens", ">= 16, or None", tokens
         )
+        ratio = self.width_ratio
+        _require(1 < ratio < math.inf, "train.width_ratio", "larger than 1", ratio)
 
 
 def _check_stage(section: str, stage, least_steps: int) -> None:

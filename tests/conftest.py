@@ -10,6 +10,15 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+LONGEST = ("training", "members", "mesh", "faults", "sweep", "benchmark", "warm_start", "baseline")
+"""Files that a process should begin with, so that none is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Runs on the same tiny model share their compiled programs."""

@@ -291,6 +291,19 @@ def test_a_run_with_lora_on_eight_devices_too_and_it_resumes_to_the_last_bit(wor
     assert_equal(whole(workspace, resume=True, **changes), shared)
 
 
+def test_what_is_only_read_is_in_memory_once():
+    mesh, array = make_mesh(), np.arange(4099, dtype=np.float32)[1:]
+
+    def memory(placed):
+        np.testing.assert_array_equal(placed, array)
+        assert len(placed.addressable_shards) == 8
+        return {shard.data.unsafe_buffer_pointer() for shard in placed.addressable_shards}
+
+    assert len(memory(place(array, mesh, read_only=True))) == 1
+    assert len(memory(place(jnp.array(array), mesh, read_only=True))) == 1
+    assert len(memory(place(array, mesh))) > 1
+
+
 def test_only_large_arrays_that_divide_are_shared_out():
     mesh = make_mesh(8)
     shapes = {"large": (64, 512), "odd": (255, 257), "small": (64, 8), "first": (512, 63)}

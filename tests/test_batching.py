@@ -18,18 +18,18 @@ def microbatches(buckets, plan):
             yield width, plan.rows[start + k * rows : start + (k + 1) * rows]
 
 
-@given(SHAPES)
-def test_shapes_cover_every_length(shape):
+@given(SHAPES, st.sampled_from([1.15, 2.0, 4.0]))
+def test_shapes_cover_every_length(shape, ratio):
     max_length, tokens = shape
-    buckets = Buckets.for_lengths(max_length, tokens)
+    buckets = Buckets.for_lengths(max_length, tokens, ratio)
     assert len(buckets.widths) == len(buckets.rows)
     # the widest is exactly the longest report: a wider one would waste, a narrower one cut
     assert buckets.widths[0] == max_length
     assert all(a > b for a, b in zip(buckets.widths, buckets.widths[1:], strict=False))
-    # rounding a report up to a width costs at most 15 % and 3 positions; the few short ones more
+    # rounding a report up to a width costs at most the ratio and 3 positions; short ones more
     for wider, narrower in zip(buckets.widths, buckets.widths[1:], strict=False):
-        assert wider <= 1.15 * (narrower + 4)
-    assert buckets.widths[-1] <= 1.15 * (max_length / 8 + 4)
+        assert ratio * narrower <= wider <= ratio * (narrower + 4)
+    assert buckets.widths[-1] <= ratio * (max_length / 8 + 4)
     assert min(buckets.rows) >= 1
     # as many rows as the token budget allows, and never none
     assert list(buckets.rows) == [max(tokens // width, 1) for width in buckets.widths]

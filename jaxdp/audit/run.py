@@ -11,6 +11,7 @@ import numpy as np
 from jaxdp import dp
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model, load_inputs, token_buckets
 from jaxdp.training.stages import Stage, plan_run
@@ -114,6 +115,7 @@ class Audit:
             secret=secret,
             token_buckets=token_buckets(self.config),
             secure_noise=self.config.privacy.secure_noise,
+            mesh=make_mesh(self.config.run.devices),
         )
 
     def attack(self, variant: Variant, kind: str) -> Finding:

@@ -29,6 +29,7 @@ from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.peft import load_adapter, save_adapter
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.training.mesh import make_mesh
 from jaxdp.training.prefix import FrozenPrefix
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import token_buckets
@@ -46,6 +47,7 @@ class OurTrainer:
             Path(job.backbone), len(job.label_names), job.pooling, rngs=nnx.Rngs(0)
         )
         load_adapter(job.adapter, self._model)
+        mesh = make_mesh(config.run.devices)
         # The split that a stage calls validation is the one it can label.
         tokens = {"train": _packed(job.train), "validation": _packed(job.test)}
         mechanism = dp.SubsampledGaussian(**job.mechanisms[MAIN]) if job.private else None
@@ -53,13 +55,14 @@ class OurTrainer:
         self.stage = StageTrainer(
             Stage(MAIN, config.train.mode, config.train, mechanism),
             self._model,
-            prefix=FrozenPrefix(self._model, tokens, token_buckets(config)),
+            prefix=FrozenPrefix(self._model, tokens, token_buckets(config), mesh=mesh),
             labels={"train": job.train.labels},
             units=PrivacyUnits(config.privacy.unit, units[:-1], units),
             secret=RunSecret.create(config.run.research_seed),
             token_buckets=token_buckets(config),
             center=job.center,
             secure_noise=config.privacy.secure_noise,
+            mesh=mesh,
         )
 
     def rows(self, step: int) -> np.ndarray:
@@ -144,7 +147,7 @@ class OurTrainer:
             "attention": "jaxdp.models.layers",
             "padding": f"to one of {len(buckets.widths)} widths, batch sorted by length",
             "physical batch": f"about {buckets.widths[0] * buckets.rows[0]} tokens",
-            "threads": os.cpu_count(),
+            "threads": f"{os.cpu_count()}, on {jax.device_count()} devices",
         }
 
 
@@ -159,7 +162,8 @@ def run(job: Job, began: float) -> Outcome:
     state, marks = stage.initial_state, [began, time.time()]
     for step in range(stage.stage.steps):
         plan = stage.plan(step)
-        state, _ = stage.step(state, step, plan)
+        state, diagnostics = stage.step(state, step, plan)
+        jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
         reports.append(int((plan.rows >= 0).sum()))
         if step == 0:
             jax.block_until_ready(state)

@@ -35,15 +35,15 @@ class Buckets:
     rows: tuple[int, ...]
 
     @classmethod
-    def for_lengths(cls, max_length: int, tokens: int) -> "Buckets":
+    def for_lengths(cls, max_length: int, tokens: int, ratio: float = 1.15) -> "Buckets":
         """From max_length down to an eighth of it, each with about `tokens` positions.
 
-        Every width is 1 / 1.15 of the one before, rounded down to a multiple of 4: a report of any
-        length wastes about 7 %, where equal steps waste most on short reports; and each width
-        costs a program its compilation.
+        Every width is 1 / ratio of the one before, rounded down to a multiple of 4: a report of any
+        length wastes as large a share of its positions (7 % at 1.15), where equal steps waste most
+        on short reports; and each width costs a program its compilation.
         """
         widths, least = [max_length], max(max_length // 8, 1)
-        while (narrower := int(widths[-1] / 1.15) // 4 * 4) >= least:
+        while (narrower := int(widths[-1] / ratio) // 4 * 4) >= least:
             widths.append(narrower)
         return cls(tuple(widths), tuple(max(tokens // w, 1) for w in widths))
 

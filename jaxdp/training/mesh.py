@@ -47,16 +47,31 @@ def make_mesh(devices: int | None = None, members: int = 1) -> Mesh:
     return jax.make_mesh(shape, (MEMBER, DATA), axis_types=types, devices=chosen)
 
 
-def place(tree: Any, mesh: Mesh | None, specs: Any = WHOLE) -> Any:
+def place(tree: Any, mesh: Mesh | None, specs: Any = WHOLE, *, read_only: bool = False) -> Any:
     """The arrays on the mesh, whole on every device or as `specs` say; None: the default device.
 
-    Every process gives the same values.
+    Every process gives the same values. Arrays that are `read_only`, never donated to a program,
+    are in memory once for all CPU devices of a process.
     """
     if mesh is None:
         return jax.device_put(tree)
     if isinstance(specs, P):
         specs = jax.tree.map(lambda _: specs, tree)
-    return jax.tree.map(lambda x, spec: put(x, NamedSharding(mesh, spec)), tree, specs)
+
+    def one(x, spec):
+        sharding = NamedSharding(mesh, spec)
+        return put(_shared(x, sharding) if read_only else x, sharding)
+
+    return jax.tree.map(one, tree, specs)
+
+
+def _shared(x: Any, sharding: NamedSharding) -> Any:
+    """The array in memory that JAX has aligned, which several CPU devices take as it is."""
+    devices = sharding.device_set
+    whole = sharding.is_fully_addressable and sharding.is_fully_replicated
+    if not whole or len(devices) == 1 or any(d.platform != "cpu" for d in devices):
+        return x
+    return np.asarray(jax.device_put(x, min(devices, key=lambda d: d.id)))
 
 
 def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -163,9 +163,9 @@ class StageTrainer:
             step, donate_argnums=0, out_shardings=mesh and NamedSharding(mesh, spec)
         )
         self.initial_state = place(state, mesh, spec)
-        self._frozen = place(frozen, mesh, specs)
+        self._frozen = place(frozen, mesh, specs, read_only=True)
         self._center, self._bound = place((center, bound), mesh, spec)
-        data = place(LabelledData(train, labels["train"]), mesh)
+        data = place(LabelledData(train, labels["train"]), mesh, read_only=True)
         self._data = data._replace(center=self._center) if at_feature else data
         self._predict = Predictor(graphdef, self.level, self.buckets, mesh, predicting)
 

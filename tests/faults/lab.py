@@ -46,7 +46,12 @@ SETTINGS = {
     "centering": {"l2_clip_norm": 4.0, "epsilon_share": 0.3},
     "head_stage": {"steps": 20, "expected_batch_size": 60.0, "noise_multiplier": 30.0},
     "lora": {"layers": "last:1"},
-    "train": {"steps": 20, "expected_batch_size": 15.0, "microbatch_tokens": 128},
+    "train": {
+        "steps": 20,
+        "expected_batch_size": 15.0,
+        "microbatch_tokens": 128,
+        "width_ratio": 4.0,
+    },
     "privacy": {
         "epsilon": 2.0,
         "delta": 1e-3,
