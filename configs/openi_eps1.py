@@ -3,8 +3,8 @@
 
 python scripts/train.py --config configs/openi_eps1.py
 
-Result: test weighted F1 0.597 (0.589 to 0.609),
-mean and range over 3 seeds; 2:32 min:s on 2 CPU cores.
+Result: test weighted F1 0.808 (0.801 to 0.812),
+mean and range over 3 runs (configs/sweep_openi.py).
 """
 
 from jaxdp.config import inherit

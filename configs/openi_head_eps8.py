@@ -12,11 +12,10 @@ from jaxdp.config import inherit
 
 def get_config():
     config = inherit(__file__, "openi_eps8")
-    # The head stage of openi_eps8, with all that is left of the budget.
-    config.head_stage.steps = 0
-    config.train.mode = "head"
-    config.train.steps = 200
-    config.train.expected_batch_size = 3100.0
+    # Without the public start, and with the preset's own pooling: what private reports alone give.
+    config.warm_start.phrasebook = None
+    config.model.pooling = None
+    config.centering.l2_clip_norm = 4.0
     config.train.learning_rate = 0.3
     config.privacy.epsilon = 8.0
     config.run.name = "openi_head_eps8"

@@ -12,8 +12,14 @@ from jaxdp.config import inherit
 
 def get_config():
     config = inherit(__file__, "openi_eps8")
+    # Without the public start, and with the preset's own pooling: what private reports alone give.
+    config.warm_start.phrasebook = None
+    config.model.pooling = None
+    config.centering.l2_clip_norm = 4.0
+    config.head_stage.steps = 200
+    config.head_stage.expected_batch_size = 3100.0
     config.head_stage.learning_rate = 0.1
-    config.lora.layers = "last:2"
+    config.head_stage.schedule = "linear"
     config.train.mode = "lora"
     config.train.steps = 200
     config.train.expected_batch_size = 64.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open-I, MiniLM: three epsilons and none, three seeds each, all by the recipe of openi_eps8.
+"""Open-I, MiniLM: three epsilons by the recipe of openi_eps8, none by its own; three seeds each.
 
 python scripts/sweep.py --config configs/sweep_openi.py
 python scripts/report.py --sweep runs/sweep_openi
@@ -10,9 +10,12 @@ from jaxdp.sweep.members import Grid, Sweep
 
 
 def get_sweep():
-    base = inherit(__file__, "openi_eps8")
+    private, nonprivate = (inherit(__file__, name) for name in ("openi_eps8", "openi_nonprivate"))
     return Sweep(
         name="sweep_openi",
-        grids=[Grid("openi", base, {"privacy.epsilon": (0.1, 1.0, 8.0, None)})],
+        grids=[
+            Grid("openi", private, {"privacy.epsilon": (0.1, 1.0, 8.0)}),
+            Grid("openi_nonprivate", nonprivate),
+        ],
         seeds=3,
     )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares jaxdp with the same training in PyTorch: transformers, PEFT and Opacus.
 
-    python scripts/compare_pytorch.py --config configs/openi_eps8.py --level gradients
-    python scripts/compare_pytorch.py --config configs/openi_eps8.py --level trajectory --steps 5
-    python scripts/compare_pytorch.py --config configs/openi_eps8.py --level runs \\
+    python scripts/compare_pytorch.py --config configs/openi_plain_eps8.py --level gradients
+    python scripts/compare_pytorch.py --config configs/openi_plain_eps8.py --level trajectory \\
+        --steps 5
+    python scripts/compare_pytorch.py --config configs/openi_plain_eps8.py --level runs \\
         --epsilons 1,8 --seeds 3
 
 Both sides start the main stage of the configuration from the same weights, adapters, token ids and

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import safetensors.numpy
 import test_step as one
+import test_warm_start
 from flax import nnx
 from helpers_sweep import tiny_sweep, write_sweep_file
 from helpers_training import start_script, write_backbone
@@ -189,6 +190,17 @@ def test_frozen_weights_are_kept_once_and_what_each_has_drawn_is_not(backbone):
         share_frozen(models[0], other)
 
 
+def test_adapters_that_act_must_be_the_same(backbone):
+    """Where they are frozen, reports are carried through those of one member for all."""
+    first, same, apart = (member_model(backbone, seed) for seed in (0, 0, 1))
+    for model in (first, same, apart):
+        adapted = [m for _, m in nnx.iter_modules(model) if isinstance(m, LoRALinear)]
+        adapted[0].lora_b[...] = adapted[0].lora_b[...] + 1
+    share_frozen(first, same)
+    with pytest.raises(CannotShare, match="lora_a"):
+        share_frozen(first, apart)
+
+
 N = 40
 BUCKETS = Buckets((16, 8), (2, 4))
 
@@ -308,10 +320,17 @@ AXES = {
 }
 
 
-def test_a_group_gives_each_member_what_it_gets_alone(workspace):
-    together = run_sweep(tiny_sweep(workspace, axes=AXES, seeds=1))
-    apart = run_sweep(tiny_sweep(workspace, axes=AXES, seeds=1, name="apart"), one_by_one=True)
-    assert list((together.sweep.path / "private" / "group0-0").glob("1-6.*"))
+@pytest.mark.parametrize("public_start", [False, True])
+def test_a_group_gives_each_member_what_it_gets_alone(workspace, public_start):
+    axes = AXES
+    if public_start:  # which is then made once for all; the head alone is private
+        (workspace / "book.json").write_text(json.dumps(test_warm_start.BOOK))
+        changes = test_warm_start.settings(str(workspace / "book.json"), steps=3)
+        changes |= {"train__mode": "head", "head_stage__steps": 0}
+        axes = AXES | {name.replace("__", "."): (value,) for name, value in changes.items()}
+    together = run_sweep(tiny_sweep(workspace, axes=axes, seeds=1))
+    apart = run_sweep(tiny_sweep(workspace, axes=axes, seeds=1, name="apart"), one_by_one=True)
+    assert list((together.sweep.path / "private" / "group0-0").glob("*-6.*"))
     assert not (apart.sweep.path / "private" / "group0-0").exists()
     wanted = adapters(apart)
     for name, found in adapters(together).items():

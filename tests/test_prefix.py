@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers_data import make_dataset
+from helpers_training import write_backbone
 from scipy import stats
 
 from jaxdp import dp
@@ -104,9 +105,11 @@ def test_new_adapters_and_another_head_find_the_kept_levels(workspace, model, to
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
-def test_adapters_that_have_learnt_change_the_levels_above_them_alone(workspace, tokens, tmp_path):
+def test_adapters_that_have_learnt_change_the_levels_above_them_alone(tokens, tmp_path):
+    backbone = write_backbone(tmp_path / "learner")
+
     def adapted(b, level):
-        model = load_classifier(workspace / "backbone", 3, "mean", rngs=nnx.Rngs(0))[0]
+        model = load_classifier(backbone, 3, "mean", rngs=nnx.Rngs(0))[0]
         add_lora(model, rank=2, alpha=4, targets=["query"], first_layer=1, rngs=nnx.Rngs(0))
         nnx.update(model, jax.tree.map(lambda x: x + b, nnx.state(model, nnx.LoRAParam)))
         return folder_run(model, tokens, tmp_path, level).values

@@ -26,7 +26,7 @@ import numpy as np
 
 from .dataset import DataError
 
-SHIPPED = ("chest_en",)
+SHIPPED = ("chest_en", "chest_es")
 """Names of the phrasebooks that come with the package."""
 
 NORMAL = 0.35
@@ -62,7 +62,8 @@ class Phrasebook:
             DataError: there is none, or a field is missing, unknown or malformed; names the field.
         """
         if name in SHIPPED:
-            text = resources.files(__package__).joinpath(f"phrasebooks/{name}.json").read_text()
+            shipped = resources.files(__package__) / "phrasebooks" / f"{name}.json"
+            text = shipped.read_text(encoding="utf-8")
         elif Path(name).is_file():
             text = Path(name).read_text(encoding="utf-8")
         else:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxdp import dp
 from jaxdp.config import Config
@@ -157,11 +158,15 @@ def train_stages(
 def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassifier], LoadReport]:
     models = []
     for course in courses:
-        built, weights = build_model(
-            course.config, inputs.backbone, inputs.dataset.label_names, course.secret
-        )
-        models.append(built)
-        share_frozen(models[0], built)
+        if models and course.config.warm_start.phrasebook is not None:
+            # A public start takes its time, and members do not differ in it.
+            model = nnx.clone(models[0])
+        else:
+            model, weights = build_model(
+                course.config, inputs.backbone, inputs.dataset.label_names, course.secret
+            )
+        models.append(model)
+        share_frozen(models[0], model)
     return models, weights
 
 

@@ -57,12 +57,18 @@ def share_frozen(model: ReportClassifier, other: ReportClassifier) -> None:
     """Gives `other` the very arrays of `model` wherever its own are equal to them.
 
     Raises:
-        CannotShare: they differ in more than adapters and head, as where the checkpoint lacks
-            parameters, and each member has drawn its own.
+        CannotShare: they differ in more than the head and adapters that do nothing yet, as where
+            the checkpoint lacks parameters, and each member has drawn its own.
     """
-    ours = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    for path, theirs in nnx.to_flat_state(nnx.state(other, nnx.Param)):
+    ours, others = (dict(nnx.to_flat_state(nnx.state(m, nnx.Param))) for m in (model, other))
+    for path, theirs in others.items():
         if np.array_equal(ours[path][...], theirs[...]):
             theirs.set_value(ours[path][...])
-        elif path[0] != "classifier" and not isinstance(theirs, nnx.LoRAParam):
+            continue
+        if isinstance(theirs, nnx.LoRAParam):
+            b = (*path[:-1], "lora_b")
+            apart = bool(ours[b][...].any() or others[b][...].any())
+        else:
+            apart = path[0] != "classifier"
+        if apart:
             raise CannotShare(".".join(map(str, path)))

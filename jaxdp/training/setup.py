@@ -24,6 +24,7 @@ from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
 
 from .members import stack, stack_differing
+from .mesh import make_mesh
 from .randomness import RunSecret
 from .warm_start import warm_start
 
@@ -94,8 +95,9 @@ def build_model(
     config: Config, backbone: Backbone, label_names: Sequence[str], secret: RunSecret
 ) -> tuple[ReportClassifier, LoadReport]:
     """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
-    warm start on made-up reports leaves them."""
-    rngs = nnx.Rngs(secret.init_seed())
+    warm start on made-up reports leaves them, which is the same for every secret."""
+    public = config.warm_start.phrasebook is not None
+    rngs = nnx.Rngs(0 if public else secret.init_seed())
     model, report = load_classifier(
         backbone.directory,
         len(label_names),
@@ -115,13 +117,14 @@ def build_model(
             )
         except ValueError as error:
             raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
-    if config.warm_start.phrasebook is not None:
+    if public:
         warm_start(
             config,
             model,
             token_buckets(config),
             directory=backbone.directory,
             label_names=label_names,
+            mesh=make_mesh(config.run.devices),
         )
     return model, report
 
@@ -145,7 +148,8 @@ def token_buckets(config: Config, members: int = 1) -> Buckets:
     """The microbatch shapes for whole reports; those that so many members compute at once hold as
     many positions together as one member's, as far as a report can be no shorter."""
     tokens = config.train.microbatch_tokens or platform_defaults().microbatch_tokens
-    return Buckets.for_lengths(config.data.max_length, tokens // members)
+    ratio = config.train.width_ratio
+    return Buckets.for_lengths(config.data.max_length, tokens // members, ratio)
 
 
 def test_probabilities(

@@ -4,7 +4,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdp.config import Config, HeadStageConfig, TrainConfig
 from jaxdp.data.batching import Buckets
@@ -26,6 +28,7 @@ def warm_start(
     *,
     directory: Path,
     label_names: Sequence[str],
+    mesh: Mesh | None = None,
 ) -> None:
     """Trains head, then adapters and head, as config.warm_start says; in place.
 
@@ -38,6 +41,7 @@ def warm_start(
         buckets: shapes for token ids.
         directory: of the backbone, for its tokenizer.
         label_names: of the head's rows.
+        mesh: devices to share the work; None is the default device alone.
 
     Raises:
         DataError: the phrasebook cannot be used, or lacks a label.
@@ -46,7 +50,7 @@ def warm_start(
     book = Phrasebook.read(settings.phrasebook)
     texts, labels = book.write_reports(settings.reports, label_names)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
-    prefix = FrozenPrefix(model, {"train": tokens}, buckets)
+    prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
     center = prefix.at(model.feature_level)["train"].values.mean(axis=0)
     for stage in _stages(config):
         trainer = StageTrainer(
@@ -58,10 +62,12 @@ def warm_start(
             secret=RunSecret.create(0),  # no secret is needed
             token_buckets=buckets,
             center=center,
+            mesh=mesh,
         )
         state = trainer.initial_state
         for step in range(stage.steps):
-            state, _ = trainer.step(state, step, trainer.plan(step))
+            state, diagnostics = trainer.step(state, step, trainer.plan(step))
+            jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
         trainer.install(state)
 
 
