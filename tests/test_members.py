@@ -205,12 +205,8 @@ N = 40
 BUCKETS = Buckets((16, 8), (2, 4))
 
 
-def stage_trainer(backbone, members, mode="lora-ffa", mesh=None, centered=True, buckets=BUCKETS):
-    """The real trainer of some members, which differ in everything that may differ."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 17, N)
-    tokens = Packed.from_lengths(rng.integers(5, 19, lengths.sum()).astype(np.int32), lengths)
-    labels = rng.integers(0, 2, (N, 3)).astype(np.int8)
+def stage_members(backbone, members, centered=True):
+    """What trains in one program: members that differ in everything that may differ."""
     models = [member_model(backbone, m) for m in members]
     for model in models[1:]:
         share_frozen(models[0], model)
@@ -220,16 +216,24 @@ def stage_trainer(backbone, members, mode="lora-ffa", mesh=None, centered=True, 
         settings = TrainConfig(
             steps=3, expected_batch_size=12.0, learning_rate=1e-3 * (1 + member), schedule="linear"
         )
+        stage = Stage("main stage", "lora-ffa", settings, mechanism)
         secret = RunSecret(RunSecret.create(member).root, bytes(32))
         center = np.full(16, 0.1 * member, np.float32) if centered else 0.0
-        trainees.append(
-            Trainee(Stage("main stage", mode, settings, mechanism), model, secret, center)
-        )
+        trainees.append(Trainee(stage, model, secret, center))
+    return trainees
+
+
+def trainer_of(trainees, mesh=None, buckets=BUCKETS):
+    """The real trainer of some members, on made-up token ids."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 17, N)
+    tokens = Packed.from_lengths(rng.integers(5, 19, lengths.sum()).astype(np.int32), lengths)
+    labels = rng.integers(0, 2, (N, 3)).astype(np.int8)
     first, *others = trainees
     return StageTrainer(
         first.stage,
         first.model,
-        prefix=FrozenPrefix(models[0], {"train": tokens, "validation": tokens}, BUCKETS),
+        prefix=FrozenPrefix(first.model, {"train": tokens, "validation": tokens}, BUCKETS),
         labels={"train": labels},
         units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
         secret=first.secret,
@@ -237,7 +241,16 @@ def stage_trainer(backbone, members, mode="lora-ffa", mesh=None, centered=True, 
         center=first.center,
         mesh=mesh,
         others=others,
-    ), models
+    )
+
+
+def stage_trainer(backbone, members, mode="lora-ffa", mesh=None, centered=True, buckets=BUCKETS):
+    """(trainer, models) of some members in another stage, or on other devices."""
+    trainees = [
+        dataclasses.replace(each, stage=dataclasses.replace(each.stage, mode=mode))
+        for each in stage_members(backbone, members, centered)
+    ]
+    return trainer_of(trainees, mesh, buckets), [each.model for each in trainees]
 
 
 def trained(trainer, models):
@@ -271,23 +284,20 @@ def test_a_stage_of_members_is_the_stage_of_each(backbone, mode):
 
 
 def test_members_that_do_not_fit_one_program_are_refused(backbone):
-    trainer, models = stage_trainer(backbone, (0, 1))
-    first, second = trainer._trainees
+    first, second = stage_members(backbone, (0, 1))
+    stage, settings = second.stage, second.stage.settings
     for other in (
         dataclasses.replace(second, secret=RunSecret(bytes(32), bytes(range(32)))),
-        dataclasses.replace(second, stage=dataclasses.replace(second.stage, mechanism=None)),
+        dataclasses.replace(second, stage=dataclasses.replace(stage, mechanism=None)),
         dataclasses.replace(
             second,
             stage=dataclasses.replace(
-                second.stage, settings=dataclasses.replace(second.stage.settings, optimizer="sgd")
+                stage, settings=dataclasses.replace(settings, optimizer="sgd")
             ),
         ),
     ):
         with pytest.raises(ValueError, match="share samples"):
-            StageTrainer(
-                first.stage, first.model, prefix=None, labels={}, units=None,
-                secret=first.secret, token_buckets=BUCKETS, others=[other],
-            )  # fmt: skip
+            trainer_of([first, other])
 
 
 def test_a_mesh_takes_what_divides():
