@@ -4,7 +4,8 @@
 python scripts/train.py --config configs/ctrate_eps1.py --config.data.root=/data/ct-rate
 
 Result: not run (the data are gated). The study states data, model, rank and epsilons; steps, batch,
-learning rates, clip norms and the head stage are ours, transferred from Open-I and marked so.
+learning rates, clip norms, public start and head stage are ours, transferred from Open-I and
+PadChest, and marked so.
 """
 
 from jaxdp.config import default_config
@@ -16,9 +17,13 @@ def get_config():
     config.data.max_length = 512  # ours
     config.model.backbone = "bert-medium"
 
+    # Ours, as it did most for Open-I and PadChest: adapters and head first learn made-up reports.
+    config.warm_start.phrasebook = "ct_en"
+    config.warm_start.steps = 100
+
     config.centering.l2_clip_norm = 22.0  # ours: tanh features of width 512 have norm <= 22.6
     config.head_stage.steps = 200  # ours, as all of this stage
-    config.head_stage.expected_batch_size = 8192.0
+    config.head_stage.expected_batch_size = 22800.0
     config.head_stage.learning_rate = 0.1
     config.head_stage.schedule = "linear"
     config.head_stage.l2_clip_norm = 0.1

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxdp.data import openi, padchest, phrasebook
+from jaxdp.data import ctrate, mimic, openi, padchest, phrasebook
 from jaxdp.data.dataset import DataError
 from jaxdp.data.phrasebook import SHIPPED, Phrasebook
 
@@ -115,7 +115,12 @@ def test_what_is_no_book_is_refused(tmp_path):
         Phrasebook.read(str(path))
 
 
-LABELS = {"chest_en": tuple(openi.LABELS), "chest_es": tuple(padchest.LABELS)}
+LABELS = {
+    "chest_en": tuple(openi.LABELS),
+    "chest_es": tuple(padchest.LABELS),
+    "mimic_en": mimic.LABELS,
+    "ct_en": ctrate.LABELS,
+}
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -26,7 +26,7 @@ import numpy as np
 
 from .dataset import DataError
 
-SHIPPED = ("chest_en", "chest_es")
+SHIPPED = ("chest_en", "chest_es", "mimic_en", "ct_en")
 """Names of the phrasebooks that come with the package."""
 
 NORMAL = 0.35
