@@ -98,11 +98,10 @@ def main(argv) -> None:
             text = json.dumps(describe(plan), indent=2) + "\n"
             Path(_JSON.value).write_text(text, encoding="utf-8")
         if _DRY_RUN.value:
-            estimates = estimate_seconds(plan)
-            console.print(plan_table(plan, estimates))
-            known = [e for e in estimates.values() if e is not None]
-            if known:
-                console.print(f"one after the other, roughly {clock(sum(known))}")
+            alone, total = estimate_seconds(plan)
+            console.print(plan_table(plan, alone))
+            if total:
+                console.print(f"in all, one program after the other, roughly {clock(total)}")
             for line in joint_lines(plan):
                 console.print(line)
             return

@@ -364,12 +364,26 @@ def test_history_counts_attempts_and_reads_over_a_torn_line(tmp_path):
 
 
 def test_times_are_estimated_from_what_is_finished(tmp_path):
-    plan = plan_sweep(tiny_sweep(tmp_path, axes={"model.backbone": ("bert-tiny", "owner/name")}))
-    known, unknown = "tiny_bert-tiny_seed0", "tiny_name_seed0"
-    estimates = estimate_seconds(plan)
-    assert 20 < estimates[known] < 120 and estimates[unknown] is None
+    axes = {"model.backbone": ("bert-tiny", "owner/name")}
+    plan = plan_sweep(tiny_sweep(tmp_path, axes=axes, seeds=1))
+    known, unknown = "tiny_bert-tiny", "tiny_name"
+    alone, total = estimate_seconds(plan)
+    assert 20 < alone[known] < 120 and alone[unknown] is None and total == alone[known]
     pretend_finished(plan)
-    assert estimate_seconds(plan)[unknown] == 5.0
+    alone, total = estimate_seconds(plan)
+    assert alone[unknown] == 5.0 and total == 10.0
+
+
+def test_members_of_one_program_share_what_is_computed_once(tmp_path):
+    def estimate(seeds):
+        axes = {"model.backbone": ("bert-tiny",)}
+        alone, total = estimate_seconds(plan_sweep(tiny_sweep(tmp_path, axes=axes, seeds=seeds)))
+        return [*alone.values()], total
+
+    (alone,), total = estimate(1)
+    (_, second, _), together = estimate(3)
+    assert total == alone
+    assert together < 3 * second - 30  # two starts, of 20 s
 
 
 # The script.

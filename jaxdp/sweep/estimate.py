@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from jaxdp.models.presets import find_preset
 from jaxdp.models.pretrained import read_encoder_config
 
 from .accounting import SweepPlan
+from .execute import programs
 from .history import read_history, seconds
 
 _SIZES = {"base": (12, 768), "clinical": (12, 768), "minilm-l6": (6, 384)}
@@ -21,24 +23,36 @@ _FULL = 0.5
 """Mean report length over data.max_length, a guess."""
 _EFFICIENCY = 0.6
 """Share of a large matrix product's speed that training reaches."""
+_START = 20.0
+"""Seconds until a run begins to compute."""
 
 
-def estimate_seconds(plan: SweepPlan) -> dict[str, float | None]:
-    """Seconds for each member alone, good to a factor of about 3; None where the backbone's size is
-    not known offline.
+def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
+    """Seconds for each member alone, good to a factor of about 3, None where the backbone's size is
+    not known offline; and for all the known ones, where members of one program share what is
+    computed once.
 
     Finished members of the same group tell better than arithmetic.
     """
-    speed = _speed()
-    result: dict[str, float | None] = {}
+    speed, total = _speed(), 0.0
+    alone: dict[str, float | None] = {}
     for names in plan.groups:
-        done = [read_history(plan.members[n].path) for n in names]
+        members = [plan.members[name] for name in names]
+        done = [read_history(member.path) for member in members]
         times = [seconds(h) for h in done if any(e["event"] == "finished" for e in h)]
-        for name in names:
-            flops = _flops(plan.members[name].config)
-            measured = float(np.mean(times)) if times else None
-            result[name] = measured or (None if flops is None else 20 + flops / speed)
-    return {name: result[name] for name in plan.members}
+        for program in programs(members):
+            for position, member in enumerate(program):
+                flops = _flops(member.config)
+                if times:
+                    alone[member.name] = own = float(np.mean(times))
+                elif flops is None:
+                    alone[member.name], own = None, 0.0
+                else:
+                    once, steps = (_START + flops.once / speed, flops.steps / speed)
+                    alone[member.name] = once + steps
+                    own = steps if position else once + steps
+                total += own
+    return {name: alone[name] for name in plan.members}, total
 
 
 def _speed() -> float:
@@ -52,23 +66,34 @@ def _speed() -> float:
     return _EFFICIENCY * best
 
 
-def _flops(config: Config) -> float | None:
+class _Flops(NamedTuple):
+    """Of what is done once for all members of a program, and of a member's steps."""
+
+    once: float
+    steps: float
+
+
+def _flops(config: Config) -> _Flops | None:
     """Multiplications and additions in dense layers: 24 H^2 per token and layer forwards, as many
     again for what goes backwards past frozen weights."""
     size = _size(config.model.backbone)
     if size is None:
         return None
     layers, hidden = size
-    token_layer = 24 * hidden**2
-    length = _FULL * config.data.max_length
-    trained = 0
-    if config.train.mode != "head":
-        first = config.lora.first_layer(layers) if config.train.mode.startswith("lora") else 0
-        trained = layers - first
+    token_layer = 24 * hidden**2 * _FULL * config.data.max_length
+    trained = layers - config.lora.first_layer(layers)
     units = config.privacy.units or config.train.expected_batch_size * config.train.steps
-    once = units * length * token_layer * layers  # features, and frozen layers' outputs
-    step = config.train.expected_batch_size * length * token_layer * 2 * trained
-    return once + step * config.train.steps
+    once = units * token_layer * layers  # features, and frozen layers' outputs
+    start = config.warm_start
+    if start.trains_adapters:
+        once += token_layer * start.reports * layers
+        once += token_layer * 2 * trained * start.steps * start.expected_batch_size
+    if config.train.mode == "head":
+        trained = 0
+    elif not config.train.mode.startswith("lora"):
+        trained = layers
+    step = config.train.expected_batch_size * token_layer * 2 * trained
+    return _Flops(once, step * config.train.steps)
 
 
 def _size(backbone: str) -> tuple[int, int] | None:
