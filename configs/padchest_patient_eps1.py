@@ -10,6 +10,7 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "padchest_eps1")
     config.privacy.unit = "patient"
-    config.privacy.units = 53000
+    config.privacy.units = 53_000
+    config.train.expected_batch_size = 53_000.0
     config.run.name = "padchest_patient_eps1"
     return config
