@@ -60,8 +60,8 @@ class DataConfig:
     validation_fraction: float = 0.05
     """Chance of a training patient to be held out, for sources without a validation split."""
     cache: str | None = None
-    """Folder that keeps token ids and the frozen layers' outputs for other runs; as private as the
-    reports. None keeps nothing."""
+    """Folder that keeps token ids, the frozen layers' outputs and the public start for other runs;
+    as private as the reports. None keeps nothing."""
     labeler: str = "chexpert"
     """mimic: whose labels, chexpert or negbio."""
     uncertain: str = "zeros"

@@ -18,6 +18,7 @@ from jaxdp import dp
 from jaxdp.backbone import Backbone
 from jaxdp.config import ConfigError, WarmStartConfig
 from jaxdp.models import lora
+from jaxdp.training import warm_start as warm_start_module
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
@@ -64,8 +65,8 @@ def settings(book, steps=0, **changes):
     }
 
 
-def built(workspace, config, seed=0):
-    backbone = Backbone("", workspace / "backbone", "cls")
+def built(workspace, config, seed=0, pooling="cls"):
+    backbone = Backbone("", workspace / "backbone", pooling)
     return build_model(config, backbone, LABELS, SimpleNamespace(init_seed=lambda: seed))[0]
 
 
@@ -106,6 +107,34 @@ def test_it_moves_the_head_alone_or_the_adapters_too_and_nothing_else(workspace,
     again = parameters(built(workspace, smoke_config(workspace, **settings(book, steps=5)), 1))
     for name, value in both.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(workspace, book, monkeypatch):
+    cache = str(workspace / "cache")
+    wanted = parameters(built(workspace, smoke_config(workspace, **settings(book, steps=2))))
+
+    def kept(pooling="cls", **changes):
+        changes = settings(book, **{"steps": 2, "data__cache": cache, **changes})
+        return parameters(built(workspace, smoke_config(workspace, **changes), pooling=pooling))
+
+    def same(found):
+        return all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+    assert same(kept())
+    trained = []
+    original = warm_start_module._train
+    monkeypatch.setattr(
+        warm_start_module, "_train", lambda *args: (trained.append(1), original(*args))
+    )
+    assert same(kept()) and not trained
+    for changes in (
+        {"warm_start__learning_rate": 2e-2},
+        {"warm_start__reports": 199},
+        {"lora__alpha": 3.0},
+        {"pooling": "mean"},
+    ):
+        assert not same(kept(**changes))
+    assert len(trained) == 4
 
 
 def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, book):

@@ -105,10 +105,8 @@ def train_stages(
         course.monitor.built(model, weights, config.train.mode)
     processes.first(start)
     used = {split: inputs.tokens[split] for split in ("train", "validation")}
-    # Processes could disagree on what a folder holds, so several keep nothing in it.
-    folder = cache_folder(config) if jax.process_count() == 1 else None
     everything = make_mesh(config.run.devices)
-    prefix = FrozenPrefix(models[0], used, token_buckets(config), folder, everything)
+    prefix = FrozenPrefix(models[0], used, token_buckets(config), cache_folder(config), everything)
     # From the lowest level up, so that each is made from the one before.
     model = models[0]
     for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):

@@ -76,10 +76,11 @@ def load_inputs(config: Config) -> Inputs:
     dataset = load_reports(config.data, config.teacher)
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
+    folder = None if config.data.cache is None else Path(config.data.cache)
     for split in SPLITS:
         part = dataset.subset(split)
         tokens[split], part_cut = tokenize(
-            part.texts, tokenizer, config.data.max_length, cache=cache_folder(config)
+            part.texts, tokenizer, config.data.max_length, cache=folder
         )
         labels[split] = part.labels
         cut += part_cut
@@ -125,13 +126,16 @@ def build_model(
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
+            folder=cache_folder(config),
         )
     return model, report
 
 
 def cache_folder(config: Config) -> Path | None:
-    """Where token ids and frozen levels are kept; None if they are not."""
-    return None if config.data.cache is None else Path(config.data.cache)
+    """Where frozen levels and a public start are kept; None if they are not: several processes
+    could disagree on what a folder holds."""
+    kept = config.data.cache is not None and jax.process_count() == 1
+    return Path(config.data.cache) if kept else None
 
 
 def platform_defaults() -> PlatformDefaults:

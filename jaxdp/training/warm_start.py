@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public start: a model learns from made-up reports before it sees a private one."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
+from jaxdp import __version__
 from jaxdp.config import Config, HeadStageConfig, TrainConfig
 from jaxdp.data.batching import Buckets
+from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook
+from jaxdp.data.store import stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.data.units import PrivacyUnits
+from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
 from .prefix import FrozenPrefix
@@ -29,6 +37,7 @@ def warm_start(
     directory: Path,
     label_names: Sequence[str],
     mesh: Mesh | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Trains head, then adapters and head, as config.warm_start says; in place.
 
@@ -42,6 +51,8 @@ def warm_start(
         directory: of the backbone, for its tokenizer.
         label_names: of the head's rows.
         mesh: devices to share the work; None is the default device alone.
+        folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
+            nothing.
 
     Raises:
         DataError: the phrasebook cannot be used, or lacks a label.
@@ -50,15 +61,53 @@ def warm_start(
     book = Phrasebook.read(settings.phrasebook)
     texts, labels = book.write_reports(settings.reports, label_names)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
+
+    def learn() -> jax.Array:
+        _train(config, model, buckets, tokens, labels, mesh)
+        return _learnt(config, model)[0]
+
+    if folder is None:
+        learn()
+        return
+    devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
+    versions = (__version__, jax.__version__, jax.default_backend(), devices)
+    depends = (versions, config.model, model.pooling, config.lora, settings, buckets)
+    digest = hashlib.sha256(repr(depends).encode())
+    state = nnx.state(model, nnx.Param)
+    for array in (tokens.values, tokens.lengths, labels, *jax.tree.leaves(state)):
+        digest.update(np.ascontiguousarray(array).data)
+    kept, _ = stored(folder, digest.hexdigest()[:32], lambda: (_one_row(learn()), 0))
+    nnx.update(model, _learnt(config, model)[1](jnp.asarray(kept.values)))
+
+
+def _learnt(config: Config, model: ReportClassifier):
+    """What a public start trains, as one vector, and how to read such a vector."""
+    mode = "lora" if config.warm_start.trains_adapters else "head"
+    return ravel_pytree(lora.split(model, mode)[1])
+
+
+def _one_row(vector: jax.Array) -> Packed:
+    return Packed.from_lengths(np.asarray(vector), [vector.size])
+
+
+def _train(
+    config: Config,
+    model: ReportClassifier,
+    buckets: Buckets,
+    tokens: Packed,
+    labels: np.ndarray,
+    mesh: Mesh | None,
+) -> None:
     prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
     center = prefix.at(model.feature_level)["train"].values.mean(axis=0)
+    everything = np.arange(len(tokens) + 1)
     for stage in _stages(config):
         trainer = StageTrainer(
             stage,
             model,
             prefix=prefix,
             labels={"train": labels},
-            units=PrivacyUnits("report", np.arange(len(texts)), np.arange(len(texts) + 1)),
+            units=PrivacyUnits("report", everything[:-1], everything),
             secret=RunSecret.create(0),  # no secret is needed
             token_buckets=buckets,
             center=center,
