@@ -26,9 +26,11 @@ from rich.console import Console
 from jaxdp.config import ConfigError
 from jaxdp.dp import Ledger, LedgerError
 from jaxdp.evaluation.predict import ReleasedClassifier
+from jaxdp.training.checkpoint import Position
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
-from jaxdp.training.monitor import Monitor
+from jaxdp.training.monitor import Monitor, SilentMonitor
+from jaxdp.training.prefix import FrozenPrefix
 from jaxdp.training.rundir import RunDirectory, RunError
 from jaxdp.training.settle import settle
 from jaxdp.training.setup import load_inputs
@@ -194,6 +196,23 @@ def test_interrupt_saves_and_resume_continues_identically(workspace):
             for name in ("whole", config.run.name)
         ]
         assert statements[0] == statements[1]
+
+
+def test_a_signal_before_the_first_step_does_not_wait_for_it(workspace, monkeypatch):
+    run(smoke_config(workspace, run__name="whole"))
+    config = smoke_config(workspace, run__name="stopped")
+
+    def asked(*_):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    with monkeypatch.context() as patch, Interrupt() as interrupt:
+        patch.setattr(FrozenPrefix, "at", asked)
+        with pytest.raises(Interrupted) as stop:
+            train(config, resume=False, interrupt=interrupt, monitor=SilentMonitor())
+    assert interrupt.received == signal.SIGINT and stop.value.position == Position(0, 0)
+    run(config, resume=True)
+    assert_same_adapter(adapter(workspace, "whole"), adapter(workspace, "stopped"))
 
 
 def test_sigterm_exits_with_a_way_to_go_on(workspace):

@@ -100,17 +100,22 @@ def train_stages(
     config, plan = courses[0].config, courses[0].plan
     saved = processes.latest(checkpoints)
     position = saved or Position(0, 0)
-    models, weights = processes.together(lambda: _build(courses, inputs))
-    for course, model in zip(courses, models, strict=True):
-        course.monitor.built(model, weights, config.train.mode)
-    processes.first(start)
-    used = {split: inputs.tokens[split] for split in ("train", "validation")}
-    everything = make_mesh(config.run.devices)
-    prefix = FrozenPrefix(models[0], used, token_buckets(config), cache_folder(config), everything)
-    # From the lowest level up, so that each is made from the one before.
-    model = models[0]
-    for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
-        prefix.at(level)
+    alone = courses[0] if len(courses) == 1 else None
+    # A public start and frozen layers may take minutes, and leave nothing half done.
+    with stop.raising(Interrupted(position, alone and alone.epsilon(position))):
+        models, weights = processes.together(lambda: _build(courses, inputs))
+        for course, model in zip(courses, models, strict=True):
+            course.monitor.built(model, weights, config.train.mode)
+        processes.first(start)
+        used = {split: inputs.tokens[split] for split in ("train", "validation")}
+        everything = make_mesh(config.run.devices)
+        prefix = FrozenPrefix(
+            models[0], used, token_buckets(config), cache_folder(config), everything
+        )
+        # From the lowest level up, so that each is made from the one before.
+        model = models[0]
+        for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
+            prefix.at(level)
     secure = config.privacy.secure_noise
     centers: list[Any] = [0.0] * len(courses)
     if config.centering.l2_clip_norm is not None:

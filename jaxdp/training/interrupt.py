@@ -2,6 +2,8 @@
 """SIGINT and SIGTERM as a request to stop at the next step."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Interrupt:
@@ -9,6 +11,18 @@ class Interrupt:
 
     def __init__(self):
         self.received: signal.Signals | None = None
+        self._error: Exception | None = None
+
+    @contextmanager
+    def raising(self, error: Exception) -> Iterator[None]:
+        """Within, the request raises `error` wherever it comes: nothing there needs an end."""
+        self._error = error
+        try:
+            if self.received is not None:
+                raise error
+            yield
+        finally:
+            self._error = None
 
     def __enter__(self) -> "Interrupt":
         self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -22,3 +36,5 @@ class Interrupt:
         del frame
         self.received = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
+        if self._error is not None:
+            raise self._error

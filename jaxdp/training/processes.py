@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import jax
@@ -159,6 +160,10 @@ class SharedInterrupt:
         self._sharding = NamedSharding(mesh, P(DATA))
         self._highest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, P()))
         self._asked: jax.Array | None = None
+
+    def raising(self, error: Exception) -> AbstractContextManager[None]:
+        """See `Interrupt.raising`; nothing with several processes, which must stop together."""
+        return self._interrupt.raising(error) if jax.process_count() == 1 else nullcontext()
 
     def received(self) -> bool:
         """To be asked once a step, by all; sets `received` of the interrupt where it is true."""
