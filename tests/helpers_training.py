@@ -118,13 +118,15 @@ def as_flags(settings: config_dict.ConfigDict) -> list[str]:
 
 
 def start_script(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """Starts scripts/<name> in its own process."""
+    """Starts scripts/<name> in its own process, on one device as in this one, so that what both
+    release is the same to the last bit."""
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "scripts" / name), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ | settings | environment,
     )
 
 
