@@ -2,6 +2,9 @@
 """PadChest, MiniLM, epsilon 1 per patient: one random report of each sampled patient per step.
 
 python scripts/train.py --config configs/padchest_patient_eps1.py
+
+Result: test weighted F1 0.917 (0.916 to 0.918),
+mean and range over 3 runs (configs/sweep_padchest.py).
 """
 
 from jaxdp.config import inherit

@@ -2,6 +2,9 @@
 """PadChest, MiniLM, epsilon 8 per patient: one random report of each sampled patient per step.
 
 python scripts/train.py --config configs/padchest_patient_eps8.py
+
+Result: test weighted F1 0.946 (0.945 to 0.947),
+mean and range over 3 runs (configs/sweep_padchest.py).
 """
 
 from jaxdp.config import inherit

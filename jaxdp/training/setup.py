@@ -164,7 +164,8 @@ def test_probabilities(
     graphdefs, adapters, frozen = zip(
         *(lora.split(model, config.train.mode) for model in models), strict=True
     )
-    buckets, tokens = token_buckets(config, len(models)), inputs.tokens["test"]
+    computed = 1 if config.train.mode == "head" else len(models)  # all layers are shared
+    buckets, tokens = token_buckets(config, computed), inputs.tokens["test"]
     if len(models) == 1:
         return [Predictor(graphdefs[0], 0, buckets, mesh)(*adapters, *frozen, tokens)]
     frozen, axes = stack_differing(frozen)
