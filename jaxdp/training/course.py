@@ -102,7 +102,7 @@ def train_stages(
     position = saved or Position(0, 0)
     alone = courses[0] if len(courses) == 1 else None
     # A public start and frozen layers may take minutes, and leave nothing half done.
-    with stop.raising(Interrupted(position, alone and alone.epsilon(position))):
+    with stop.raising(Interrupted(position, alone and saved and alone.epsilon(saved))):
         models, weights = processes.together(lambda: _build(courses, inputs))
         for course, model in zip(courses, models, strict=True):
             course.monitor.built(model, weights, config.train.mode)
