@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings and fixtures for all tests."""
 
-import os
-
 import jax
 import pytest
 from helpers_training import write_backbone, write_collection
@@ -10,8 +8,7 @@ from helpers_training import write_backbone, write_collection
 jax.config.update("jax_platforms", "cpu")
 # A key that is used twice is an error in every test.
 jax.config.update("jax_debug_key_reuse", True)
-# Programs are compiled far more often than they run; read when XLA starts, here and in scripts.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 
 LONGEST = ("training", "members", "mesh", "faults", "sweep", "benchmark", "warm_start", "baseline")
 """Files that a process should begin with, so that none is left alone with one at the end."""
