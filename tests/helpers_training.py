@@ -3,9 +3,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from helpers_data import openi_xml, write_openi
 from ml_collections import config_dict
 
 from jaxdp.config import Config, inherit
+from jaxdp.training.interrupt import Interrupt
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = "heart lungs clear normal enlarged opacity effusion small large left right no acute".split()
@@ -115,6 +118,16 @@ def as_flags(settings: config_dict.ConfigDict) -> list[str]:
             if value != base[section][field]:
                 flags.append(f"--config.{section}.{field}={value}")
     return flags
+
+
+class AtTheFirstStep(Interrupt):
+    """Asked to stop once everything is ready for a step, which is the last one then."""
+
+    @contextmanager
+    def raising(self, error):
+        with super().raising(error):
+            yield
+        self.received = signal.SIGINT
 
 
 def start_script(name: str, *arguments: str, **environment: str) -> subprocess.Popen:

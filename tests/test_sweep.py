@@ -16,6 +16,7 @@ from helpers_sweep import pretend_finished, tiny_sweep, write_sweep_file
 from helpers_training import (
     LABELS,
     REPOSITORY,
+    AtTheFirstStep,
     run_script,
     smoke_config,
     smoke_settings,
@@ -316,9 +317,8 @@ def test_a_folder_belongs_to_one_sweep(tmp_path):
 def test_a_member_of_a_group_is_not_resumed_with_other_samples(workspace):
     sweep = tiny_sweep(workspace, axes={}, seeds=1)
     begin(plan_sweep(sweep))
-    with Interrupt() as interrupt, pytest.raises(Interrupted):
-        interrupt.received = signal.SIGINT
-        run_group(sweep.path, 0, interrupt)
+    with pytest.raises(Interrupted):
+        run_group(sweep.path, 0, AtTheFirstStep())
     (member,) = expand(sweep).values()
     done = status(member, plan_sweep(sweep).plans[member.name])
     assert done.state == "begun" and done.steps == 1
