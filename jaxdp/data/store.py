@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,14 @@ def stored(folder: Path, key: str, make: Callable[[], tuple[Packed, int]]) -> tu
         if found is None:
             raise DataError(f"{folder} does not keep what is written to it; choose another folder")
     return found
+
+
+def key_of(description: str, parts: Iterable[bytes | np.ndarray]) -> str:
+    """A name for what depends on the description and on the parts, bytes or arrays, in order."""
+    digest = hashlib.sha256(description.encode())
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+    return digest.hexdigest()[:32]
 
 
 def _checksum(packed: Packed) -> str:

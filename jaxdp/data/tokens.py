@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts -> token ids, packed without padding."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxdp.models.checkpoints import read_json
 
 from .dataset import DataError
 from .packed import Packed
-from .store import stored
+from .store import key_of, stored
 
 _FORMAT = 1
 """Of a cache entry; part of its key."""
@@ -90,8 +89,6 @@ def _encode(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> tupl
 
 def _key(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> str:
     """Name of a cache entry."""
-    digest = hashlib.sha256(f"{_FORMAT} {max_length} {tokenizer.to_str()}".encode())
-    for text in texts:
-        content = text.encode("utf-8", "surrogatepass")
-        digest.update(b"%d " % len(content) + content)
-    return digest.hexdigest()[:32]
+    contents = (text.encode("utf-8", "surrogatepass") for text in texts)
+    marked = (b"%d " % len(content) + content for content in contents)
+    return key_of(f"{_FORMAT} {max_length} {tokenizer.to_str()}", marked)

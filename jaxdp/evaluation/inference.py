@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a model over many reports, in the shapes that training uses."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
-from jaxdp.data.store import stored
+from jaxdp.data.store import key_of, stored
 from jaxdp.models.classifier import ReportClassifier
 
 _DATA, _MEMBER = "data", "member"
@@ -213,10 +212,8 @@ def cache_level(
     if not _adapters_act(nnx.merge(graphdef, state), state, level):
         # Fresh ones change nothing, and would make the hash that of one run.
         weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))
-    digest = hashlib.sha256(f"{jax.__version__} {buckets} {program}".encode())
-    for array in (*jax.tree.leaves(weights), reports.lengths, reports.values):
-        digest.update(np.ascontiguousarray(array).data)
-    key = digest.hexdigest()[:32]
+    arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
+    key = key_of(f"{jax.__version__} {buckets} {program}", arrays)
     return stored(folder, key, lambda: (carried(), 0))[0]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public start: a model learns from made-up reports before it sees a private one."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +17,7 @@ from jaxdp.config import Config, HeadStageConfig, TrainConfig
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook
-from jaxdp.data.store import stored
+from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models import lora
@@ -62,32 +62,30 @@ def warm_start(
     texts, labels = book.write_reports(settings.reports, label_names)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
 
-    def learn() -> jax.Array:
-        _train(config, model, buckets, tokens, labels, mesh)
-        return _learnt(config, model)[0]
-
+    train = partial(_train, config, model, buckets, tokens, labels, mesh)
     if folder is None:
-        learn()
+        train()
         return
+
+    def learnt() -> tuple[Packed, int]:
+        train()
+        vector, _ = _trained(config, model)
+        return Packed.from_lengths(np.asarray(vector), [vector.size]), 0
+
     devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
     versions = (__version__, jax.__version__, jax.default_backend(), devices)
     depends = (versions, config.model, model.pooling, config.lora, settings, buckets)
-    digest = hashlib.sha256(repr(depends).encode())
-    state = nnx.state(model, nnx.Param)
-    for array in (tokens.values, tokens.lengths, labels, *jax.tree.leaves(state)):
-        digest.update(np.ascontiguousarray(array).data)
-    kept, _ = stored(folder, digest.hexdigest()[:32], lambda: (_one_row(learn()), 0))
-    nnx.update(model, _learnt(config, model)[1](jnp.asarray(kept.values)))
+    weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+    key = key_of(repr(depends), (tokens.values, tokens.lengths, labels, *weights))
+    kept, _ = stored(folder, key, learnt)
+    _, read = _trained(config, model)
+    nnx.update(model, read(jnp.asarray(kept.values)))
 
 
-def _learnt(config: Config, model: ReportClassifier):
+def _trained(config: Config, model: ReportClassifier) -> tuple[jax.Array, Callable]:
     """What a public start trains, as one vector, and how to read such a vector."""
     mode = "lora" if config.warm_start.trains_adapters else "head"
     return ravel_pytree(lora.split(model, mode)[1])
-
-
-def _one_row(vector: jax.Array) -> Packed:
-    return Packed.from_lengths(np.asarray(vector), [vector.size])
 
 
 def _train(
