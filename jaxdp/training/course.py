@@ -100,26 +100,17 @@ def train_stages(
     config, plan = courses[0].config, courses[0].plan
     saved = processes.latest(checkpoints)
     position = saved or Position(0, 0)
-    alone = courses[0] if len(courses) == 1 else None
     # A public start and frozen layers may take minutes, and leave nothing half done.
-    with stop.raising(Interrupted(position, alone and saved and alone.epsilon(saved))):
+    with stop.raising(lambda: _interrupted(courses, saved)):
         models, weights = processes.together(lambda: _build(courses, inputs))
         for course, model in zip(courses, models, strict=True):
             course.monitor.built(model, weights, config.train.mode)
         processes.first(start)
-        used = {split: inputs.tokens[split] for split in ("train", "validation")}
-        everything = make_mesh(config.run.devices)
-        prefix = FrozenPrefix(
-            models[0], used, token_buckets(config), cache_folder(config), everything
-        )
-        # From the lowest level up, so that each is made from the one before.
-        model = models[0]
-        for level in sorted(model.start_level(lora.split(model, s.mode)[1]) for s in plan.stages):
-            prefix.at(level)
+        prefix = _prefix(courses[0], models[0], inputs)
     secure = config.privacy.secure_noise
     centers: list[Any] = [0.0] * len(courses)
     if config.centering.l2_clip_norm is not None:
-        features = prefix.at(model.feature_level)["train"]
+        features = prefix.at(models[0].feature_level)["train"]
         released = [
             mean_feature(features, inputs.units, c.plan.centering, c.secret, secure_noise=secure)
             for c in courses
@@ -173,6 +164,30 @@ def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassi
     return models, weights
 
 
+def _prefix(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenPrefix:
+    """With every level that the stages start from."""
+    config = course.config
+    prefix = FrozenPrefix(
+        model,
+        {split: inputs.tokens[split] for split in ("train", "validation")},
+        token_buckets(config),
+        cache_folder(config),
+        make_mesh(config.run.devices),
+    )
+    # From the lowest level up, so that each is made from the one before.
+    for level in sorted(
+        model.start_level(lora.split(model, stage.mode)[1]) for stage in course.plan.stages
+    ):
+        prefix.at(level)
+    return prefix
+
+
+def _interrupted(courses: Sequence[Course], saved: Position | None) -> Interrupted:
+    """To be raised where everything up to `saved` is on disk; of a run alone it says the cost."""
+    epsilon = courses[0].epsilon(saved) if saved is not None and len(courses) == 1 else None
+    return Interrupted(saved or Position(0, 0), epsilon)
+
+
 @dataclasses.dataclass(frozen=True)
 class _StageLoop:
     """The steps of one stage, with what has to happen between them."""
@@ -210,8 +225,7 @@ class _StageLoop:
                 for course, own in zip(self.courses, metrics, strict=True):
                     course.monitor.evaluated(done, own, course.epsilon(done))
             if stop and not last:
-                alone = self.courses[0] if len(self.courses) == 1 else None
-                raise Interrupted(done, alone and alone.epsilon(done))
+                raise _interrupted(self.courses, done)
         return state
 
     def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:

@@ -2,7 +2,7 @@
 """SIGINT and SIGTERM as a request to stop at the next step."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -11,15 +11,15 @@ class Interrupt:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._error: Exception | None = None
+        self._error: Callable[[], Exception] | None = None
 
     @contextmanager
-    def raising(self, error: Exception) -> Iterator[None]:
-        """Within, the request raises `error` wherever it comes: nothing there needs an end."""
+    def raising(self, error: Callable[[], Exception]) -> Iterator[None]:
+        """Within, the request raises `error()` wherever it comes: nothing there needs an end."""
         self._error = error
         try:
             if self.received is not None:
-                raise error
+                raise error()
             yield
         finally:
             self._error = None
@@ -37,4 +37,4 @@ class Interrupt:
         self.received = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
         if self._error is not None:
-            raise self._error
+            raise self._error()

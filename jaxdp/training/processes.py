@@ -161,7 +161,7 @@ class SharedInterrupt:
         self._highest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(mesh, P()))
         self._asked: jax.Array | None = None
 
-    def raising(self, error: Exception) -> AbstractContextManager[None]:
+    def raising(self, error: Callable[[], Exception]) -> AbstractContextManager[None]:
         """See `Interrupt.raising`; nothing with several processes, which must stop together."""
         return self._interrupt.raising(error) if jax.process_count() == 1 else nullcontext()
 
