@@ -40,18 +40,13 @@ def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
         members = [plan.members[name] for name in names]
         done = [read_history(member.path) for member in members]
         times = [seconds(h) for h in done if any(e["event"] == "finished" for e in h)]
+        measured = _Cost(0.0, float(np.mean(times))) if times else None
         for program in programs(members):
             for position, member in enumerate(program):
-                flops = _flops(member.config)
-                if times:
-                    alone[member.name] = own = float(np.mean(times))
-                elif flops is None:
-                    alone[member.name], own = None, 0.0
-                else:
-                    once, steps = (_START + flops.once / speed, flops.steps / speed)
-                    alone[member.name] = once + steps
-                    own = steps if position else once + steps
-                total += own
+                cost = measured or _cost(member.config, speed)
+                alone[member.name] = None if cost is None else cost.once + cost.steps
+                if cost is not None:
+                    total += cost.steps if position else cost.once + cost.steps
     return {name: alone[name] for name in plan.members}, total
 
 
@@ -66,34 +61,32 @@ def _speed() -> float:
     return _EFFICIENCY * best
 
 
-class _Flops(NamedTuple):
-    """Of what is done once for all members of a program, and of a member's steps."""
+class _Cost(NamedTuple):
+    """Seconds of what is done once for all members of a program, and of a member's steps."""
 
     once: float
     steps: float
 
 
-def _flops(config: Config) -> _Flops | None:
-    """Multiplications and additions in dense layers: 24 H^2 per token and layer forwards, as many
-    again for what goes backwards past frozen weights."""
+def _cost(config: Config, speed: float) -> _Cost | None:
+    """Multiplications and additions in dense layers, 24 H^2 per token and layer forwards, as many
+    again for what goes backwards past frozen weights, at `speed` a second."""
     size = _size(config.model.backbone)
     if size is None:
         return None
     layers, hidden = size
-    token_layer = 24 * hidden**2 * _FULL * config.data.max_length
-    trained = layers - config.lora.first_layer(layers)
+    layer = 24 * hidden**2 * _FULL * config.data.max_length / speed  # seconds for a report
     units = config.privacy.units or config.train.expected_batch_size * config.train.steps
-    once = units * token_layer * layers  # features, and frozen layers' outputs
-    start = config.warm_start
+    once = _START + layer * layers * units  # features, and frozen layers' outputs
+    start, mode = config.warm_start, config.train.mode
     if start.trains_adapters:
-        once += token_layer * start.reports * layers
-        once += token_layer * 2 * trained * start.steps * start.expected_batch_size
-    if config.train.mode == "head":
-        trained = 0
-    elif not config.train.mode.startswith("lora"):
-        trained = layers
-    step = config.train.expected_batch_size * token_layer * 2 * trained
-    return _Flops(once, step * config.train.steps)
+        adapted = layers - config.lora.first_layer(layers)
+        seen = start.steps * start.expected_batch_size
+        once += layer * (layers * start.reports + 2 * adapted * seen)
+    trained = 0
+    if mode != "head":
+        trained = layers - (config.lora.first_layer(layers) if mode.startswith("lora") else 0)
+    return _Cost(once, layer * 2 * trained * config.train.expected_batch_size * config.train.steps)
 
 
 def _size(backbone: str) -> tuple[int, int] | None:
