@@ -11,9 +11,7 @@ from jaxdp.config import inherit
 
 
 def get_config():
-    config = inherit(__file__, "padchest_eps8")
-    config.privacy.unit = "patient"
-    config.privacy.units = 53_000
-    config.train.expected_batch_size = 53_000.0
+    config = inherit(__file__, "padchest_patient_eps1")
+    config.privacy.epsilon = 8.0
     config.run.name = "padchest_patient_eps8"
     return config

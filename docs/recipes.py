@@ -3,10 +3,7 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure
 
 EPSILONS = (0.1, 1, 8)
 # collection -> (without privacy, {recipe: weighted F1 by epsilon})
@@ -37,7 +34,8 @@ STYLES = {
 
 
 def main() -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True, layout="constrained")
+    figure = Figure((8.4, 3.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, (collection, (nonprivate, recipes)) in zip(panels, SCORES.items(), strict=True):
         axes.axhline(nonprivate, color="black", linestyle="--", linewidth=1)
         axes.text(0.1, nonprivate + 0.01, "LoRA without privacy", fontsize=8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts share: one-line errors and the compilation cache."""
+"""What the scripts share: one-line errors, CPU devices and the compilation cache."""
 
 import os
 import sys
@@ -28,6 +28,10 @@ USER_ERRORS = (
     WeightsError,
 )
 """Errors that a user can act on: shown as one line, without a traceback."""
+
+_PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
+_MOST_CPU_DEVICES = 8
+"""More have not been tried; the microbatches of a step should not run out."""
 
 
 def fail(error: object) -> NoReturn:
@@ -62,8 +66,3 @@ def one_device_per_core() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _PATIENCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_PATIENCE}={24 * 3600}".strip()
-
-
-_PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
-_MOST_CPU_DEVICES = 8
-"""More have not been tried; the microbatches of a step should not run out."""
