@@ -41,13 +41,15 @@ def fail(error: object) -> NoReturn:
 
 
 def prepare() -> None:
-    """Quiets libraries, makes each core a device, and keeps compiled programs in the user's cache
-    folder for quick starts. To be called before JAX is first used."""
+    """Quiets libraries, makes each core a device, and keeps compiled programs for quick starts: in
+    the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where. To be called before JAX is
+    first used."""
     one_device_per_core()
     logging.set_verbosity(logging.ERROR)
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-    # The step's parts compile in seconds; caching everything else only costs files.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+        # The step's parts compile in seconds; caching everything else only costs files.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def one_device_per_core() -> None:

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings and fixtures for all tests."""
 
+import os
+
 import jax
 import pytest
 from helpers_training import write_backbone, write_collection
 
+from jaxdp.cli import one_device_per_core
+
 jax.config.update("jax_platforms", "cpu")
+# As in the scripts that tests start, so that those find what was compiled here, and the reverse.
+os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+one_device_per_core()
 # A key that is used twice is an error in every test.
 jax.config.update("jax_debug_key_reuse", True)
 
@@ -21,9 +28,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Runs on the same tiny model share their compiled programs."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    """Runs on the same tiny model share their compiled programs, those of scripts too."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shared = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.05,
+    }
+    for name, value in shared.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture

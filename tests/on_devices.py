@@ -195,7 +195,10 @@ def with_adapters(backbone):
 
 def test_prediction_and_frozen_levels_have_the_bits_of_one_device(backbone, tokens, tiny_too):
     parts = nnx.split(load_classifier(backbone, 3, "cls", rngs=nnx.Rngs(0))[0])
-    levels = [cache_level(*parts, tokens, 0, 1, BUCKETS, mesh=m) for m in (None, make_mesh(8))]
+    levels = [
+        cache_level(*parts, {"train": tokens}, 0, 1, BUCKETS, mesh=mesh)["train"]
+        for mesh in (None, make_mesh(8))
+    ]
     np.testing.assert_array_equal(levels[0].values, levels[1].values)
     graphdef, adapters, frozen = nnx.split(
         nnx.merge(*parts), nnx.PathContains("classifier"), nnx.Param

@@ -307,7 +307,7 @@ def test_full_size_trains_privately_and_says_what_it_takes(name, workspace):
         train__steps=2,
         head_stage__steps=0,
     )
-    done = run_script("train.py", *as_flags(settings), JAXDP_CACHE=str(workspace))
+    done = run_script("train.py", *as_flags(settings))
     assert done.returncode == 0, done.stderr
     width, rank = STUDY[name][1]["hidden_size"], settings.lora.rank
     layers = 1 if name.startswith("albert") else STUDY[name][1]["num_hidden_layers"]

@@ -83,7 +83,6 @@ def test_script_labels_csv_and_jsonl_alike(release, workspace):
             f"--run={release.parent}",
             f"--input={workspace / f'new.{kind}'}",
             f"--output={target}",
-            JAXDP_CACHE=str(workspace),
         )
         assert done.returncode == 0, done.stderr
         assert "4 reports labelled, 0 rows skipped" in done.stdout

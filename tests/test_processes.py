@@ -213,7 +213,6 @@ def start(workspace, *settings, resume=False):
     resume = ["--resume"] if resume else []
     return start_processes(
         *(as_flags(s) + resume for s in settings),
-        JAXDP_CACHE=str(workspace),
         JAX_NUM_CPU_DEVICES="2",
     )
 

@@ -217,10 +217,12 @@ def test_a_signal_before_the_first_step_does_not_wait_for_it(workspace, monkeypa
 
 
 def test_sigterm_exits_with_a_way_to_go_on(workspace):
-    settings = smoke_settings(workspace, train__steps=5000, run__checkpoint_every=100)
-    process = start_script("train.py", *as_flags(settings), JAXDP_CACHE=str(workspace))
+    steps = dict(train__steps=5000, run__checkpoint_every=100, run__eval_every=5000)
+    quick = dict(train__mode="head", head_stage__steps=0, privacy__noise_multiplier=500.0)
+    settings = smoke_settings(workspace, **steps, **quick)
+    process = start_script("train.py", *as_flags(settings))
     checkpoints = workspace / "runs" / "smoke" / "private" / "checkpoints"
-    while process.poll() is None and not (checkpoints / "1-100.safetensors").exists():
+    while process.poll() is None and not (checkpoints / "0-100.safetensors").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -283,11 +285,12 @@ def test_plan_composes_to_the_target(workspace):
     [
         (dict(privacy__noise_multiplier=1.0), "cost"),
         (dict(head_stage__noise_multiplier=1.0), "other stages already cost"),
-        (dict(privacy__epsilon=60.0), "epsilon must be in"),
+        (dict(privacy__epsilon=60.0, head_stage__steps=0), "epsilon must be in"),
     ],
 )
 def test_unreachable_targets_are_refused_before_data_is_read(workspace, changes, words):
-    config = smoke_config(workspace, data__root="/nowhere", **changes)
+    changes = dict(data__root="/nowhere", centering__l2_clip_norm=None) | changes
+    config = smoke_config(workspace, **changes)
     with pytest.raises(ConfigError, match=words):
         run(config)
 

@@ -37,6 +37,7 @@ def in_batches(
     """
     everything = np.arange(len(reports))
     plan = buckets.plan(everything, reports.lengths, len(reports) + max(buckets.rows))
+    computing = None
     for width, size, start, count in zip(
         buckets.widths, buckets.rows, plan.starts, plan.counts, strict=True
     ):
@@ -46,8 +47,17 @@ def in_batches(
             taken = plan.rows[begin : min(begin + devices * size, end)]
             rows[: len(taken)] = taken
             values, lengths = reports.gather(rows, width)
-            real = rows >= 0
-            yield rows[real], lengths[real], np.asarray(fn(values, lengths))[real]
+            # Waited for only once the devices have the next one to work on.
+            ready, computing = computing, (rows, lengths, fn(values, lengths))
+            if ready:
+                yield _real(*ready)
+    if computing:
+        yield _real(*computing)
+
+
+def _real(rows: np.ndarray, lengths: np.ndarray, output: jax.Array) -> tuple[np.ndarray, ...]:
+    real = rows >= 0
+    return rows[real], lengths[real], np.asarray(output)[real]
 
 
 def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
@@ -171,13 +181,13 @@ class Predictor:
 def cache_level(
     graphdef: nnx.GraphDef,
     state: nnx.State,
-    reports: Packed,
+    splits: dict[str, Packed],
     start: int,
     level: int,
     buckets: Buckets,
     folder: Path | None = None,
     mesh: Mesh | None = None,
-) -> Packed:
+) -> dict[str, Packed]:
     """Carries every report from level `start` to level `level`, once; float32, on the host.
 
     Hidden states stay packed: [tokens, H] for the reports' real tokens only. Features are [n, H]
@@ -185,7 +195,7 @@ def cache_level(
 
     Args:
         graphdef, state: of the model.
-        reports: at level `start`.
+        splits: reports at level `start`, by split; one compilation serves all splits.
         start, level: see `models.classifier`.
         buckets: shapes to run in.
         folder: for `store.stored`, where the result is found again by a hash of the program, its
@@ -194,27 +204,34 @@ def cache_level(
             same to the last bit.
     """
     if level == start:
-        return reports
+        return splits
 
     def advance(state, values, lengths):
         model = nnx.merge(graphdef, state)
         return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
 
-    def carried():
+    everywhere = on_all(advance, mesh)
+
+    def carried(reports: Packed) -> Packed:
         weights = state if mesh is None else _on_mesh(state, mesh)
-        return _carry(partial(on_all(advance, mesh), weights), reports, buckets, _devices(mesh))
+        return _carry(partial(everywhere, weights), reports, buckets, _devices(mesh))
 
     if folder is None:
-        return carried()
+        return {split: carried(reports) for split, reports in splits.items()}
+    some = next(iter(splits.values()))
     rows = np.full(buckets.rows[0], -1)
-    program = jax.jit(advance).lower(state, *reports.gather(rows, buckets.widths[0])).as_text()
+    program = jax.jit(advance).lower(state, *some.gather(rows, buckets.widths[0])).as_text()
     weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
     if not _adapters_act(nnx.merge(graphdef, state), state, level):
         # Fresh ones change nothing, and would make the hash that of one run.
         weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))
-    arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
-    key = key_of(f"{jax.__version__} {buckets} {program}", arrays)
-    return stored(folder, key, lambda: (carried(), 0))[0]
+
+    def kept(reports: Packed) -> Packed:
+        arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
+        key = key_of(f"{jax.__version__} {buckets} {program}", arrays)
+        return stored(folder, key, lambda: (carried(reports), 0))[0]
+
+    return {split: kept(reports) for split, reports in splits.items()}
 
 
 def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool:

@@ -50,12 +50,9 @@ class FrozenPrefix:
         """Split -> the reports at `level`, on the host; made from the nearest level below."""
         if level not in self._levels:
             below = max(known for known in self._levels if known < level)
-            self._levels[level] = {
-                split: cache_level(
-                    *self._parts, reports, below, level, self._buckets, **self._places
-                )
-                for split, reports in self._levels[below].items()
-            }
+            self._levels[level] = cache_level(
+                *self._parts, self._levels[below], below, level, self._buckets, **self._places
+            )
         return self._levels[level]
 
 

@@ -23,7 +23,11 @@ from table import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported before forking. Nothing here may start JAX's backend, which does not survive a fork.
-LIBRARIES = ("jax", "optax", "chex", "scipy.stats", "dp_accounting", "hypothesis", "pytest")
+LIBRARIES = (
+    *("jax", "optax", "chex", "flax.nnx", "scipy.stats", "dp_accounting", "sklearn.metrics"),
+    *("huggingface_hub", "ml_collections", "pyarrow", "rich.console", "safetensors.numpy"),
+    *("hypothesis", "pytest"),
+)
 KILLED, SURVIVED = 1, 0  # pytest's exit statuses; any other means that the test could not run
 # A mutant that merely crashes shows nothing about the test.
 CRASH = re.compile(r"^E +(NameError|SyntaxError|AttributeError|ImportError|TypeError)", re.M)
@@ -51,8 +55,9 @@ def apply(mutant: Mutant, tree: Path) -> None:
     file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-def start_tests(tree: Path, tests: list[str]) -> int:
-    """Process id of a fork that runs the tests in `tree`; its output is in tree/output."""
+def start_tests(tree: Path, tests: list[str], compiled: Path) -> int:
+    """Process id of a fork that runs the tests in `tree`; its output is in tree/output. No other
+    fork may use the folder `compiled` meanwhile: JAX may read what is half written."""
     pid = os.fork()
     if pid:
         return pid
@@ -63,8 +68,12 @@ def start_tests(tree: Path, tests: list[str]) -> int:
     sys.path[:0] = [str(tree), str(tree / "tests")]
     status = 70
     try:
+        import jax
         import pytest
 
+        # Most of what a killer compiles is what it was without the mutant.
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
         arguments = ["-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
         arguments += [f"tests/{test}" for test in tests]
         status = int(pytest.main(arguments))
@@ -83,14 +92,19 @@ def run_all(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, int, floa
     outcome, running = {}, {}
     waiting = list(enumerate(mutants))
     with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch).resolve()
+        free = [scratch / f"compiled{i}" for i in range(workers)]
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and free:
                 i, mutant = waiting.pop(0)
-                tree = copy_of_the_package(Path(scratch).resolve() / str(i))
+                tree = copy_of_the_package(scratch / str(i))
                 apply(mutant, tree)
-                running[start_tests(tree, [mutant.killer])] = (i, tree, time.monotonic())
+                compiled = free.pop()
+                pid = start_tests(tree, [mutant.killer], compiled)
+                running[pid] = (i, tree, compiled, time.monotonic())
             pid, status = os.wait()
-            i, tree, start = running.pop(pid)
+            i, tree, compiled, start = running.pop(pid)
+            free.append(compiled)
             output = (tree / "output").read_text(errors="replace")
             status = 72 if CRASH.search(output) else os.waitstatus_to_exitcode(status)
             outcome[i] = (mutants[i], status, time.monotonic() - start, output[-3000:])
@@ -102,7 +116,7 @@ def check_unmutated(mutants: list[Mutant]) -> None:
     """Ends the program unless the killers pass on the package as it is."""
     with tempfile.TemporaryDirectory() as scratch:
         tree = copy_of_the_package(Path(scratch).resolve())
-        pid = start_tests(tree, sorted({m.killer for m in mutants}))
+        pid = start_tests(tree, sorted({m.killer for m in mutants}), tree / "compiled")
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status != SURVIVED:
             print((tree / "output").read_text(errors="replace"))
