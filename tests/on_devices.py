@@ -80,7 +80,13 @@ def assert_close(left, right, rounding):
 
 
 @pytest.mark.parametrize(
-    "precision, devices", [("float64", 2), ("float64", 4), ("float64", 8), ("float32", 8)]
+    "precision, devices",
+    [
+        ("float64", 2),
+        pytest.param("float64", 4, marks=pytest.mark.slow),
+        pytest.param("float64", 8, marks=pytest.mark.slow),
+        ("float32", 8),
+    ],
 )
 def test_any_number_of_devices_makes_the_same_adapters(precision, devices):
     # Up to two microbatches have only one sum, whatever the order.
@@ -212,7 +218,10 @@ def test_prediction_and_frozen_levels_have_the_bits_of_one_device(backbone, toke
         np.testing.assert_array_equal(shared, alone)
 
 
-@pytest.mark.parametrize("devices, shard", [(1, False), (8, False), (8, True)])
+@pytest.mark.parametrize(
+    "devices, shard",
+    [*(pytest.param(n, False, marks=pytest.mark.slow) for n in (1, 8)), (8, True)],
+)
 def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices, shard):
     """The real step: BERT, LoRA, clip, noise, Adam. Lowering only: nothing is compiled or run."""
     mechanism = dp.SubsampledGaussian(N, 10, 3, 0.1, 1.0)
@@ -239,7 +248,10 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
 # Members of a sweep.
 
 
-@pytest.mark.parametrize("mode, members, shape", [("head", 8, (8, 1)), ("lora-ffa", 2, (2, 4))])
+@pytest.mark.parametrize(
+    "mode, members, shape",
+    [("head", 8, (8, 1)), pytest.param("lora-ffa", 2, (2, 4), marks=pytest.mark.slow)],
+)
 def test_members_share_a_mesh(backbone, mode, members, shape):
     """Members along one axis, microbatches along the other, and noise once for each member."""
     names, buckets = tuple(range(members)), Buckets((16,), (2,))
@@ -268,6 +280,7 @@ def whole(workspace, resume=False, interrupt=None, monitor=Monitor, **changes):
     return safetensors.numpy.load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_devices_releases_the_adapter_of_one(workspace):
     # A head alone compiles fastest.
     alone = whole(workspace, run__name="one", run__devices=1, train__mode="head")

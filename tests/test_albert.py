@@ -28,10 +28,15 @@ def test_logits_and_gradients_match_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("pooling", "shape"),
     [
-        ("cls", {"num_hidden_layers": 3, "num_hidden_groups": 1}),
         ("mean", {"num_hidden_layers": 2, "num_hidden_groups": 2}),
-        ("cls", {"num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2}),
-        ("mean-last2", {"num_hidden_layers": 2, "num_hidden_groups": 1}),
+        *(
+            pytest.param(pooling, {"num_hidden_layers": layers} | more, marks=pytest.mark.slow)
+            for pooling, layers, more in [
+                ("cls", 3, {"num_hidden_groups": 1}),
+                ("cls", 2, {"num_hidden_groups": 1, "inner_group_num": 2}),
+                ("mean-last2", 2, {"num_hidden_groups": 1}),
+            ]
+        ),
     ],
 )
 def test_float64_agrees_to_1e_10(tmp_path, pooling, shape):

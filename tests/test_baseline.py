@@ -37,7 +37,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=["bert", pytest.param("albert", marks=pytest.mark.slow)])
 def job(request, tmp_path_factory) -> Job:
     """A job with LoRA on every layer, whose clip norm is in the midst of the gradients' norms."""
     return tiny_job(tmp_path_factory.mktemp(request.param), request.param)

@@ -166,6 +166,7 @@ def test_the_fastest_physical_batch_is_kept():
     assert tried["64"] < 0.08 < tried["16"]
 
 
+@pytest.mark.slow
 def test_one_failure_leaves_the_others_running(job, tmp_path):
     """Without a mechanism JAX-Privacy has nothing to clip by; ours trains without privacy."""
     few = dataclasses.replace(job.train.take(np.arange(40)))
@@ -254,6 +255,7 @@ def test_every_contender_has_a_baseline_and_a_side():
         assert baseline.options == {"kind": "private"} and baseline.layers == contender.layers
 
 
+@pytest.mark.slow
 def test_flags():
     wrong = {
         "--models=bert-smal": "error: --models: 'bert-smal' is none of minilm-l6, bert-small, ",

@@ -83,6 +83,7 @@ def flags(workspace, **changes) -> list[str]:
     return [f"--config={config}", f"--output={workspace / 'out'}"]
 
 
+@pytest.mark.slow
 def test_help_and_wrong_input_are_plain(workspace):
     assert run_script("compare_pytorch.py", "--help").stdout.count("--level") >= 1
     failed = run_script("compare_pytorch.py", *flags(workspace, privacy__epsilon=None))

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers_training import REPOSITORY, run_script
+from helpers_canaries import CONFIG, run_scripts
+from helpers_training import REPOSITORY
 
 from jaxdp.config import Config, ConfigError, default_config, inherit
 
@@ -102,14 +103,20 @@ def test_shipped_configs_are_valid_and_state_their_command(path: Path):
 
 
 def test_command_line_errors_are_one_line(tmp_path):
-    smoke = f"--config={REPOSITORY / 'configs' / 'smoke.py'}"
-    for flag, words in [
-        ("--config.lora.rank=0", "error: config.lora.rank must be at least 1, not 0"),
-        ("--config.privacy.epsilon=-2", "error: config.privacy.epsilon must be positive"),
-        ("--config.data.root=/nowhere.tgz", "error: /nowhere.tgz does not exist"),
-        ("--config.run.name=x --config.run.dir=/dev/null", "error: config.run.dir: /dev/null/x"),
-    ]:
-        done = run_script("train.py", smoke, f"--config.run.dir={tmp_path}", *flag.split())
-        assert done.returncode == 1
-        assert done.stderr.strip().startswith(words) and done.stderr.count("\n") == 1
-    assert run_script("train.py", smoke, "--config.lora.rnk=3").returncode != 0
+    runs = tmp_path / "file" / "runs"  # where its run directory is to be
+    wrong = {
+        "rank": ("--config.lora.rank=0", "config.lora.rank must be at least 1, not 0"),
+        "epsilon": ("--config.privacy.epsilon=-2", "config.privacy.epsilon must be positive"),
+        "root": ("--config.data.root=/nowhere.tgz", "/nowhere.tgz does not exist"),
+        "file": ("--config.run.name=x", f"config.run.dir: {runs}/x"),
+        "misspelt": ("--config.lora.rnk=3", None),
+    }
+    for name in wrong:
+        (tmp_path / name).mkdir()
+    runs.touch()
+    cases = {name: ["train.py", CONFIG, flag] for name, (flag, _) in wrong.items()}
+    outcomes = run_scripts(tmp_path, cases)
+    assert outcomes.pop("misspelt").status != 0
+    for name, outcome in outcomes.items():
+        assert outcome.status == 1 and outcome.stderr.count("\n") == 1
+        assert outcome.stderr.startswith(f"error: {wrong[name][1]}")

@@ -232,6 +232,7 @@ def without_gloo(output):
     return [line for line in output.splitlines() if line.strip() and "[Gloo]" not in line]
 
 
+@pytest.mark.slow
 def test_two_processes_release_the_adapter_of_one_with_the_same_secret(workspace):
     settings = settings_of(workspace, run__name="two", run__research_seed=None)
     (status, shown, errors), (other_status, other_shown, _) = finish(

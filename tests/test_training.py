@@ -144,7 +144,10 @@ def test_nonprivate_training_learns_and_says_so(workspace):
     assert "WITHOUT" in (workspace / "runs/smoke/release/privacy.json").read_text()
 
 
-@pytest.mark.parametrize("mode", ["head", "lora-ffa", "bitfit", "full"])
+@pytest.mark.parametrize(
+    "mode",
+    ["lora-ffa", *(pytest.param(m, marks=pytest.mark.slow) for m in ("head", "bitfit", "full"))],
+)
 def test_every_mode_releases_what_it_trained(workspace, mode):
     result, _ = run(smoke_config(workspace, train__mode=mode, head_stage__steps=0))
     folder = workspace / "runs" / "smoke" / "release" / "adapter"
@@ -162,6 +165,7 @@ def test_every_mode_releases_what_it_trained(workspace, mode):
     assert [per_label[name]["predicted"] for name in LABELS] == decided.tolist()
 
 
+@pytest.mark.slow
 def test_albert_trains_privately(workspace):
     save_torch_model(workspace / "albert", "albert", num_labels=len(LABELS), num_hidden_groups=1)
     shutil.copy(workspace / "backbone" / "vocab.txt", workspace / "albert" / "vocab.txt")

@@ -4,7 +4,8 @@
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score, roc_auc_score
+
+# scikit-learn takes a second to import, which a start need not wait for: where it is used.
 
 DECISION_THRESHOLD = 0.5
 
@@ -28,6 +29,8 @@ def classification_metrics(
         nothing in weighted_f1, and counts as 0 in macro_f1); its AUROC, like that of a label with
         no negatives, is None.
     """
+    from sklearn.metrics import roc_auc_score
+
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities must be finite")
     per_label, known_all = {}, labels >= 0
@@ -58,4 +61,6 @@ def classification_metrics(
 
 def _f1(truth: np.ndarray, predicted: np.ndarray) -> float:
     """0 where nothing is labelled, or nothing positive and nothing predicted."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(truth, predicted, zero_division=0)) if len(truth) else 0.0

@@ -21,6 +21,7 @@ def outcomes(tmp_path, *arguments: str) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_and_damaged_runs_end_as_if_nothing_had_happened(tmp_path):
     few = ("--kills=2", "--damages=1", "--secure_noise")
     found = outcomes(tmp_path, "kills", "damaged_checkpoints", *few)

@@ -3,6 +3,7 @@
 
     python tests/mutants/run.py                 # all; exits with 1 if any survives
     python tests/mutants/run.py padding noise   # those with one of these words in their name
+    python tests/mutants/run.py --quick         # without those whose killers train for seconds
 
 Libraries are imported once; each mutant is a fork of that process, which then imports jaxdp and the
 test from its own copy, so no mutant sees another's modules. First the killers must pass unmutated.
@@ -19,7 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
-from table import MUTANTS, Mutant
+from table import MUTANTS, SLOW, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported before forking. Nothing here may start JAX's backend, which does not survive a fork.
@@ -127,9 +128,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="only mutants with one of these in their name")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="only those that are killed quickly")
     parser.add_argument("--after_tests", action="store_true", help="tests have passed: not again")
     options = parser.parse_args()
-    chosen = [m for m in MUTANTS if not options.words or any(w in m.name for w in options.words)]
+    chosen = [
+        m
+        for m in MUTANTS
+        if (not options.words or any(w in m.name for w in options.words))
+        and not (options.quick and m.killer.startswith(SLOW))
+    ]
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.dont_write_bytecode = True  # a mutant must never run another's stale bytecode

@@ -52,6 +52,9 @@ NOISED = """
 """
 MEMBERS = "test_members.py::test_a_stage_of_members_is_the_stage_of_each[head]"
 CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
+SECURE_RUN = "test_secure_noise.py::test_a_run_uses_it_and_says_so"
+SLOW = ("on_devices.py", "test_members.py", "test_sweep.py", "test_warm_start.py", SECURE_RUN)
+"""How the killers begin that train for seconds: left out where the run is to be quick."""
 
 MUTANTS = [
     # Clipping: sensitivity that does not match the clip.
@@ -450,14 +453,14 @@ MUTANTS = [
         TRAINER,
         "**self._draw(step)",
         "**self._draw(0)",
-        "test_secure_noise.py::test_a_run_uses_it_and_says_so",
+        SECURE_RUN,
     ),
     Mutant(
         "secure noise asked for, and not used",
         RANDOMNESS,
         "        if secure:\n",
         "        if False:\n",
-        "test_secure_noise.py::test_a_run_uses_it_and_says_so",
+        SECURE_RUN,
     ),
     # Sampling: Poisson, and nothing like it.
     Mutant(
