@@ -85,7 +85,7 @@ def assert_close(left, right, rounding):
         ("float64", 2),
         pytest.param("float64", 4, marks=pytest.mark.slow),
         pytest.param("float64", 8, marks=pytest.mark.slow),
-        ("float32", 8),
+        pytest.param("float32", 8, marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_devices_makes_the_same_adapters(precision, devices):
@@ -131,6 +131,7 @@ def test_noise_is_drawn_once_whatever_the_devices():
     assert 0.5 * scale < ends[0].std() < 2 * scale
 
 
+@pytest.mark.slow
 def test_frozen_weights_may_be_shared_out():
     with jax.enable_x64(True):
         (whole, diagnostics), _ = run(None, one.BATCHES)
@@ -199,6 +200,7 @@ def with_adapters(backbone):
     return model
 
 
+@pytest.mark.slow
 def test_prediction_and_frozen_levels_have_the_bits_of_one_device(backbone, tokens, tiny_too):
     parts = nnx.split(load_classifier(backbone, 3, "cls", rngs=nnx.Rngs(0))[0])
     levels = [

@@ -333,7 +333,8 @@ AXES = {
 }
 
 
-@pytest.mark.parametrize("public_start", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("public_start", [False, True])
 def test_a_group_gives_each_member_what_it_gets_alone(workspace, public_start):
     axes = AXES
     if public_start:  # which is then made once for all; the head alone is private

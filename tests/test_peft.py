@@ -33,7 +33,7 @@ ATOL = 2e-6  # float32 noise of these tiny models; the adapters below move logit
 LABELS = ("Edema", "Mass", "Nodule", "Fracture", "No Finding")
 
 
-@pytest.fixture(scope="module", params=["bert", "albert"])
+@pytest.fixture(scope="module", params=["bert", pytest.param("albert", marks=pytest.mark.slow)])
 def base(request, tmp_path_factory):
     """A model directory without a head of its own, so that adapters must bring one."""
     path = tmp_path_factory.mktemp(request.param)

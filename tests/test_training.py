@@ -124,6 +124,7 @@ def test_research_seed_repeats_the_run(workspace):
     assert all((adapter(workspace, "one")[name] != other[name]).any() for name in other)
 
 
+@pytest.mark.slow
 def test_nonprivate_training_learns_and_says_so(workspace):
     write_collection(workspace / "NLMCXR_reports.tgz", reports=600)
     settings = dict(
@@ -324,6 +325,7 @@ def test_console_and_private_files_never_show_a_report(workspace):
     assert jax.default_backend() == "cpu"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_up_counts_with_the_steps_it_took(workspace):
     ledger = Ledger(workspace / "ledger.jsonl")
     changes = dict(head_stage__steps=0, centering__l2_clip_norm=None, run__research_seed=None)
