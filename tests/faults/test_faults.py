@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few of the faults of run.py; all of them, at length, where slow tests are asked for."""
+"""The faults of run.py: a few of them, and all of them at length. Both are slow tests."""
 
 import json
 import subprocess
