@@ -8,7 +8,13 @@ claimed), `ledger` (what was run before). Imports nothing else of jaxdp. Adjacen
 data sets are neighbours if one is the other plus one privacy unit (add or remove one).
 """
 
-from .accounting import CalibrationError, calibrate_noise, epsilon_pld, epsilon_rdp
+from .accounting import (
+    CalibrationError,
+    calibrate_noise,
+    epsilon_pld,
+    epsilon_rdp,
+    require_target,
+)
 from .clipping import ClipDiagnostics, OuterProducts, clip_and_sum, clipped_gradient_sum
 from .groups import group_epsilon
 from .joint import joint_mechanisms, joint_noise_multiplier
@@ -46,5 +52,6 @@ __all__ = [
     "joint_noise_multiplier",
     "privacy_statement",
     "recomputed_epsilon",
+    "require_target",
     "statement_markdown",
 ]

@@ -88,6 +88,15 @@ def _rdp(active: tuple[SubsampledGaussian, ...], delta: float) -> float:
         return float(accountant.get_epsilon(delta))
 
 
+def require_target(epsilon: float) -> None:
+    """CalibrationError for an epsilon that no noise is calibrated to: not in (0, MAX_EPSILON]."""
+    if not 0 < epsilon <= MAX_EPSILON:
+        raise CalibrationError(
+            f"epsilon must be in (0, {MAX_EPSILON:g}], not {epsilon:g}; for training without "
+            "privacy set it to None or infinity"
+        )
+
+
 def calibrate_noise(
     mechanism: SubsampledGaussian,
     epsilon: float,
@@ -110,11 +119,7 @@ def calibrate_noise(
         CalibrationError: the target is out of range, or `others` alone already exceed it.
         ValueError: see `epsilon_pld`.
     """
-    if not 0 < epsilon <= MAX_EPSILON:
-        raise CalibrationError(
-            f"epsilon must be in (0, {MAX_EPSILON:g}], not {epsilon:g}; for training without "
-            "privacy set it to None or infinity"
-        )
+    require_target(epsilon)
     if mechanism.steps == 0:
         raise CalibrationError("a stage of 0 steps has no noise to calibrate")
     spent = epsilon_pld(others, delta)

@@ -93,6 +93,8 @@ def plan_run(config: Config) -> RunPlan:
 
     centering, stages = None, []
     try:
+        # Before the stages' own shares of it are calibrated, which takes seconds.
+        dp.require_target(privacy.epsilon)
         if config.centering.l2_clip_norm is not None:
             centering = calibrated(
                 privacy.units,
