@@ -185,16 +185,19 @@ def _startup(console: Console) -> None:
     config = Config.from_dict(settings.to_dict())
     with console.status("starting training in fresh processes"):
         result = startup.measure(config, _ROUNDS.value)
-    rows, warm = [], result["warm"]
-    for part, cold in result["cold"]["parts"].items():
-        times = [run["parts"][part] for run in warm]
-        cells = [cold, {k: float(np.median([t[k] for t in times])) for k in cold}]
-        rows.append([part, *(f"{c['seconds']:.2f} ({c['compiling']:.2f})" for c in cells)])
-    totals = [r["first_step_seconds"] for r in warm]
-    cold = result["cold"]["first_step_seconds"]
-    low, mid, high = np.percentile(totals, [0, 50, 100])
-    rows.append(["to the first step", f"{cold:.1f}", f"{mid:.1f} ({low:.1f} to {high:.1f})"])
-    header = ("part", "cold: seconds (compiling)", f"warm: median of {len(warm)}")
+    columns = ([result["cold"]], result["warm"], result["cached"])
+    rows = []
+    for part in result["cold"]["parts"]:
+        cells = [part]
+        for runs in columns:
+            times = [[*run["parts"][part].values()] for run in runs]
+            cells.append("{:.2f} ({:.2f})".format(*np.median(times, axis=0)))
+        rows.append(cells)
+    totals = [
+        np.percentile([r["first_step_seconds"] for r in runs], [50, 0, 100]) for runs in columns
+    ]
+    rows.append(["to the first step", *("{:.1f} ({:.1f} to {:.1f})".format(*t) for t in totals)])
+    header = ("part, seconds (compiling)", "cold", "warm: compiled before", "data.cache as well")
     console.print(_table(f"{_CONFIG.value}, from starting Python", header, rows))
     _write({"machine": _machine(), "config": _CONFIG.value, "startup": result})
 

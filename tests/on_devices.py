@@ -100,8 +100,11 @@ def test_any_number_of_devices_makes_the_same_adapters(precision, devices):
     assert_equal(diagnostics, alone_diagnostics)
 
 
-def test_one_device_on_a_mesh_is_one_device_to_the_last_bit():
-    assert_equal(run(1, one.BATCHES)[0], run(None, one.BATCHES)[0])
+def test_one_device_on_a_mesh_is_one_device():
+    """The sums have one order. But the two programs may fuse the update otherwise, which rounds its
+    last bit otherwise: an entry in 15 does with AVX-512 on AMD."""
+    rounding = len(one.BATCHES) * np.finfo(np.float32).eps
+    assert_close(run(1, one.BATCHES)[0], run(None, one.BATCHES)[0], rounding)
 
 
 def test_noise_is_drawn_once_whatever_the_devices():

@@ -271,14 +271,15 @@ def test_flags():
 
 @pytest.mark.slow
 def test_a_start_is_cut_into_its_parts(workspace):
-    """Warm, the compiled programs are found, and not made."""
+    """Warm, the compiled programs are found, and not made; with data.cache frozen layers too."""
     result = measure(smoke_config(workspace), repeats=1)
-    cold, (warm,) = result["cold"], result["warm"]
-    assert list(cold["parts"]) == list(warm["parts"])
+    cold, (warm,), (cached,) = result["cold"], result["warm"], result["cached"]
+    assert list(cold["parts"]) == list(warm["parts"]) == list(cached["parts"])
     assert list(cold["parts"])[:4] == ["imports", "calibration", "data", "weights"]
     assert list(cold["parts"])[-1] == "first step of the main stage"
-    for run in (cold, warm):
+    for run in (cold, warm, cached):
         assert all(0 <= p["compiling"] <= p["seconds"] for p in run["parts"].values())
         assert 0 < run["first_step_seconds"] < sum(p["seconds"] for p in run["parts"].values())
-    compiling = [sum(p["compiling"] for p in run["parts"].values()) for run in (cold, warm)]
-    assert compiling[1] < compiling[0]
+    compiling = [sum(p["compiling"] for p in r["parts"].values()) for r in (cold, warm, cached)]
+    # Frozen layers that are found again need no program at all.
+    assert compiling[2] < compiling[1] < compiling[0]

@@ -85,23 +85,26 @@ class _Marks(Monitor):
 
 
 def measure(config: Config, repeats: int) -> dict[str, Any]:
-    """Seconds to the first step in fresh processes: once with no compiled programs to be found,
-    then `repeats` times with those of before.
+    """Seconds to the first step in fresh processes: once with nothing kept from before, then
+    `repeats` times with the compiled programs, and as often with data.cache as well, which keeps
+    token ids, a public start and frozen layers.
 
-    JSON-ready: "cold", and "warm" run by run. "parts" are in order, up to the first step of the
-    main stage, each with its seconds and how many of them went into compiling;
+    JSON-ready: "cold"; "warm" and "cached" run by run. "parts" are in order, up to the first step
+    of the main stage, each with its seconds and how many of them went into compiling;
     "first_step_seconds" is up to the first step of the first stage.
 
     Raises:
         RunError: the run could not be started.
     """
     with tempfile.TemporaryDirectory() as folder:
-        compiled = Path(folder) / "compiled"
-        runs = [_process(config, Path(folder), compiled, i) for i in range(repeats + 1)]
-    return {"cold": runs[0], "warm": runs[1:]}
+        data = dataclasses.replace(config.data, cache=str(Path(folder) / "cache"))
+        cached = dataclasses.replace(config, data=data)
+        configs = [cached, *[config] * repeats, *[cached] * repeats]
+        runs = [_process(each, Path(folder), number) for number, each in enumerate(configs)]
+    return {"cold": runs[0], "warm": runs[1 : repeats + 1], "cached": runs[repeats + 1 :]}
 
 
-def _process(config: Config, folder: Path, compiled: Path, number: int) -> dict[str, Any]:
+def _process(config: Config, folder: Path, number: int) -> dict[str, Any]:
     place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
     settings, result = folder / f"{number}.json", folder / f"{number}.out.json"
     write_json(settings, dataclasses.replace(config, run=place).to_dict())
@@ -112,7 +115,7 @@ def _process(config: Config, folder: Path, compiled: Path, number: int) -> dict[
         text=True,
         env=os.environ
         | {
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(threshold),
         },
     )
