@@ -46,7 +46,7 @@ def main() -> None:
         axes.set(xlabel="epsilon (delta 1e-5)", ylim=(0, 1.02))
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower left", fontsize=8, frameon=False)
+        axes.legend(loc="center left", bbox_to_anchor=(0, 0.4), fontsize=8, frameon=False)
     panels[0].set_ylabel("test weighted F1")
     figure.savefig(Path(__file__).with_name("recipes.png"), dpi=160)
 
