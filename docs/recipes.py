@@ -20,7 +20,7 @@ SCORES = {
         0.953,
         {
             "public start, head in private": {0.1: 0.811, 1: 0.917, 8: 0.946},
-            "head in private": {1: 0.864, 8: 0.897},
+            "head in private": {0.1: 0.706, 1: 0.888, 8: 0.917},
             "head, then LoRA in private": {1: 0.808, 8: 0.903},
         },
     ),
