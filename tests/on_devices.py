@@ -105,6 +105,9 @@ def test_one_device_on_a_mesh_is_one_device():
     last bit otherwise: an entry in 15 does with AVX-512 on AMD."""
     rounding = len(one.BATCHES) * np.finfo(np.float32).eps
     assert_close(run(1, one.BATCHES)[0], run(None, one.BATCHES)[0], rounding)
+    # What a step computes of each report, before any update, has the same bits.
+    first = one.BATCHES[:1]
+    assert_equal(run(1, first)[0][1], run(None, first)[0][1])
 
 
 def test_noise_is_drawn_once_whatever_the_devices():

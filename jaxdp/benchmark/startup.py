@@ -99,6 +99,7 @@ def measure(config: Config, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = dataclasses.replace(config.data, cache=str(Path(folder) / "cache"))
         cached = dataclasses.replace(config, data=data)
+        # The cold one fills the cache; the warm ones do not look into it.
         configs = [cached, *[config] * repeats, *[cached] * repeats]
         runs = [_process(each, Path(folder), number) for number, each in enumerate(configs)]
     return {"cold": runs[0], "warm": runs[1 : repeats + 1], "cached": runs[repeats + 1 :]}

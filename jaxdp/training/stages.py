@@ -70,7 +70,8 @@ def plan_run(config: Config) -> RunPlan:
     its fixed noise_multiplier.
 
     Raises:
-        ConfigError: the target cannot be met, or fixed noise multipliers exceed it.
+        ConfigError: the target is above what is supported or cannot be met, or fixed noise
+            multipliers exceed it.
     """
     head, main, privacy = config.head_stage, config.train, config.privacy
     if not privacy.private:
