@@ -21,7 +21,8 @@ from rich.table import Table
 from jaxdp.audit.config import AuditConfig
 from jaxdp.audit.report import HEADINGS, cells, summary, write_report
 from jaxdp.audit.run import Finding, run_audit, showings
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.runtime import prepare
 from jaxdp.training.rundir import write_json
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")

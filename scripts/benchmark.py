@@ -48,8 +48,9 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config, inherit
+from jaxdp.runtime import prepare
 from jaxdp.training.rundir import write_json
 
 _MODELS = flags.DEFINE_list("models", None, "Backbones; default: all four, for --memory MiniLM.")

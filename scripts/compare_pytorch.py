@@ -34,8 +34,9 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
+from jaxdp.runtime import prepare
 from jaxdp.training.rundir import write_json
 
 LEVELS = ("gradients", "trajectory", "runs")

@@ -24,11 +24,12 @@ from flax import nnx
 from jax import export
 
 from jaxdp.backbone import load_finetuned
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.pretrained import read_config
+from jaxdp.runtime import prepare
 
 FORMATS = ("adapter", "merged", "stablehlo")
 # Of the adapter or of the whole model; what stays is the tokenizer and the labels.

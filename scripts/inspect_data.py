@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdp.backbone import resolve_backbone
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
 from jaxdp.data.load import load_reports
 from jaxdp.data.summary import summarize
 from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.runtime import prepare
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for lengths.png and labels.png.")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.evaluation.predict import ReleasedClassifier, label_file
 from jaxdp.models.checkpoints import read_json
+from jaxdp.runtime import prepare
 from jaxdp.training.mesh import make_mesh
 
 _RUN = flags.DEFINE_string("run", None, "Directory of a finished run.")

@@ -17,10 +17,11 @@ from typing import Any
 from absl import app, flags
 from rich.console import Console
 
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.report.analysis import SweepReport, analyse
 from jaxdp.report.figures import write_figures
 from jaxdp.report.sweep_page import sweep_page
+from jaxdp.runtime import prepare
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Folder of a sweep.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write; by default the sweep's folder.")

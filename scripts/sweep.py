@@ -21,7 +21,8 @@ from pathlib import Path
 from absl import app, flags
 from rich.console import Console
 
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.runtime import prepare
 from jaxdp.sweep.accounting import SweepPlan, plan_sweep
 from jaxdp.sweep.directory import begin, describe
 from jaxdp.sweep.estimate import estimate_seconds

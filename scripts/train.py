@@ -20,8 +20,9 @@ from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from jaxdp.cli import USER_ERRORS, fail, prepare
+from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
+from jaxdp.runtime import prepare
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.monitor import Monitor, SilentMonitor

@@ -7,7 +7,7 @@ import jax
 import pytest
 from helpers_training import write_backbone, write_collection
 
-from jaxdp.cli import one_device_per_core
+from jaxdp.runtime import one_device_per_core
 
 jax.config.update("jax_platforms", "cpu")
 # As in the scripts that tests start, so that those find what was compiled here, and the reverse.

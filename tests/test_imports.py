@@ -27,6 +27,7 @@ LEVELS = {
     "dp": 0,
     "config": 0,
     "assets": 0,
+    "runtime": 1,
     "page": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level

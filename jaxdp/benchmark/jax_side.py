@@ -25,6 +25,7 @@ from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.peft import load_adapter
 from jaxdp.models.pretrained import load_classifier, read_config
+from jaxdp.runtime import prepare
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.step import LabelledData, multilabel_loss
 
@@ -184,4 +185,5 @@ def make(job: Job, kind: str) -> Ours | JaxPrivacy:
 
 
 if __name__ == "__main__":
+    prepare()
     serve(make)

@@ -19,6 +19,7 @@ import jax
 from rich.console import Console
 
 from jaxdp.config import Config
+from jaxdp.runtime import prepare
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
@@ -133,6 +134,7 @@ def _process(config: Config, folder: Path, number: int) -> dict[str, Any]:
 
 def main() -> None:
     settings, began, result = sys.argv[1:]
+    prepare()
     marks = _Marks(float(began))
     marks.mark("imports")
     config = Config.from_dict(json.loads(Path(settings).read_text("utf-8")))

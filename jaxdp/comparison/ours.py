@@ -29,6 +29,7 @@ from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.peft import load_adapter, save_adapter
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.runtime import prepare
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.prefix import FrozenPrefix
 from jaxdp.training.randomness import RunSecret
@@ -187,5 +188,6 @@ def run(job: Job, began: float) -> Outcome:
 
 
 if __name__ == "__main__":
+    prepare()
     job, outcome, began = sys.argv[1:]
     run(Job.read(Path(job)), float(began)).write(Path(outcome))

@@ -4,7 +4,6 @@
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdp.baseline.job import Job, Outcome
@@ -158,18 +156,9 @@ def _job(config: Config, folder: Path, report: Callable[[str], None]) -> Job:
 
 def _run_process(module: str, job: Path, target: Path, *arguments: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
     command = [sys.executable, "-m", module, str(job), str(target), repr(time.time()), *arguments]
     log = target / "log.txt"
     with log.open("w") as output:
-        result = subprocess.run(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {name: value for name, value in cache.items() if value},
-        )
+        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if result.returncode != 0:
         raise RunError(f"{module} ended with status {result.returncode}; see {log}")

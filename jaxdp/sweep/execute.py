@@ -9,9 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from jaxdp.config import Config
+from jaxdp.runtime import prepare
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.members import CannotShare
@@ -116,6 +115,7 @@ def _train_program(
 
 def run_job(folder: str, index: int) -> bool:
     """`run_group` as a job of its own process: False if it was asked to stop."""
+    prepare()
     try:
         with Interrupt() as interrupt:
             run_group(Path(folder), index, interrupt)
@@ -143,10 +143,6 @@ def submit(
     logs = folder / "private" / "jobs"
     queue = submitit.AutoExecutor(folder=str(logs), cluster=executor)
     # Jobs inherit the environment.
-    cache = jax.config.jax_compilation_cache_dir
-    if cache:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         # submitit's own limit is 5 minutes.
