@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The members of the study: two data sets, three models, four epsilons and none.
+"""The study's members: two data sets, three models, four epsilons and none by plain DP-LoRA, and
+the four epsilons by our recipe, a head after a public start.
 
 python scripts/sweep.py --config configs/sweep_paper.py --dry-run
 python scripts/paper_table.py --runs runs/sweep_paper
@@ -7,8 +8,8 @@ python scripts/paper_table.py --runs runs/sweep_paper
 The data are gated: add --set mimic:data.root=/data/mimic-cxr --set ctrate:data.root=/data/ct-rate.
 One member alone is trained by scripts/train.py:
 
-python scripts/train.py --config configs/mimic_eps1.py --config.model.backbone=bert-small \
-    --config.privacy.epsilon=0.1 --config.run.name=mimic_bert-small_eps0.1
+python scripts/train.py --config configs/mimic_plain_eps1.py --config.model.backbone=bert-small \
+    --config.privacy.epsilon=0.1 --config.run.name=mimic_lora_bert-small_eps0.1
 
 Result: not run (the data are gated).
 """
@@ -17,17 +18,26 @@ from jaxdp.config import inherit
 from jaxdp.sweep.members import Grid, Sweep
 
 MODELS = ("bert-medium", "bert-small", "albert-base-v2")
-EPSILONS = {"eps1": (0.01, 0.1, 1.0, 10.0), "nonprivate": (None,)}
+EPSILONS = {
+    "nonprivate": (None,),
+    "plain_eps1": (10.0, 1.0, 0.1, 0.01),
+    # Each with a learning rate of its own.
+    "eps10": (10.0,),
+    "eps1": (1.0,),
+    "eps01": (0.1,),
+    "eps001": (0.01,),
+}
 
 
 def get_sweep():
-    grids = [
-        Grid(
-            source,
-            inherit(__file__, f"{source}_{recipe}"),
-            {"model.backbone": MODELS, "privacy.epsilon": epsilons},
-        )
-        for source in ("mimic", "ctrate")
-        for recipe, epsilons in EPSILONS.items()
-    ]
+    grids = []
+    for source in ("mimic", "ctrate"):
+        for recipe, epsilons in EPSILONS.items():
+            base = inherit(__file__, f"{source}_{recipe}")
+            axes = {
+                "train.mode": (base.train.mode,),
+                "model.backbone": MODELS,
+                "privacy.epsilon": epsilons,
+            }
+            grids.append(Grid(source, base, axes))
     return Sweep(name="sweep_paper", grids=grids)

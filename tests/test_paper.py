@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study's table from run directories, and the members of the study."""
 
+import dataclasses
 import json
 
 import pytest
 from helpers_training import REPOSITORY, run_script, smoke_settings
 
-from jaxdp.config import Config
+from jaxdp.config import Config, inherit
 from jaxdp.report.paper import Result, paper_table, read_results
 from jaxdp.sweep.members import expand, load_sweep
 from jaxdp.training.rundir import RunError
+
+SWEEP = str(REPOSITORY / "configs" / "sweep_paper.py")
 
 
 def finished(runs, name, score, **changes):
@@ -85,10 +88,15 @@ def test_script_prints_and_writes_the_table(tmp_path):
 
 
 def test_members_of_the_study_are_valid_and_all_different():
-    members = expand(load_sweep(str(REPOSITORY / "configs" / "sweep_paper.py")))
+    members = expand(load_sweep(SWEEP))
     configs = {name: member.config for name, member in members.items()}
-    assert len(configs) == 2 * 3 * 5
+    assert len(configs) == 2 * 3 * (5 + 4)  # plain at all epsilons and none, ours at all epsilons
     assert all(config.run.name == name for name, config in configs.items())
-    assert configs["mimic_bert-small_eps0.1"].privacy.epsilon == 0.1
-    cells = {(c.data.source, c.model.backbone, c.privacy.epsilon) for c in configs.values()}
+    assert configs["mimic_lora_bert-small_eps0.1"].privacy.epsilon == 0.1
+    cells = {
+        (c.data.source, c.model.backbone, c.train.mode, c.privacy.epsilon) for c in configs.values()
+    }
     assert len(cells) == len(configs)
+    ours = configs["ctrate_head_bert-medium_eps0.01"]
+    alone = Config.from_dict(inherit(SWEEP, "ctrate_eps001").to_dict())
+    assert dataclasses.replace(ours, run=alone.run) == alone
