@@ -71,21 +71,6 @@ def privacy_statement(
         if max_reports_per_patient is not None:
             swap = swap_epsilon(tuple(stages), delta)
     event = composed_event(stages) if private else dp_accounting.NonPrivateDpEvent()
-    warnings = []
-    if not private:
-        warnings.append("trained WITHOUT differential privacy: the adapter may reveal reports")
-    if private and math.isinf(epsilon):
-        warnings.append("a stage ran without noise: epsilon is infinite and nothing is guaranteed")
-    if private and delta >= 1 / units:
-        warnings.append(
-            f"delta {delta:g} is not below 1/units = {1 / units:.3g}: a mechanism that publishes a "
-            "random unit outright could satisfy it; choose a smaller delta"
-        )
-    if private and seed_policy != "os-entropy":
-        warnings.append(
-            "sampling and noise come from a seed in the configuration, for reproducible research: "
-            "whoever knows it can undo the noise, so this adapter must be treated as unprotected"
-        )
     return {
         "epsilon": _json_number(epsilon),
         "delta": delta if private else None,
@@ -117,8 +102,30 @@ def privacy_statement(
         "public_start": public_start,
         "labels": label_origin,
         "not_covered": list(NOT_COVERED),
-        "warnings": warnings,
+        "warnings": _warnings(epsilon, delta, units, seed_policy),
     }
+
+
+def _warnings(
+    epsilon: float | None, delta: float, units: int | None, seed_policy: str
+) -> list[str]:
+    """What a reader must know before the numbers; epsilon and units are None without privacy."""
+    if epsilon is None:
+        return ["trained WITHOUT differential privacy: the adapter may reveal reports"]
+    warnings = []
+    if math.isinf(epsilon):
+        warnings.append("a stage ran without noise: epsilon is infinite and nothing is guaranteed")
+    if delta >= 1 / units:
+        warnings.append(
+            f"delta {delta:g} is not below 1/units = {1 / units:.3g}: a mechanism that publishes a "
+            "random unit outright could satisfy it; choose a smaller delta"
+        )
+    if seed_policy != "os-entropy":
+        warnings.append(
+            "sampling and noise come from a seed in the configuration, for reproducible research: "
+            "whoever knows it can undo the noise, so this adapter must be treated as unprotected"
+        )
+    return warnings
 
 
 def _group_epsilons(

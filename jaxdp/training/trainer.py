@@ -118,12 +118,6 @@ class StageTrainer:
         draw = batch + 8 * math.sqrt(batch)
         self._capacity = _round_up(min(draw, units.num_units) + max(self.buckets.rows))
 
-        def loss(adapters, frozen, values, length, labels):
-            frozen, center = frozen
-            merged = nnx.merge(graphdef, adapters, frozen)
-            logits = packed_logits(merged, values, length, self.level, center)
-            return multilabel_loss(logits, labels)
-
         if mechanism:
             gradient_sum = partial(
                 dp.clipped_gradient_sum,
@@ -131,6 +125,7 @@ class StageTrainer:
             )
         else:
             gradient_sum = plain_gradient_sum
+        loss = _report_loss(graphdef, self.level)
         optimizers = [_optimizer(each, adapters[0], secure_noise) for each in self._trainees]
         # What members differ in is in the state, so the update of one is that of all.
         optimizer, self._draw = optimizers[0]
@@ -224,6 +219,17 @@ def _require_one_program(trainees: Sequence[Trainee], secure_noise: bool) -> Non
 
     if len(trainees) > 1 and (secure_noise or len(set(map(shared, trainees))) > 1):
         raise ValueError("members of one program must share samples, and differ in numbers alone")
+
+
+def _report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]:
+    """(adapters, (frozen, center), values, length, labels) -> loss of a report given at `level`."""
+
+    def loss(adapters, frozen, values, length, labels):
+        frozen, center = frozen
+        merged = nnx.merge(graphdef, adapters, frozen)
+        return multilabel_loss(packed_logits(merged, values, length, level, center), labels)
+
+    return loss
 
 
 def _clip_norm(stage: Stage) -> float:
