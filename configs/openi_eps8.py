@@ -3,7 +3,7 @@
 
 python scripts/train.py --config configs/openi_eps8.py
 
-Result: test weighted F1 0.864 (0.859 to 0.871),
+Result: test weighted F1 0.862 (0.857 to 0.870),
 mean and range over 3 runs (configs/sweep_openi.py).
 """
 

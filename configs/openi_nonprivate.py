@@ -3,7 +3,7 @@
 
 python scripts/train.py --config configs/openi_nonprivate.py
 
-Result: test weighted F1 0.907 (0.905 to 0.910),
+Result: test weighted F1 0.904 (0.903 to 0.905),
 mean and range over 3 runs (configs/sweep_openi.py).
 """
 

@@ -3,6 +3,9 @@
 
 python scripts/train.py --config configs/padchest_eps1.py
 
+Result: test weighted F1 0.934 (0.934 to 0.935),
+mean and range over 3 runs.
+
 A patient has up to 116 reports; padchest_patient_eps1.py protects patients.
 """
 

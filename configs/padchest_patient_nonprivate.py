@@ -2,6 +2,9 @@
 """PadChest, MiniLM, without privacy, patients sampled as with it.
 
 python scripts/train.py --config configs/padchest_patient_nonprivate.py
+
+Result: test weighted F1 0.955 (0.953 to 0.957),
+mean and range over 3 runs.
 """
 
 from jaxdp.config import inherit
