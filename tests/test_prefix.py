@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen prefix gives what the whole model gives; its mean is released with the right noise."""
 
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 import pytest
@@ -80,6 +82,21 @@ def test_prefix_keeps_what_it_has_computed(model, tokens):
     assert prefix.at(3) is prefix.at(3)
     assert prefix.at(3)["train"].values.shape == (10, 16)
     assert prefix.at(1)["train"].values.shape == (LENGTHS.sum(), 16)
+
+
+def test_who_watches_is_told_of_every_report_once(model, tokens, tmp_path):
+    told = []
+
+    @contextmanager
+    def watch(total):
+        told.append([total])
+        yield told[-1].append
+
+    splits = {"train": tokens, "validation": tokens}
+    for _ in range(2):
+        FrozenPrefix(model, splits, BUCKETS, tmp_path, watch=watch).at(3)
+    ((total, *counts),) = told  # all but the first split of the first time is found in the folder
+    assert total == sum(counts) == len(tokens) and len(counts) > 1
 
 
 def folder_run(model, tokens, folder, level=3, buckets=BUCKETS):

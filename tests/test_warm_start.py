@@ -75,8 +75,10 @@ def parameters(model):
 
 
 def run(config):
-    monitor = Monitor(Console(file=io.StringIO()))
-    return train(config, resume=False, interrupt=Interrupt(), monitor=monitor)
+    printed = io.StringIO()
+    monitor = Monitor(Console(file=printed, width=100))
+    result = train(config, resume=False, interrupt=Interrupt(), monitor=monitor)
+    return result, printed.getvalue()
 
 
 def test_the_head_learns_the_phrases_and_finds_them_in_reports(workspace, book):
@@ -141,7 +143,8 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
     # The head alone learns in private, on adapters that have learnt in public.
     changes = settings(book, steps=3, train__mode="head", head_stage__steps=0)
     config = smoke_config(workspace, **changes)
-    warm = run(config)["privacy"]
+    result, printed = run(config)
+    warm = result["privacy"]
     plan = plan_run(dataclasses.replace(config, warm_start=WarmStartConfig()))
     plain = dp.privacy_statement(
         plan.mechanisms(),
@@ -151,6 +154,11 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
         noise_generator=warm["noise_generator"],
         label_origin=warm["labels"],
     )
+    # What takes long is said before it begins.
+    start, frozen = map(
+        printed.index, ("public start: 200 made-up reports, 3 steps", "frozen layers")
+    )
+    assert start < printed.index("BertClassifier") < frozen
     assert plain["public_start"] is None
     assert {field for field in plain if plain[field] != warm[field]} == {"public_start"}
     assert warm["public_start"].startswith("head and adapters learnt first from 200 made-up")

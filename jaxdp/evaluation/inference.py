@@ -2,6 +2,7 @@
 """Running a model over many reports, in the shapes that training uses."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from jaxdp.models.classifier import ReportClassifier
 
 _DATA, _MEMBER = "data", "member"
 """The mesh axes that share reports, and the members of a sweep."""
+
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Told how many reports there are before the first, gives what is told how many more are done."""
+
+
+def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A `Watch` that shows nothing."""
+    del total
+    return nullcontext(lambda more: None)
 
 
 def in_batches(
@@ -187,6 +197,7 @@ def cache_level(
     buckets: Buckets,
     folder: Path | None = None,
     mesh: Mesh | None = None,
+    watch: Watch = unwatched,
 ) -> dict[str, Packed]:
     """Carries every report from level `start` to level `level`, once; float32, on the host.
 
@@ -202,6 +213,7 @@ def cache_level(
             weights and the reports. None keeps nothing.
         mesh: devices to share the reports; None is the default device alone. The result is the
             same to the last bit.
+        watch: called for each split that is not found in `folder`.
     """
     if level == start:
         return splits
@@ -214,7 +226,8 @@ def cache_level(
 
     def carried(reports: Packed) -> Packed:
         weights = state if mesh is None else _on_mesh(state, mesh)
-        return _carry(partial(everywhere, weights), reports, buckets, _devices(mesh))
+        with watch(len(reports)) as seen:
+            return _carry(partial(everywhere, weights), reports, buckets, _devices(mesh), seen)
 
     if folder is None:
         return {split: carried(reports) for split, reports in splits.items()}
@@ -242,7 +255,13 @@ def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool
     )
 
 
-def _carry(advance: Callable, reports: Packed, buckets: Buckets, devices: int) -> Packed:
+def _carry(
+    advance: Callable,
+    reports: Packed,
+    buckets: Buckets,
+    devices: int,
+    seen: Callable[[int], None],
+) -> Packed:
     values, lengths = None, reports.lengths
     for rows, row_lengths, output in in_batches(advance, reports, buckets, devices):
         if output.ndim == 2:  # features
@@ -255,4 +274,5 @@ def _carry(advance: Callable, reports: Packed, buckets: Buckets, devices: int) -
             values = packed.values
         for row, length, states in zip(rows, row_lengths, output, strict=True):
             values[packed.offsets[row] :][:length] = states[:length]
+        seen(len(rows))
     return packed

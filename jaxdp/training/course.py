@@ -102,6 +102,8 @@ def train_stages(
     position = saved or Position(0, 0)
     # A public start and frozen layers may take minutes, and leave nothing half done.
     with stop.raising(lambda: _interrupted(courses, saved)):
+        if config.warm_start.phrasebook is not None:
+            courses[0].monitor.public_start(config.warm_start)
         models, weights = processes.together(lambda: _build(courses, inputs))
         for course, model in zip(courses, models, strict=True):
             course.monitor.built(model, weights, config.train.mode)
@@ -173,6 +175,7 @@ def _prefix(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenPr
         token_buckets(config),
         cache_folder(config),
         make_mesh(config.run.devices),
+        course.monitor.frozen_layers,
     )
     # From the lowest level up, so that each is made from the one before.
     for level in sorted(

@@ -9,17 +9,25 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from jaxdp.config import Config
+from jaxdp.config import Config, WarmStartConfig
 from jaxdp.dp import ClipDiagnostics
+from jaxdp.evaluation.inference import unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
@@ -54,7 +62,9 @@ class SilentMonitor:
     def _nothing(self, *args) -> None:
         pass
 
-    planned = loaded = patients = built = set_aside = stepped = evaluated = finished = _nothing
+    planned = loaded = patients = public_start = built = _nothing
+    set_aside = stepped = evaluated = finished = _nothing
+    frozen_layers = staticmethod(unwatched)
 
     def stage(self, *args) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -107,6 +117,11 @@ class Monitor:
             self._say(f"  {who} patient: {patient['reports']:,} reports, epsilon together: {cost}")
         self._say("  [yellow]privacy.unit = patient would protect patients as a whole[/]")
 
+    def public_start(self, settings: WarmStartConfig) -> None:
+        """Adapters or head learn from made-up reports, or are read from data.cache."""
+        steps = settings.steps if settings.trains_adapters else settings.head_steps
+        self._say(f"public start: {settings.reports:,} made-up reports, {steps:,} steps")
+
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""
         _, adapters, frozen = lora.split(model, mode)
@@ -119,6 +134,19 @@ class Monitor:
         )
         if weights.initialised:
             self._say(f"  initialised at random: {', '.join(weights.initialised)}")
+
+    @contextlib.contextmanager
+    def frozen_layers(self, total: int) -> Iterator[Callable[[int], None]]:
+        """What is frozen computes `total` reports, once; see `inference.Watch`."""
+        self._say(f"frozen layers: {total:,} reports, once")
+        with self._bar(TimeRemainingColumn()) as progress:
+            task = progress.add_task("frozen layers", total=total)
+            yield lambda more: progress.advance(task, more)
+
+    def _bar(self, *columns: ProgressColumn) -> Progress:
+        """Progress in a terminal, with `columns` after the count."""
+        described = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        return Progress(*described, *columns, console=self._console, transient=True)
 
     def set_aside(self, damage: DamagedCheckpoint) -> None:
         """A checkpoint was unusable."""
@@ -138,15 +166,7 @@ class Monitor:
         self._writer = SummaryWriter(
             str(run.private / "tensorboard"), purge_step=self._offset + begin.step
         )
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
+        self._progress = self._bar(TextColumn("{task.fields[status]}"), TimeRemainingColumn())
         self._task = self._progress.add_task(
             stage.name, total=stage.steps, completed=begin.step, status="compiling"
         )

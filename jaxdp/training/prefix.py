@@ -14,7 +14,7 @@ from jaxdp import dp
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import cache_level
+from jaxdp.evaluation.inference import Watch, cache_level, unwatched
 from jaxdp.models.classifier import ReportClassifier
 
 from .randomness import RunSecret
@@ -31,6 +31,7 @@ class FrozenPrefix:
         buckets: shapes for token ids.
         folder: keeps the levels for other runs, see `cache_level`; None keeps nothing.
         mesh: devices to share the reports; None is the default device alone.
+        watch: shows people how far it is.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class FrozenPrefix:
         buckets: Buckets,
         folder: Path | None = None,
         mesh: Mesh | None = None,
+        watch: Watch = unwatched,
     ):
         self._parts = nnx.split(model)
         self._buckets = buckets
-        self._places = {"folder": folder, "mesh": mesh}
+        self._options = {"folder": folder, "mesh": mesh, "watch": watch}
         self._levels = {0: tokens}
 
     def at(self, level: int) -> dict[str, Packed]:
@@ -51,7 +53,7 @@ class FrozenPrefix:
         if level not in self._levels:
             below = max(known for known in self._levels if known < level)
             self._levels[level] = cache_level(
-                *self._parts, self._levels[below], below, level, self._buckets, **self._places
+                *self._parts, self._levels[below], below, level, self._buckets, **self._options
             )
         return self._levels[level]
 
