@@ -271,7 +271,8 @@ def test_flags():
 
 @pytest.mark.slow
 def test_a_start_is_cut_into_its_parts(workspace):
-    """Warm, the compiled programs are found, and not made; with data.cache frozen layers too."""
+    """Warm, the compiled programs are found, and not made. So they are with data.cache as well,
+    where frozen layers are found by their program, which is traced for it."""
     result = measure(smoke_config(workspace), repeats=1)
     cold, (warm,), (cached,) = result["cold"], result["warm"], result["cached"]
     assert list(cold["parts"]) == list(warm["parts"]) == list(cached["parts"])
@@ -281,5 +282,4 @@ def test_a_start_is_cut_into_its_parts(workspace):
         assert all(0 <= p["compiling"] <= p["seconds"] for p in run["parts"].values())
         assert 0 < run["first_step_seconds"] < sum(p["seconds"] for p in run["parts"].values())
     compiling = [sum(p["compiling"] for p in r["parts"].values()) for r in (cold, warm, cached)]
-    # Frozen layers that are found again need no program at all.
-    assert compiling[2] < compiling[1] < compiling[0]
+    assert max(compiling[1:]) < compiling[0] / 2

@@ -203,6 +203,35 @@ def test_interrupt_saves_and_resume_continues_identically(workspace):
         assert statements[0] == statements[1]
 
 
+def test_an_evaluation_that_a_kill_kept_from_being_shown_is_made_again(workspace):
+    config = smoke_config(workspace)
+    stages = plan_run(config).stages
+    last, shown = Position(len(stages) - 1, stages[-1].steps), []
+
+    class Killed(Exception):
+        pass
+
+    class KilledAtTheEnd(Monitor):
+        def evaluated(self, done, metrics, epsilon):
+            if done == last:
+                raise Killed
+            super().evaluated(done, metrics, epsilon)
+
+    class Notes(Monitor):
+        def evaluated(self, done, metrics, epsilon):
+            shown.append(done)
+            super().evaluated(done, metrics, epsilon)
+
+    def trained(monitor, resume):
+        monitor = monitor(Console(file=io.StringIO()))
+        train(config, resume=resume, interrupt=Interrupt(), monitor=monitor)
+
+    with pytest.raises(Killed):
+        trained(KilledAtTheEnd, resume=False)
+    trained(Notes, resume=True)
+    assert shown == [last]
+
+
 def test_a_signal_before_the_first_step_does_not_wait_for_it(workspace, monkeypatch):
     run(smoke_config(workspace, run__name="whole"))
     config = smoke_config(workspace, run__name="stopped")

@@ -211,7 +211,7 @@ def winner_lines(plan: SweepPlan) -> list[str]:
     lines = []
     for cost in plan.joint_costs():
         found = {n: status(plan.members[n], plan.plans[n]) for n in cost.members}
-        scores = {n: s.validation for n, s in found.items() if s.test is not None and s.validation}
+        scores = {n: s.validation for n, s in found.items() if None not in (s.test, s.validation)}
         if not scores:
             continue
         best = max(scores, key=scores.get)

@@ -203,6 +203,9 @@ class _StageLoop:
 
     def run(self, position: Position, state: TrainState) -> TrainState:
         stage, every = self.trainer.stage, self.courses[0].config.run
+        if position.step and self._due(position.step):
+            # It is saved; whether it was also shown before a kill is not known.
+            self._show(position, self._evaluate(position, state))
         unread = None
         for step in range(position.step, stage.steps):
             plan = self.trainer.plan(step)
@@ -214,7 +217,7 @@ class _StageLoop:
             unread = (done, diagnostics, *self.trainer.describe(plan))
             last = step + 1 == stage.steps
             stop = self.stop.received()
-            evaluate = last or stop or (step + 1) % every.eval_every == 0
+            evaluate = stop or self._due(step + 1)
             if evaluate or (step + 1) % every.checkpoint_every == 0:
                 self._require_finite(state.adapters, done)
                 if evaluate:
@@ -225,11 +228,19 @@ class _StageLoop:
                 # a run that is given up has released no more than its newest checkpoint.
                 processes.first(lambda done=done, state=state: self.checkpoints.save(done, state))
             if evaluate:
-                for course, own in zip(self.courses, metrics, strict=True):
-                    course.monitor.evaluated(done, own, course.epsilon(done))
+                self._show(done, metrics)
             if stop and not last:
                 raise _interrupted(self.courses, done)
         return state
+
+    def _due(self, step: int) -> bool:
+        """Whether there is an evaluation after so many steps."""
+        every = self.courses[0].config.run.eval_every
+        return step == self.trainer.stage.steps or step % every == 0
+
+    def _show(self, done: Position, metrics: list[dict[str, Any]]) -> None:
+        for course, own in zip(self.courses, metrics, strict=True):
+            course.monitor.evaluated(done, own, course.epsilon(done))
 
     def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:
         read = jax.tree.map(np.asarray, diagnostics)

@@ -218,9 +218,10 @@ class Monitor:
             self._writer.add_scalar(f"validation/{name}", metrics[name], self._offset + done.step)
         if epsilon is not None:
             self._writer.add_scalar("epsilon", epsilon, self._offset + done.step)
+        rate = f"{self._rate():.0f} reports/s " if self._rates else ""
         self._say(
             f"step {done.step}: validation weighted F1 {metrics['weighted_f1']:.4f}, "
-            f"{self._rate():.0f} reports/s {self._spent}"
+            f"{rate}{self._spent}"
         )
         self._last_read = time.perf_counter()  # evaluation is not part of the next step
 
