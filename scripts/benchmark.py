@@ -57,7 +57,7 @@ _MODELS = flags.DEFINE_list("models", None, "Backbones; default: all four, for -
 _LENGTHS = flags.DEFINE_list("lengths", ["openi", "ct"], "openi (max 128), ct (max 512).")
 _CONTENDERS = flags.DEFINE_list("contenders", None, "Default: all.")
 _BATCH = flags.DEFINE_float("batch", 256.0, "Expected reports of a logical batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", None, "Timed steps of each: 3, --quick 7.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed steps of each; with --quick 7.")
 _QUICK = flags.DEFINE_bool("quick", False, "MiniLM on Open-I, few contenders, batch 32: 3 minutes.")
 _MEMORY = flags.DEFINE_bool("memory", False, "Instead: our peak memory by logical batch.")
 _BATCHES = flags.DEFINE_list("batches", ["256", "4096"], "--memory: logical batches.")
@@ -99,7 +99,7 @@ def _check() -> None:
             fail(f"--{flag.name}: {wrong[0]!r} is none of {', '.join(allowed)}")
         if flag.value == []:
             fail(f"--{flag.name} must name at least one of {', '.join(allowed)}")
-    if _ROUNDS.value is not None and _ROUNDS.value < 1:
+    if _ROUNDS.value < 1:
         fail(f"--rounds must be at least 1, not {_ROUNDS.value}")
     if not 1 <= _BATCH.value <= 2048:
         fail(f"--batch must be from 1 to 2048, not {_BATCH.value:g}")
@@ -127,10 +127,10 @@ def _measure(console: Console) -> None:
 
     models, lengths = _MODELS.value or list(inputs.MODEL_NAMES), _LENGTHS.value
     names, batches = _CONTENDERS.value or list(contenders.CONTENDERS), [_BATCH.value]
-    rounds = _ROUNDS.value or 3
+    rounds = _ROUNDS.value
     if _QUICK.value:
         # XLA prepares a width's products when it first meets it, which so few reports do late.
-        rounds = _ROUNDS.value or 7
+        rounds = _ROUNDS.value if _ROUNDS.present else 7
         models, lengths, batches = _MODELS.value or ["minilm-l6"], ["openi"], [32.0]
         names = _CONTENDERS.value or list(contenders.QUICK)
     if _MEMORY.value:
@@ -188,7 +188,7 @@ def _startup(console: Console) -> None:
     settings = inherit(str(_config_file()), _CONFIG.value)
     config = Config.from_dict(settings.to_dict())
     with console.status("starting training in fresh processes"):
-        result = startup.measure(config, _ROUNDS.value or 3)
+        result = startup.measure(config, _ROUNDS.value)
     columns = ([result["cold"]], result["warm"], result["cached"])
     rows = []
     for part in result["cold"]["parts"]:

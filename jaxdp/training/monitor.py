@@ -139,14 +139,15 @@ class Monitor:
     def frozen_layers(self, total: int) -> Iterator[Callable[[int], None]]:
         """What is frozen computes `total` reports, once; see `inference.Watch`."""
         self._say(f"frozen layers: {total:,} reports, once")
-        with self._bar(TimeRemainingColumn()) as progress:
+        with self._bar() as progress:
             task = progress.add_task("frozen layers", total=total)
             yield lambda more: progress.advance(task, more)
 
     def _bar(self, *columns: ProgressColumn) -> Progress:
-        """Progress in a terminal, with `columns` after the count."""
+        """Progress in a terminal, with `columns` between the count and the time left."""
         described = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        return Progress(*described, *columns, console=self._console, transient=True)
+        columns = (*described, *columns, TimeRemainingColumn())
+        return Progress(*columns, console=self._console, transient=True)
 
     def set_aside(self, damage: DamagedCheckpoint) -> None:
         """A checkpoint was unusable."""
@@ -166,7 +167,7 @@ class Monitor:
         self._writer = SummaryWriter(
             str(run.private / "tensorboard"), purge_step=self._offset + begin.step
         )
-        self._progress = self._bar(TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+        self._progress = self._bar(TextColumn("{task.fields[status]}"))
         self._task = self._progress.add_task(
             stage.name, total=stage.steps, completed=begin.step, status="compiling"
         )
