@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters and merged checkpoints, exchanged with the real PEFT and transformers."""
 
+import importlib.util
 import json
 import shutil
 
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from jaxdp.models import lora
 from jaxdp.models.checkpoints import Description, WeightsError
 from jaxdp.models.merged import load_checkpoint, save_checkpoint
-from jaxdp.models.peft import load_adapter, read_adapter_info, save_adapter
+from jaxdp.models.peft import TORCH_CLASS, load_adapter, read_adapter_info, save_adapter
 from jaxdp.models.pretrained import load_classifier, read_config
 
 pytestmark = IGNORE_PEFT
@@ -109,6 +110,25 @@ def test_mean_pooling_loads_on_a_class_that_averages(base, tmp_path):
     np.testing.assert_allclose(
         torch_logits(theirs, ids, lengths), our_logits(model, ids, lengths), atol=ATOL, rtol=0
     )
+
+
+@pytest.mark.parametrize("mode", ["head", "lora+queries"])
+def test_label_attention_runs_in_pytorch_on_what_lies_beside_the_adapter(base, tmp_path, mode):
+    model = trained(base, mode="lora", pooling="label-attention")
+    randomise(model, "head+queries", noise=0.5)
+    save(tmp_path, model, mode, base=str(base))
+    code = importlib.util.spec_from_file_location("beside", tmp_path / TORCH_CLASS.name)
+    beside = importlib.util.module_from_spec(code)
+    code.loader.exec_module(beside)
+    assert len(TORCH_CLASS.read_text().splitlines()) <= 60
+    ids, lengths = reports()
+    expected = our_logits(model, ids, lengths)
+    found = torch_logits(beside.load(tmp_path), ids, lengths)
+    np.testing.assert_allclose(found, expected, atol=ATOL, rtol=0)
+    assert np.ptp(expected, axis=0).max() > 0.1
+    again = load(base, pooling="label-attention")
+    load_adapter(tmp_path, again)
+    np.testing.assert_array_equal(our_logits(again, ids, lengths), expected)
 
 
 def test_a_pooler_drawn_at_random_travels_with_the_adapter(base, tmp_path):

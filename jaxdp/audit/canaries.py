@@ -23,7 +23,8 @@ from .config import AuditConfig
 class GradientCanaries:
     """Hostile features and labels, whose head gradient always points in one direction.
 
-    Canary i has a feature of norm NORM along a random direction q_i, and of all labels only number
+    Canary i has a feature of norm NORM along a random direction q_i (where every label has its own
+    feature, that of the label below has), and of all labels only number
     k_i is known: there it claims 127, where 1 is the largest honest value. With the training loss,
     binary cross-entropy, its gradient is (sigmoid(logit) - 127) / labels times (feature, 1) in
     column k_i of (kernel, bias), whatever the model: always in the same direction, and with a
@@ -32,7 +33,7 @@ class GradientCanaries:
     share is NORM^-2: no canary hides another.
 
     Attributes:
-        features: [m, H] float32.
+        features: [m, H] float32; see `rows` for what stands in the collection.
         columns: [m] int, the k_i.
         num_labels: of the head.
     """
@@ -55,6 +56,14 @@ class GradientCanaries:
         """[m, num_labels] int8: 127, or -1 for unknown."""
         known = np.arange(self.num_labels) == self.columns[:, None]
         return np.where(known, 127, -1).astype(np.int8)
+
+    def rows(self, like: Packed) -> Packed:
+        """As rows of the features `like`, [m, H] or with label attention [m, labels, H]."""
+        values = self.features
+        if like.values.ndim == 3:
+            at_label = np.arange(self.num_labels)[:, None] == self.columns[:, None, None]
+            values = np.where(at_label, values[:, None], 0)
+        return Packed.from_lengths(values.astype(like.values.dtype), np.ones(len(values)))
 
     def alignment(self, kernel: np.ndarray) -> np.ndarray:
         """[m] inner products of a head kernel's gradient [H, num_labels] with each direction."""
@@ -119,8 +128,7 @@ class CanaryCollection:
         tokens = {"train": joined(honest, rare), "validation": rare}
         prefix = FrozenPrefix(model, tokens, token_buckets(config), cache_folder(config))
         features = dict(prefix.at(model.feature_level))
-        hostile = Packed.from_lengths(gradient.features, np.ones(count))
-        features["train"] = joined(features["train"], hostile)
+        features["train"] = joined(features["train"], gradient.rows(features["train"]))
         labels = np.concatenate([inputs.labels["train"], rare_labels, gradient.labels])
         labels = {"train": labels, "validation": rare_labels}
         return cls(features, labels, inputs.units, gradient)

@@ -7,12 +7,14 @@ import torch
 import transformers
 from peft import PeftModel
 
+from jaxdp.models.label_attention_torch import LabelAttention, LabelHead
+
 from .job import Job
 
 _TRAINABLE = {
-    "lora": ("lora_A", "lora_B", "modules_to_save.default"),
-    "lora-ffa": ("lora_B", "modules_to_save.default"),
-    "head": ("modules_to_save.default",),
+    "lora": ("lora_A", "lora_B", "classifier.modules_to_save.default"),
+    "lora-ffa": ("lora_B", "classifier.modules_to_save.default"),
+    "head": ("classifier.modules_to_save.default",),
 }
 """train.mode -> what marks the names of trainable parameters."""
 MODES = tuple(_TRAINABLE)
@@ -41,7 +43,10 @@ class Classifier(torch.nn.Module):
             add_pooling_layer=job.pooling == "cls",
         )
         setattr(self, self._prefix, encoder)
-        self.classifier = torch.nn.Linear(config.hidden_size, len(job.label_names))
+        by_label, labels = job.pooling == "label-attention", len(job.label_names)
+        if by_label:
+            self.label_attention = LabelAttention(labels, config.hidden_size)
+        self.classifier = (LabelHead if by_label else torch.nn.Linear)(config.hidden_size, labels)
         self.register_buffer("center", torch.tensor(job.center, dtype=torch.float32))
 
     @property
@@ -55,16 +60,19 @@ class Classifier(torch.nn.Module):
         output = self.encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            output_hidden_states=self._pooling == "mean-last2",
+            output_hidden_states=self._pooling in ("mean-last2", "label-attention"),
         )
         if self._pooling == "cls":
             feature = output.pooler_output
         else:
             states = output.last_hidden_state
-            if self._pooling == "mean-last2":
+            if self._pooling != "mean":
                 states = (output.hidden_states[-2] + output.hidden_states[-1]) / 2
-            weights = attention_mask[..., None].to(states.dtype)
-            feature = (states * weights).sum(1) / weights.sum(1)
+            if self._pooling == "label-attention":
+                feature = self.label_attention(states, attention_mask)
+            else:
+                weights = attention_mask[..., None].to(states.dtype)
+                feature = (states * weights).sum(1) / weights.sum(1)
         return self.classifier(feature - self.center)
 
 
@@ -84,7 +92,9 @@ def build(job: Job, device: str) -> PeftModel:
         parameter.requires_grad = any(mark in name for mark in marks)
     head = base.classifier.modules_to_save["default"]
     with torch.no_grad():
-        head.bias += head.weight @ base.center  # the same logits, now that features are centred
+        head.bias += (head.weight * base.center).sum(
+            -1
+        )  # the same logits, now that features are centred
     return model
 
 

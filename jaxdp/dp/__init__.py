@@ -15,7 +15,13 @@ from .accounting import (
     epsilon_rdp,
     require_target,
 )
-from .clipping import ClipDiagnostics, OuterProducts, clip_and_sum, clipped_gradient_sum
+from .clipping import (
+    ClipDiagnostics,
+    ColumnProducts,
+    OuterProducts,
+    clip_and_sum,
+    clipped_gradient_sum,
+)
 from .groups import group_epsilon
 from .joint import joint_mechanisms, joint_noise_multiplier
 from .ledger import Ledger, LedgerError
@@ -33,6 +39,7 @@ from .statement import (
 __all__ = [
     "CalibrationError",
     "ClipDiagnostics",
+    "ColumnProducts",
     "Ledger",
     "LedgerError",
     "OuterProducts",

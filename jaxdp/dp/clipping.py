@@ -34,8 +34,22 @@ class OuterProducts(NamedTuple):
     """[B, N], or [N]: gradients of its outputs."""
 
 
-def _is_outer(g: Any) -> bool:
-    return isinstance(g, OuterProducts)
+class ColumnProducts(NamedTuple):
+    """A leaf [B, M, N] of per-report gradients whose columns are products, as those of N outputs
+    that each read an input of their own are: column n of row i stands for left[i, n] * right[i, n],
+    which is never formed."""
+
+    left: jax.Array
+    """[B, N, M], or [N, M] for one report: each output's input."""
+    right: jax.Array
+    """[B, N], or [N]: gradients of the outputs."""
+
+
+_PRODUCTS = (OuterProducts, ColumnProducts)
+
+
+def _is_product(g: Any) -> bool:
+    return isinstance(g, _PRODUCTS)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -43,21 +57,24 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def per_report_norms(gradients: Any) -> jax.Array:
-    """Global L2 norm of each report's gradient: leaves [B, ...] or `OuterProducts` -> [B], float32
-    or wider."""
+    """Global L2 norm of each report's gradient: leaves [B, ...], `OuterProducts` or
+    `ColumnProducts` -> [B], float32 or wider."""
 
     def norm(x):
         # Scaled by its largest entry: a tiny factor's square must not vanish beside a huge one.
-        largest = jnp.max(jnp.abs(x), axis=1)
+        largest = jnp.max(jnp.abs(x), axis=-1)
         scale = jnp.where(largest == 0, 1.0, largest)
-        return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale[:, None]), axis=1))
+        return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale[..., None]), axis=-1))
 
     def squares(g):
-        if _is_outer(g):
+        if isinstance(g, OuterProducts):
             return jnp.square(norm(_wide(g.left)) * norm(_wide(g.right)))
+        if isinstance(g, ColumnProducts):
+            # |l_n r_n|^2 = |l_n|^2 r_n^2, added up over the columns.
+            return jnp.square(norm(norm(_wide(g.left)) * _wide(g.right)))
         return jnp.sum(jnp.square(_wide(g)), axis=tuple(range(1, g.ndim)))
 
-    return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(gradients, is_leaf=_is_outer)))
+    return jnp.sqrt(sum(squares(g) for g in jax.tree.leaves(gradients, is_leaf=_is_product)))
 
 
 def sum_clipped(
@@ -82,7 +99,8 @@ def sum_clipped(
     =============================  ====================================================
 
     Args:
-        gradients: tree with leaves [B, ...] or `OuterProducts`, one row per report; B may be 0.
+        gradients: tree with leaves [B, ...], `OuterProducts` or `ColumnProducts`, one row per
+            report; B may be 0.
         l2_clip_norm: C > 0 (within `mechanism.CLIP_NORM_RANGE` for the guarantee); infinity means
             no clipping (non-finite and padding rules still hold).
         is_padding: [B] bool, rows that stand for no report.
@@ -104,19 +122,24 @@ def sum_clipped(
     # A norm of 0 gives 1 (its gradient is zero); no stability constant, so nothing is over-clipped.
     factors = jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)
 
-    def reduce(g):
-        if _is_outer(g):
-            # sum_i factor_i * outer(left_i, right_i) is a matrix product.
-            left, right = (jnp.where(counts[:, None], _wide(x), 0.0) for x in g)
-            scaled = right * factors[:, None]
-            return jnp.matmul(left.T, scaled, precision=jax.lax.Precision.HIGHEST)
-        by_row = (-1,) + (1,) * (g.ndim - 1)
-        # Select before scaling: 0 * nan is nan. The factors make products and sum float32 or wider.
-        g = jnp.where(counts.reshape(by_row), g, 0.0) * factors.reshape(by_row)
-        # An elementwise product and a sum: a matmul may round to bf16 or tf32 on accelerators.
-        return jnp.sum(g, axis=0)
+    def counted(x):
+        # Select before scaling: 0 * nan is nan.
+        return jnp.where(counts.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0.0)
 
-    return jax.tree.map(reduce, gradients, is_leaf=_is_outer), norms
+    def reduce(g):
+        if _is_product(g):
+            left, right = (counted(_wide(x)) for x in g)
+            scaled = right * factors[:, None]
+            if isinstance(g, OuterProducts):
+                # sum_i factor_i * outer(left_i, right_i) is a matrix product.
+                return jnp.matmul(left.T, scaled, precision=jax.lax.Precision.HIGHEST)
+            return jnp.sum(left * scaled[..., None], axis=0).T
+        # The factors make products and sum float32 or wider. An elementwise product and a sum: a
+        # matmul may round to bf16 or tf32 on accelerators.
+        g = counted(g)
+        return jnp.sum(g * factors.reshape((-1,) + (1,) * (g.ndim - 1)), axis=0)
+
+    return jax.tree.map(reduce, gradients, is_leaf=_is_product), norms
 
 
 def clipped_gradient_sum(
@@ -130,7 +153,7 @@ def clipped_gradient_sum(
         loss_fn: (params, *report) -> scalar loss of ONE report; it sees no other report.
         l2_clip_norm: see `sum_clipped`, whose guarantee and edge cases hold here.
         value_and_grad: loss_fn -> f(params, *report) -> (loss, gradient like params); another one
-            may give leaves as `OuterProducts`, of the same values.
+            may give leaves as `OuterProducts` or `ColumnProducts`, of the same values.
 
     Returns:
         f(params, *batch, is_padding=) -> (sum like params, `ClipDiagnostics`), where every array in

@@ -94,9 +94,8 @@ class AlbertClassifier(ReportClassifier):
         # Which group each depth uses, in the floating-point form that defines it upstream.
         per_group = self.depth / cfg.num_hidden_groups
         self.groups = tuple(int(index / per_group) for index in range(self.depth))
-        self.pooling = pooling
         self.albert = AlbertBackbone(cfg, pooling, dtype, rngs=rngs)
-        self.classifier = nnx.Linear(cfg.hidden_size, num_labels, rngs=rngs)
+        self.add_head(pooling, cfg.hidden_size, num_labels, rngs=rngs)
 
     def first_use(self, number):
         return self.groups.index(number)

@@ -94,9 +94,8 @@ class BertClassifier(ReportClassifier):
         self, cfg: BertConfig, num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
     ):
         self.depth = cfg.num_hidden_layers
-        self.pooling = pooling
         self.bert = BertBackbone(cfg, pooling, dtype, rngs=rngs)
-        self.classifier = nnx.Linear(cfg.hidden_size, num_labels, rngs=rngs)
+        self.add_head(pooling, cfg.hidden_size, num_labels, rngs=rngs)
 
     def embed(self, token_ids_L):
         return self.bert.embeddings(token_ids_L)

@@ -2,36 +2,80 @@
 """A multi-label report classifier, cut into levels so that frozen work can be done once.
 
 Level 0 is token ids, level k (1 <= k <= depth) the hidden states after k layers, level depth + 1
-the pooled feature. `advance` carries one report from any level up to any later one, so "train only
-the last two layers on cached states" and "train a head on cached features" are the same call with
-another starting level.
+the feature: [H], or with label attention [labels, H]. `advance` carries one report from any level
+up to any later one, so "train only the last two layers on cached states" and "train a head on
+cached features" are the same call with another starting level.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-POOLINGS = ("cls", "mean", "mean-last2")
+from .label_attention import Basis, LabelAttention, LabelHead
+
+POOLINGS = ("cls", "mean", "mean-last2", "label-attention")
 """The pretrained pooler on the first token; the mean over tokens of the last hidden states, or of
-the average of the last two layers' hidden states."""
+the average of the last two layers' hidden states; or what each label attends to in that average."""
+HEAD = ("classifier", "label_attention")
+"""What a checkpoint need not hold: the modules that a classifier adds to its backbone."""
 
 
 class ReportClassifier(nnx.Module):
     """What every backbone provides; see `bert.BertClassifier` and `albert.AlbertClassifier`.
 
-    Subclasses set `depth` (layers applied), `pooling` and `classifier` ([H] -> [num_labels]
-    logits), and implement `embed`, `apply_layer` and, for "cls" pooling, `pool_first`.
+    Subclasses set `depth` (layers applied), call `add_head`, and implement `embed`, `apply_layer`
+    and, for "cls" pooling, `pool_first`.
     """
 
     depth: int
     pooling: str
-    classifier: nnx.Module
+    classifier: nnx.Linear
+    """Feature -> [num_labels] logits."""
+    label_attention: LabelAttention
+    """Where pooling is "label-attention"."""
+    basis: Basis | None = None
+    """Coordinates of the feature, see `set_basis`."""
     base_fingerprint: str | None = None
     """Of the pretrained weights it was filled with, see `pretrained.load_classifier`."""
 
+    def add_head(self, pooling: str, width: int, num_labels: int, *, rngs: nnx.Rngs) -> None:
+        """Sets `pooling`, `classifier` and what else the pooling needs."""
+        self.pooling = pooling
+        if pooling == "label-attention":
+            self.label_attention = LabelAttention(num_labels, width, rngs=rngs)
+        head = LabelHead if pooling == "label-attention" else nnx.Linear
+        self.classifier = head(width, num_labels, rngs=rngs)
+
+    def set_basis(self, center: jax.Array, directions: jax.Array | None = None) -> None:
+        """From now on features, and the head, are in the coordinates of a `Basis`.
+
+        Logits stay the same, but for what the head read outside the directions.
+        """
+        head = self.classifier
+        kernel, bias = head.kernel[...], head(center)
+        if directions is not None:
+            kernel = jnp.einsum("nhk,hn->kn", directions, kernel)
+        self._set_head(kernel, bias)
+        self.basis = Basis(center, directions)
+
+    def fold_basis(self) -> None:
+        """The ordinary classifier that computes the same: the basis goes into the head."""
+        if self.basis is None:
+            return
+        kernel, center = self.classifier.kernel[...], self.basis.center[...]
+        if self.basis.directions is not None:
+            kernel = jnp.einsum("nhk,kn->hn", self.basis.directions[...], kernel)
+        self._set_head(kernel, self.classifier.bias[...] - jnp.sum(center * kernel.T, axis=-1))
+        self.basis = None
+
+    def _set_head(self, kernel: jax.Array, bias: jax.Array) -> None:
+        head = self.classifier
+        head.kernel, head.bias = nnx.Param(kernel), nnx.Param(bias)
+        head.in_features = kernel.shape[0]
+
     @property
     def feature_level(self) -> int:
-        """The level of the pooled feature, the last one before the head."""
+        """The level of the feature, the last one before the head."""
         return self.depth + 1
 
     def first_use(self, number: int) -> int:
@@ -42,6 +86,8 @@ class ReportClassifier(nnx.Module):
         """The highest level whose value the parameter or layer at `path` cannot influence."""
         if path[0] == "classifier":
             return self.feature_level
+        if path[0] == "label_attention":
+            return self.depth - 1  # it reads the last two layers' states
         if "pooler" in path:
             return self.depth
         numbers = (part for part in path if isinstance(part, int))
@@ -71,31 +117,57 @@ class ReportClassifier(nnx.Module):
         """Carries one report from level `start` to level `stop`.
 
         Args:
-            x: token ids [L] int for start = 0, hidden states [L, H], or the feature [H].
+            x: token ids [L] int for start = 0, hidden states [L, H], or the feature.
             length: how many of the L positions are real; the rest never influence the result.
             start, stop: levels, 0 <= start <= stop <= feature_level.
         """
         if not 0 <= start <= stop <= self.feature_level:
             raise ValueError(f"levels must satisfy 0 <= {start=} <= {stop=} <= {self.depth + 1}")
+        if stop <= self.depth:
+            return self._layers(x, length, start, stop)[0]
+        if start <= self.depth:
+            x = self.pool(self.last_states(x, length, start), length)
+            if self.basis is not None:
+                x = self.basis(x)
+        return x
+
+    def _layers(
+        self, x: jax.Array, length: jax.Array, start: int, stop: int, only_first: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(states at level `stop`, those before if a layer was applied); only_first: of the last
+        layer the first token alone."""
         if start == 0 and stop > 0:
             x = self.embed(x)
         before = None
-        for index in range(max(start, 0), min(stop, self.depth)):
-            # The last layer's other outputs are not read: 10 of its 12 matrix products shrink.
-            only_first = self.pooling == "cls" and index == self.depth - 1 and stop > self.depth
-            before, x = x, self.apply_layer(index, x, length, 1 if only_first else x.shape[0])
-        if start <= self.depth < stop:
-            if self.pooling == "mean-last2":
-                if before is None:
-                    raise ValueError(f"pooling {self.pooling} starts at level {self.depth - 1}")
-                x = (before + x) / 2
-            x = self.pool(x, length)
+        for index in range(start, stop):
+            rows = 1 if only_first and index == stop - 1 else x.shape[0]
+            before, x = x, self.apply_layer(index, x, length, rows)
+        return x, before
+
+    def last_states(self, x: jax.Array, length: jax.Array, start: int) -> jax.Array:
+        """What is pooled, from level `start` <= depth: token states [L, H], or the first one's.
+
+        ValueError for poolings of the last two layers from a level above the first of them.
+        """
+        # The last layer's other outputs are not read: 10 of its 12 matrix products shrink.
+        x, before = self._layers(x, length, start, self.depth, only_first=self.pooling == "cls")
+        if self.pooling in ("mean-last2", "label-attention"):
+            if before is None:
+                raise ValueError(f"pooling {self.pooling} starts at level {self.depth - 1}")
+            x = (before + x) / 2
         return x
 
     def pool(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
-        """[L, H] -> [H]: the pooled first token, or the mean over the real tokens."""
+        """`last_states` -> the feature: [H], the pooled first token or the mean over the real
+        tokens, or with label attention [labels, H]."""
         if self.pooling == "cls":
             return self.pool_first(x_LxH[0])
+        if self.pooling == "label-attention":
+            return self.label_attention(x_LxH, length)
+        return self.mean(x_LxH, length)
+
+    def mean(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
+        """[L, H] -> [H]: over the real tokens."""
         weights = (jnp.arange(x_LxH.shape[0]) < length).astype(x_LxH.dtype)
         return weights @ x_LxH / jnp.maximum(length, 1).astype(x_LxH.dtype)
 

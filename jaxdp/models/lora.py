@@ -16,7 +16,8 @@ from flax import nnx
 from .classifier import ReportClassifier
 
 MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
-"""What `split` trains: adapters + head; B only + head; head; biases + head; everything."""
+"""What `split` trains: adapters + head; B only + head; head; biases + head; everything. With
+"+queries" behind it also what label attention asks for, which "full" does anyway."""
 
 
 class LoRALinear(nnx.Module):
@@ -132,7 +133,11 @@ def adapt(model: nnx.Module, path: tuple, a: jax.Array, b: jax.Array, alpha: flo
 
 
 def trainable(mode: str):
-    """The nnx filter of the parameters that `mode` trains; the head is in all of them."""
+    """The nnx filter of the parameters that `mode` trains; the head is in all of them.
+
+    A basis is public, and never trained.
+    """
+    mode, _, more = mode.partition("+")
     head = nnx.PathContains("classifier")
     filters = {
         "lora": nnx.Any(nnx.LoRAParam, head),
@@ -141,9 +146,10 @@ def trainable(mode: str):
         "bitfit": nnx.Any(nnx.PathContains("bias"), head),
         "full": nnx.Param,
     }
-    if mode not in filters:
+    if mode not in filters or more not in ("", "queries"):
         raise ValueError(f"train.mode must be one of {', '.join(MODES)}, not {mode!r}")
-    return nnx.All(nnx.Param, filters[mode])
+    chosen = nnx.Any(filters[mode], nnx.PathContains("queries")) if more else filters[mode]
+    return nnx.All(nnx.Param, nnx.Not(nnx.PathContains("basis")), chosen)
 
 
 def split(model: nnx.Module, mode: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -14,12 +14,14 @@ What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
 
 transformers has no mean-pooled classifier, so an adapter with pooling "mean" or "mean-last2" has
 the same tensors but no task_type: in PyTorch it belongs on a class that averages likewise. An
-adapter that PEFT made on such a class needs a jaxdp.json that says so.
+adapter that PEFT made on such a class needs a jaxdp.json that says so. With label attention the
+queries are in modules_to_save too, and the class is written beside the adapter.
 """
 
 import dataclasses
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,10 +33,12 @@ import safetensors.numpy
 from flax import nnx
 
 from .checkpoints import Description, WeightsError, read_json, read_safetensors, write_json
-from .classifier import ReportClassifier
+from .classifier import HEAD, ReportClassifier
 from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
 from .pretrained import relayout, source_name
 
+TORCH_CLASS = Path(__file__).with_name("label_attention_torch.py")
+"""Runs an adapter with label attention in PyTorch; written beside each."""
 _PREFIX = "base_model.model."
 _NO_TARGETS = "dummy-target-modules"  # peft.utils.constants.DUMMY_TARGET_MODULES
 
@@ -93,8 +97,9 @@ def save_adapter(
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    chosen = nnx.Any(nnx.LoRAParam, trainable(mode))
-    saved_modules = ["classifier"]
+    head = [name for name in HEAD if hasattr(model, name)]
+    chosen = nnx.Any(nnx.LoRAParam, trainable(mode), *map(nnx.PathContains, head))
+    saved_modules = list(head)
     if any("pooler" in name.split(".") for name in initialised):
         saved_modules.append("pooler")
         chosen = nnx.Any(chosen, nnx.PathContains("pooler"))
@@ -118,6 +123,8 @@ def save_adapter(
         "modules_to_save": saved_modules,
     }
     write_json(directory / "adapter_config.json", config)
+    if model.pooling == "label-attention":
+        shutil.copyfile(TORCH_CLASS, directory / TORCH_CLASS.name)
     Description(model.pooling, label_names, model.base_fingerprint).write(directory)
 
 

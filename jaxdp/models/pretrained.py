@@ -20,7 +20,7 @@ from flax import nnx
 from .albert import AlbertClassifier, AlbertConfig
 from .bert import BertClassifier, BertConfig
 from .checkpoints import WeightsError, read_json, read_tensors
-from .classifier import POOLINGS, ReportClassifier
+from .classifier import HEAD, POOLINGS, ReportClassifier
 from .layers import EncoderConfig
 
 MODELS = {"bert": (BertConfig, BertClassifier), "albert": (AlbertConfig, AlbertClassifier)}
@@ -105,7 +105,8 @@ def load_classifier(
         pooling: one of `classifier.POOLINGS`.
         dtype: the type matrix products run in; None for that of the parameters: float32, or float64
             where the checkpoint has it and JAX allows it. Narrower weights are widened.
-        rngs: draws what the checkpoint lacks: the head (N(0, 0.02), bias 0) and the pooler.
+        rngs: draws what the checkpoint lacks: the head (N(0, 0.02); bias and queries are 0) and the
+            pooler.
 
     Raises:
         WeightsError: unreadable files; missing, surplus or misshapen tensors, with their names.
@@ -136,10 +137,10 @@ def load_classifier(
             if value.shape != shape:
                 misshapen.append(f"{name} {value.shape}, expected {shape}")
                 continue
-            if path[0] != "classifier":
+            if path[0] not in HEAD:
                 # A checksum of each tensor: hashing them whole would take longer than reading them.
                 digest.update(f"{name} {shape} {zlib.crc32(value)}\n".encode())
-        elif path[0] == "classifier" or "pooler" in path:
+        elif path[0] in HEAD or "pooler" in path:
             initialised.append(name)
             value = _initial(path, shape, config.get("initializer_range", 0.02), rngs)
         else:
@@ -155,7 +156,7 @@ def load_classifier(
 
 
 def _initial(path: tuple, shape: tuple, std: float, rngs: nnx.Rngs) -> np.ndarray:
-    """What transformers would draw for a fresh Linear: kernel N(0, std^2), bias 0."""
+    """What transformers would draw for a fresh Linear: kernel N(0, std^2), the rest 0."""
     if path[-1] != "kernel":
         return np.zeros(shape, np.float32)
     # By numpy: JAX would compile a program for it, which takes longer than loading the rest.

@@ -27,26 +27,28 @@ class FrozenPrefix:
 
     Args:
         model: as it is before training.
-        tokens: split -> token ids.
+        reports: split -> reports at `level`, which is 0 for token ids.
         buckets: shapes for token ids.
         folder: keeps the levels for other runs, see `cache_level`; None keeps nothing.
         mesh: devices to share the reports; None is the default device alone.
         watch: shows people how far it is.
+        level: of `reports`.
     """
 
     def __init__(
         self,
         model: ReportClassifier,
-        tokens: dict[str, Packed],
+        reports: dict[str, Packed],
         buckets: Buckets,
         folder: Path | None = None,
         mesh: Mesh | None = None,
         watch: Watch = unwatched,
+        level: int = 0,
     ):
         self._parts = nnx.split(model)
         self._buckets = buckets
         self._options = {"folder": folder, "mesh": mesh, "watch": watch}
-        self._levels = {0: tokens}
+        self._levels = {level: reports}
 
     def at(self, level: int) -> dict[str, Packed]:
         """Split -> the reports at `level`, on the host; made from the nearest level below."""
@@ -66,18 +68,18 @@ def mean_feature(
     *,
     secure_noise: bool = False,
 ) -> np.ndarray:
-    """The mean training feature [H], float32: one release of `mechanism`, or exact without one.
+    """The mean training feature, float32: one release of `mechanism`, or exact without one.
 
     A pure function of its arguments: a resumed run gets the same noise, so it releases once. Each
     unit shows one report, as in a training step.
     """
     if mechanism is None:
-        return features.values.mean(axis=0)
+        return features.values.mean(axis=0, dtype=np.float32)
     sampler = dp.PoissonSampler(
         secret.sampling_seed("feature mean"), mechanism.sampling_probability, units.num_units
     )
     shown = jnp.asarray(features.values[units.reports_at(0, sampler)])
-    one = jax.ShapeDtypeStruct(shown.shape[1:], shown.dtype)
+    one = jax.ShapeDtypeStruct(shown.shape[1:], jnp.float32)
     noise, draw = secret.release(mechanism, "feature mean", one, secure=secure_noise)
     release = optax.chain(dp.clip_and_sum(mechanism.l2_clip_norm), noise)
     mean, _ = jax.jit(release.update)(shown, release.init(one), **draw(0))

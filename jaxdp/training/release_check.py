@@ -14,7 +14,8 @@ import safetensors
 
 from jaxdp import dp
 from jaxdp.models.checkpoints import WeightsError, read_tensors
-from jaxdp.models.classifier import POOLINGS
+from jaxdp.models.classifier import HEAD, POOLINGS
+from jaxdp.models.peft import TORCH_CLASS
 
 _BUNDLE = {"PRIVACY.md", "privacy.json"}
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -27,6 +28,7 @@ _PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer
 _NAME = r"[^/\\\s][^/\\\n]{0,199}"
 _PREFIX = "base_model.model."
 _HEAD = ("classifier.weight", "classifier.bias")
+_QUERIES = "label_attention.queries"
 _POOLER = re.compile(r"\.pooler(\.dense)?\.(weight|bias)$")
 
 
@@ -50,7 +52,7 @@ _PEFT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "lora_dropout": lambda v: v == 0,
     "bias": lambda v: v in ("none", "all"),
     "target_modules": lambda v: _layers([v] if isinstance(v, str) else v),
-    "modules_to_save": lambda v: "classifier" in v and set(v) <= {"classifier", "pooler"},
+    "modules_to_save": lambda v: "classifier" in v and set(v) <= {"pooler", *HEAD},
     "rank_pattern": _layer_numbers,
     "alpha_pattern": _layer_numbers,
 }
@@ -122,7 +124,8 @@ class _Bundle:
             raise ReleaseError(f"{self.release} is no directory")
         weights = _WHOLE if self.whole else _ADAPTER
         needed = _BUNDLE | {f"adapter/{name}" for name in weights | _BESIDE_WEIGHTS}
-        allowed = needed | {"adapter"} | {f"adapter/{name}" for name in _TOKENIZER}
+        code = f"adapter/{TORCH_CLASS.name}"
+        allowed = needed | {"adapter", code} | {f"adapter/{name}" for name in _TOKENIZER}
         found = {}
         for path in self.release.rglob("*"):
             found[str(path.relative_to(self.release))] = path
@@ -133,6 +136,8 @@ class _Bundle:
             raise ReleaseError(f"missing: {', '.join(missing)}")
         if odd := [n for n, p in found.items() if p.is_symlink() or p.is_dir() != (n == "adapter")]:
             raise ReleaseError(f"links or folders where files belong: {', '.join(sorted(odd))}")
+        if code in found and found[code].read_bytes() != TORCH_CLASS.read_bytes():
+            raise ReleaseError(f"{code} is not the class that belongs there")
         if not {"adapter/tokenizer.json", "adapter/vocab.txt"} & found.keys():
             raise ReleaseError("neither tokenizer.json nor vocab.txt is there")
         return f"{len(found) - 1} files, each of them allowed"
@@ -203,7 +208,7 @@ class _Bundle:
             before = read_tensors(self.base)
             for name, value in tensors.items():
                 old = _find(before, name)
-                new = old is None and (name in _HEAD or _POOLER.search(name))
+                new = old is None and (name in (*_HEAD, _QUERIES) or _POOLER.search(name))
                 if not new and (old is None or old.shape != value.shape):
                     raise ReleaseError(f"{name!r} is no parameter of the backbone")
         for name, value in tensors.items():
@@ -246,6 +251,8 @@ class _Bundle:
                 )
             elif name in _HEAD:
                 declared = value.ndim == 1 + name.endswith("weight")
+            elif name == _QUERIES and "label_attention" in config["modules_to_save"]:
+                declared = value.shape == tensors["classifier.weight"].shape
             else:
                 declared = (config["bias"] == "all" and name.endswith(".bias")) or (
                     "pooler" in config["modules_to_save"] and bool(_POOLER.search(name))

@@ -39,7 +39,7 @@ class Trainee:
         stage: what to run.
         model: its parameters are copied; `StageTrainer.install` writes the trained ones back.
         secret: gives this stage's sampling seed and noise key.
-        center: [H], public or released; or 0. The head is trained on features from which it was
+        center: like a feature, released; or 0. The head is trained on features from which it was
             taken: the same functions, better conditioned. `install` writes an ordinary head.
     """
 
@@ -255,14 +255,15 @@ def _optimizer(
 def _shift_head(adapters: nnx.State, center: np.ndarray | float) -> nnx.State:
     """The adapters whose head gives the same logits on features from which `center` was taken."""
     head = adapters["classifier"]
-    shift = jnp.broadcast_to(center, head["kernel"].shape[:1]) @ head["kernel"][...]
+    # Of a linear head on one feature [H], and of one with a feature for each label.
+    shift = jnp.sum(center * head["kernel"][...].T, axis=-1)
     head["bias"][...] = head["bias"][...] + shift
     return adapters
 
 
 def _head_value_and_grad(loss_fn):
-    """`jax.value_and_grad` of a head on features: a linear layer, whose kernel's gradient is the
-    outer product of the feature and the bias' gradient."""
+    """`jax.value_and_grad` of a head on features: a linear layer, whose kernel's gradient is a
+    product of the feature, or of each label's own, and the bias' gradient."""
 
     def value_and_grad(head, feature, *report):
         bias, kernel = jax.tree.leaves(head)
@@ -272,8 +273,8 @@ def _head_value_and_grad(loss_fn):
             return loss_fn(jax.tree.unflatten(structure, [bias, kernel]), feature, *report)
 
         value, gradient = jax.value_and_grad(loss)(bias)
-        outer = dp.OuterProducts(feature[0], gradient)
-        return value, jax.tree.unflatten(structure, [gradient, outer])
+        products = dp.OuterProducts if feature[0].ndim == 1 else dp.ColumnProducts
+        return value, jax.tree.unflatten(structure, [gradient, products(feature[0], gradient)])
 
     return value_and_grad
 
