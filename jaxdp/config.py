@@ -60,8 +60,8 @@ class DataConfig:
     validation_fraction: float = 0.05
     """Chance of a training patient to be held out, for sources without a validation split."""
     cache: str | None = None
-    """Folder that keeps token ids, the frozen layers' outputs and the public start for other runs;
-    as private as the reports. None keeps nothing."""
+    """Folder that keeps token ids and the frozen layers' outputs for other runs; as private as the
+    reports. None keeps nothing."""
     labeler: str = "chexpert"
     """mimic: whose labels, chexpert or negbio."""
     uncertain: str = "zeros"
@@ -129,8 +129,11 @@ class ModelConfig:
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     pooling: str | None = None
-    """"cls", "mean" or "mean-last2" (over tokens, and over the last two layers); None is the
-    preset's own, or "cls"."""
+    """"cls", "mean", "mean-last2" (over tokens, and over the last two layers) or "label-attention"
+    (every label reads its own tokens of those); None is the preset's own, or "cls"."""
+    label_dimensions: int | None = None
+    """Label attention after a public start: train the head along so many directions of each label's
+    feature, which the made-up reports choose; None is all of it."""
     dtype: str | None = None
     """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32. None is
     the platform's, see `PlatformDefaults`."""
@@ -139,12 +142,19 @@ class ModelConfig:
     on each, more traffic between them."""
 
     def __post_init__(self):
-        poolings = ("cls", "mean", "mean-last2")
+        poolings = ("cls", "mean", "mean-last2", "label-attention")
         _require(
             self.pooling in (None, *poolings),
             "model.pooling",
             f"{', '.join(poolings)} or None",
             self.pooling,
+        )
+        dimensions = self.label_dimensions
+        _require(
+            dimensions is None or (dimensions >= 1 and self.pooling == "label-attention"),
+            "model.label_dimensions",
+            "at least 1, and model.pooling label-attention, or None",
+            dimensions,
         )
         _require(
             self.dtype in (None, "float32", "bfloat16"),
@@ -199,29 +209,47 @@ class WarmStartConfig:
     """
 
     phrasebook: str | None = None
-    """Name of one that is shipped, or a JSON file; see `data.phrasebook`."""
-    reports: int = 3000
+    """Name of one that is shipped, or a JSON file; "labels" makes one of the labels' names. See
+    `data.phrasebook`."""
+    language: str = "en"
+    """labels: of the reports, en or es."""
+    synonyms: tuple[str, ...] = ()
+    """labels: what to call a label instead of its name, each "label: name, name"."""
+    normal: float = 0.35
+    """Share of made-up reports without any finding. This and the next four say what the reports
+    that they stand for look like: public knowledge, never measured on private ones."""
+    findings: float = 1.5
+    """Expected number of findings in the others."""
+    denied: float = 0.65
+    """Chance that a finding which is absent is denied."""
+    repeated: float = 0.6
+    """Chance that a finding comes again at the end, as in an impression."""
+    other: float = 0.35
+    """Chance of a sentence about something else in a report with findings."""
+    reports: int = 10_000
     """How many are made up."""
-    head_steps: int = 300
-    """Of the head alone, each on all of them."""
-    head_learning_rate: float = 0.03
-    steps: int = 0
-    """Of adapters and head together, after that; 0 leaves the adapters as they are."""
-    expected_batch_size: float = 64.0
+    steps: int = 400
+    """Of all that learns in public, together."""
+    batch_size: int = 64
     learning_rate: float = 2e-3
-    """Falls to zero linearly."""
+    """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
+    adapters: bool = True
+    """Adapters learn too, not queries and head alone."""
 
     def __post_init__(self):
-        for field, least in (("reports", 1), ("head_steps", 1), ("steps", 0)):
+        for field in ("reports", "steps", "batch_size"):
             value = getattr(self, field)
-            _require(value >= least, f"warm_start.{field}", f">= {least}", value)
-        for field in ("head_learning_rate", "learning_rate", "expected_batch_size"):
+            _require(value >= 1, f"warm_start.{field}", "at least 1", value)
+        for field in ("normal", "denied", "repeated", "other"):
             value = getattr(self, field)
-            _require(0 < value < math.inf, f"warm_start.{field}", "positive", value)
+            _require(0 <= value <= 1, f"warm_start.{field}", "in [0, 1]", value)
+        _require(self.findings > 0, "warm_start.findings", "positive", self.findings)
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "warm_start.learning_rate", "positive", rate)
 
     @property
     def trains_adapters(self) -> bool:
-        return self.phrasebook is not None and self.steps > 0
+        return self.phrasebook is not None and self.adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +312,8 @@ class TrainConfig:
 
     mode: str = "lora"
     """What is trained: see `models.lora.MODES`."""
+    queries: bool = False
+    """Train the queries of label attention as well."""
     steps: int = 100
     expected_batch_size: float = 512.0
     """Expected reports (or patients) per step; the number drawn varies."""
@@ -307,6 +337,11 @@ class TrainConfig:
         )
         ratio = self.width_ratio
         _require(1 < ratio < math.inf, "train.width_ratio", "larger than 1", ratio)
+
+    @property
+    def trained(self) -> str:
+        """Mode and queries, as `models.lora.split` takes them."""
+        return f"{self.mode}+queries" if self.queries else self.mode
 
 
 def _check_stage(section: str, stage, least_steps: int) -> None:
@@ -448,8 +483,14 @@ class Config:
         _require(
             not self.warm_start.trains_adapters or self.train.mode in modes,
             "train.mode",
-            f"{', '.join(modes)} where warm_start.steps trains adapters",
+            f"{', '.join(modes)} where warm_start.adapters are trained",
             self.train.mode,
+        )
+        _require(
+            self.model.label_dimensions is None or self.warm_start.phrasebook is not None,
+            "warm_start.phrasebook",
+            "set where model.label_dimensions is: made-up reports choose the directions",
+            None,
         )
         if not self.privacy.private:
             return

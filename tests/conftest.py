@@ -7,6 +7,7 @@ import jax
 import pytest
 from helpers_training import write_backbone, write_collection
 
+from jaxdp.assets import cache_directory
 from jaxdp.runtime import one_device_per_core
 
 jax.config.update("jax_platforms", "cpu")
@@ -27,8 +28,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Runs on the same tiny model share their compiled programs, those of scripts too."""
+def caches(tmp_path_factory):
+    """Runs on the same tiny model share their compiled programs, those of scripts too; what they
+    keep of public starts is not the user's, nor of another revision."""
+    known, cache = cache_directory(), tmp_path_factory.mktemp("cache")
+    for package in known.glob("*-*"):  # files from the package registry need no second download
+        (cache / package.name).symlink_to(package)
+    os.environ["JAXDP_CACHE"] = str(cache)
     folder = tmp_path_factory.mktemp("compiled")
     shared = {
         "jax_compilation_cache_dir": str(folder),

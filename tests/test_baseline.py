@@ -29,6 +29,7 @@ pytestmark = IGNORE_PEFT
 SETTINGS = {
     # with all that may come before the main stage, and mean pooling
     "bert": {"model__pooling": "mean", "train__learning_rate": 1e-2},
+    "labels": {"model__pooling": "label-attention", "train__learning_rate": 1e-2},
     "albert": {
         "head_stage__steps": 0,
         "centering__l2_clip_norm": None,
@@ -37,7 +38,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=["bert", pytest.param("albert", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["bert", "labels", pytest.param("albert", marks=pytest.mark.slow)]
+)
 def job(request, tmp_path_factory) -> Job:
     """A job with LoRA on every layer, whose clip norm is in the midst of the gradients' norms."""
     return tiny_job(tmp_path_factory.mktemp(request.param), request.param)

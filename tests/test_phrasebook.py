@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from jaxdp.data import ctrate, mimic, openi, padchest, phrasebook
+from jaxdp.data import ctrate, mimic, openi, padchest
 from jaxdp.data.dataset import DataError
-from jaxdp.data.phrasebook import SHIPPED, Phrasebook
+from jaxdp.data.phrasebook import LANGUAGES, SHIPPED, Phrasebook, Shape
 
 FINDINGS = ("effusion", "nodule", "scar")
 NAMES = ("normal", *FINDINGS)
+SHAPE = Shape(normal=0.35, findings=1.5, denied=0.65, repeated=0.6, other=0.35)
 BOOK = {
     "origin": "a test",
     "slots": {"side": ["left", "right"]},
@@ -40,7 +41,7 @@ def book(tmp_path):
 
 
 def test_a_report_says_exactly_what_its_labels_say(book):
-    texts, labels = book.write_reports(500, NAMES)
+    texts, labels = book.write_reports(500, NAMES, SHAPE)
     assert labels.dtype == np.int8 and labels.shape == (500, 4)
     for text, row in zip(texts, labels, strict=True):
         has = dict(zip(NAMES, row, strict=True))
@@ -56,38 +57,42 @@ def test_a_report_says_exactly_what_its_labels_say(book):
     assert {"left", "right"} <= set(re.findall(r"other (\w+)", everything))
 
 
-def test_the_shares_are_the_stated_ones(book):
+@pytest.mark.parametrize("shape", [SHAPE, Shape(0.1, 2.5, 0.2, 0.05, 0.7)])
+def test_the_shares_are_the_stated_ones(book, shape):
     count = 4000
-    texts, labels = book.write_reports(count, NAMES)
+    texts, labels = book.write_reports(count, NAMES, shape)
 
     def share(value, out_of, chance):  # within 4.5 standard deviations: wrong once in 150,000
         assert abs(value / out_of - chance) < 4.5 * (chance * (1 - chance) / out_of) ** 0.5
 
     normal = labels[:, 0].sum()
-    share(normal, count, phrasebook.NORMAL)
+    share(normal, count, shape.normal)
     for column in labels.T[1:]:
-        share(column.sum(), count - normal, phrasebook.FINDINGS / 3)
+        share(column.sum(), count - normal, shape.findings / 3)
     denied = sum("no-nodule" in text.lower() for text in texts)
-    share(denied, (labels[:, 2] == 0).sum(), phrasebook.DENIED)
+    share(denied, (labels[:, 2] == 0).sum(), shape.denied)
     twice = sum(text.lower().count("has-scar") == 2 for text in texts)
-    share(twice, labels[:, 3].sum(), phrasebook.REPEATED)
+    share(twice, labels[:, 3].sum(), shape.repeated)
+    with_findings = labels[:, 1:].any(axis=1)
+    others = sum("other" in t.lower() for t, f in zip(texts, with_findings, strict=True) if f)
+    share(others, with_findings.sum(), shape.other)
 
 
 def test_reports_are_a_pure_function_of_their_seed(book):
-    texts, labels = book.write_reports(50, NAMES)
-    again, labels_again = book.write_reports(50, NAMES)
+    texts, labels = book.write_reports(50, NAMES, SHAPE)
+    again, labels_again = book.write_reports(50, NAMES, SHAPE)
     assert texts == again and (labels == labels_again).all()
-    assert texts != book.write_reports(50, NAMES, seed=1)[0]
+    assert texts != book.write_reports(50, NAMES, SHAPE, seed=1)[0]
 
 
 def test_labels_come_in_the_order_that_is_asked_for(book):
-    texts, labels = book.write_reports(50, ("scar", "nodule"))
+    texts, labels = book.write_reports(50, ("scar", "nodule"), SHAPE)
     assert all(
         ("Has-scar" in t or "has-scar" in t) == row[0] for t, row in zip(texts, labels, strict=True)
     )
     assert not any("effusion" in text for text in texts)
     with pytest.raises(DataError, match="no sentences for fracture, mass"):
-        book.write_reports(1, ("fracture", "scar", "mass"))
+        book.write_reports(1, ("fracture", "scar", "mass"), SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +137,38 @@ def test_shipped_books_have_enough_to_say_and_no_sentence_for_two_labels(name):
     assert len(said) == len(set(said))
     assert all(len(phrases["present"]) >= 7 for phrases in book.labels.values())
     assert "without reading a report" in book.origin
+
+
+def test_a_book_of_label_names_says_and_denies_every_label_by_its_names():
+    names = ("No Finding", "pleural_effusion", "Nodule")
+    book = Phrasebook.of_labels(names, "en", ["Nodule: nodule, mass"])
+    assert book.normal == "No Finding" and set(book.labels) == set(names[1:])
+    assert "No evidence of pleural effusion." in book.labels["pleural_effusion"]["absent"]
+    for key in ("present", "absent"):
+        said = book.labels["Nodule"][key]
+        assert all(("nodule" in s) != ("mass" in s) for s in said)
+        assert sum("nodule" in s for s in said) == sum("mass" in s for s in said) > 0
+    texts, labels = book.write_reports(200, names, SHAPE)
+    assert labels.any(axis=0).all() and not any("{" in text for text in texts)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_says_what_it_is_made_from_and_nothing_of_a_label(language):
+    book = Phrasebook.of_labels(("unseen",), language)
+    assert "label" in book.origin
+    for sentence in book.other + book.close_normal + book.close_abnormal:
+        assert "unseen" not in sentence and "{name}" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("xx",), "warm_start.language must be one of en, es, not 'xx'"),
+        (("en", ["mass: lump"]), "warm_start.synonyms: 'mass: lump' is not a label"),
+        (("en", ["Nodule"]), "warm_start.synonyms: 'Nodule' is not a label, a colon"),
+        (("en", ["Nodule: ,"]), "warm_start.synonyms: 'Nodule: ,' is not a label, a colon"),
+    ],
+)
+def test_a_mistake_in_synonyms_or_language_is_named(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Phrasebook.of_labels(("Nodule",), *arguments)

@@ -54,18 +54,18 @@ def book(workspace):
     return str(workspace / "book.json")
 
 
-def settings(book, steps=0, **changes):
+def settings(book, steps=50, **changes):
     return {
         "warm_start__phrasebook": book,
         "warm_start__reports": 200,
-        "warm_start__head_learning_rate": 0.3,
+        "warm_start__batch_size": 32,
         "warm_start__steps": steps,
-        "warm_start__learning_rate": 3e-2,
+        "warm_start__learning_rate": 1e-2,
         **changes,
     }
 
 
-def built(workspace, config, seed=0, pooling="cls"):
+def built(workspace, config, seed=0, pooling="mean"):
     backbone = Backbone("", workspace / "backbone", pooling)
     return build_model(config, backbone, LABELS, SimpleNamespace(init_seed=lambda: seed))[0]
 
@@ -87,7 +87,7 @@ def test_the_head_learns_the_phrases_and_finds_them_in_reports(workspace, book):
     known = inputs.labels["test"] == 1
 
     def separation(**changes):
-        model = built(workspace, smoke_config(workspace, **changes))
+        model = built(workspace, smoke_config(workspace, **changes), pooling="label-attention")
         (probabilities,) = probabilities_of_test_reports(config, [model], inputs)
         columns = zip(probabilities.T, known.T, strict=True)
         return np.mean([p[y].mean() - p[~y].mean() for p, y in columns])
@@ -96,47 +96,55 @@ def test_the_head_learns_the_phrases_and_finds_them_in_reports(workspace, book):
     assert separation(**settings(book)) > 0.1 > abs(separation())
 
 
-def test_it_moves_the_head_alone_or_the_adapters_too_and_nothing_else(workspace, book):
-    plain, head, both = (
-        parameters(built(workspace, smoke_config(workspace, **changes)))
-        for changes in ({}, settings(book), settings(book, steps=5))
-    )
+@pytest.mark.parametrize("pooling", ["mean", "label-attention"])
+def test_it_moves_the_head_alone_or_the_adapters_too_and_nothing_else(workspace, book, pooling):
+    def learnt(seed=0, **changes):
+        config = smoke_config(workspace, **changes)
+        return parameters(built(workspace, config, seed, pooling))
+
+    alone = settings(book, steps=5, warm_start__adapters=False)
+    plain, head, both = (learnt(**c) for c in ({}, alone, settings(book, steps=5)))
+    assert {"basis.center"} == both.keys() - plain.keys() == head.keys() - plain.keys()
     moved = [{n for n in plain if (plain[n] != other[n]).any()} for other in (head, both)]
-    assert moved[0] == {"classifier.kernel", "classifier.bias"}
+    queries = {"label_attention.queries"} & plain.keys()
+    assert moved[0] == {"classifier.kernel", "classifier.bias"} | queries
     factors = {name for name in plain if "lora" in name}
     assert factors and moved[1] == moved[0] | factors
     # A resumed run builds its model anew, and must start from the same; so do other seeds.
-    again = parameters(built(workspace, smoke_config(workspace, **settings(book, steps=5)), 1))
-    for name, value in both.items():
-        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    for name, value in learnt(seed=1, **settings(book, steps=5)).items():
+        np.testing.assert_array_equal(both[name], value, err_msg=name)
 
 
 def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(workspace, book, monkeypatch):
-    cache = str(workspace / "cache")
-    wanted = parameters(built(workspace, smoke_config(workspace, **settings(book, steps=2))))
+    monkeypatch.setenv("JAXDP_CACHE", str(workspace / "cache"))
 
-    def kept(pooling="cls", **changes):
-        changes = settings(book, **{"steps": 2, "data__cache": cache, **changes})
-        return parameters(built(workspace, smoke_config(workspace, **changes), pooling=pooling))
+    def kept(pooling="label-attention", **changes):
+        own = {"steps": 2, "model__pooling": pooling} | changes
+        config = smoke_config(workspace, **settings(book, **own))
+        return parameters(built(workspace, config, pooling=pooling))
+
+    wanted = kept(model__label_dimensions=4)
 
     def same(found):
         return all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
-    assert same(kept())
     trained = []
     original = warm_start_module._train
     monkeypatch.setattr(
-        warm_start_module, "_train", lambda *args: (trained.append(1), original(*args))
+        warm_start_module, "_train", lambda *args: trained.append(1) or original(*args)
     )
-    assert same(kept()) and not trained
+    assert same(kept(model__label_dimensions=4)) and not trained
     for changes in (
         {"warm_start__learning_rate": 2e-2},
         {"warm_start__reports": 199},
+        {"warm_start__denied": 0.1},
         {"lora__alpha": 3.0},
-        {"pooling": "mean"},
+        {"model__label_dimensions": None},
+        {"pooling": "mean", "model__label_dimensions": None},
     ):
-        assert not same(kept(**changes))
-    assert len(trained) == 4
+        other = kept(**{"model__label_dimensions": 4} | changes)
+        assert other.keys() != wanted.keys() or not same(other)
+    assert len(trained) == 6
 
 
 def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, book):
@@ -174,6 +182,25 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
 def test_adapters_need_a_mode_that_releases_them(workspace, book):
     with pytest.raises(ConfigError, match="train.mode must be lora, lora-ffa, head where warm"):
         smoke_config(workspace, **settings(book, steps=1, train__mode="bitfit"))
-    model = built(workspace, smoke_config(workspace, **settings(book, train__mode="bitfit")))
+    alone = settings(book, train__mode="bitfit", warm_start__adapters=False)
+    model = built(workspace, smoke_config(workspace, **alone))
     assert not jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
     assert lora.split(model, "bitfit")
+
+
+def test_the_basis_is_the_made_up_mean_and_holds_the_head_and_the_widest_directions():
+    rng = np.random.default_rng(0)
+    labels, width, k = 3, 6, 4
+    scales = np.array([5.0, 0.1, 3.0, 0.2, 4.0, 0.3])
+    features = (2 + scales * rng.standard_normal((400, labels, width))).astype(np.float32)
+    kernel = rng.standard_normal((width, labels)).astype(np.float32)
+    center, directions = warm_start_module.public_basis(features, kernel, k)
+    np.testing.assert_allclose(center, features.mean(axis=0), rtol=1e-5)
+    for label in range(labels):
+        d = np.asarray(directions[label])
+        np.testing.assert_allclose(d.T @ d, np.eye(k), atol=1e-5)
+        # The head is among them, and so, up to it, are the three that vary most.
+        np.testing.assert_allclose(d @ (d.T @ kernel[:, label]), kernel[:, label], atol=1e-5)
+        assert (np.linalg.norm(d[[0, 2, 4]], axis=1) > 0.9).all()
+    center, directions = warm_start_module.public_basis(features[:, 0], kernel, None)
+    assert directions is None and center.shape == (width,)

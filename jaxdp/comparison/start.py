@@ -29,8 +29,13 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     plan, secret = plan_run(config), RunSecret.create(config.run.research_seed)
     model, weights = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
     used = {split: inputs.tokens[split] for split in ("train", "validation")}
+    # The other side has no basis: what a public start has left as one is folded into the head, and
+    # its centre taken from features as a released one is.
+    center, secure = np.zeros((), np.float32), config.privacy.secure_noise
+    if model.basis is not None:
+        center = np.asarray(model.basis.center[...])
+        model.fold_basis()
     prefix = FrozenPrefix(model, used, token_buckets(config))
-    center, secure = np.zeros(model.classifier.in_features, np.float32), config.privacy.secure_noise
     if config.centering.l2_clip_norm is not None:
         features = prefix.at(model.feature_level)["train"]
         center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
@@ -92,9 +97,11 @@ def _check(config: Config) -> None:
         ("train.mode", config.train.mode, MODES),
         ("privacy.unit", config.privacy.unit, ("report",)),
         ("model.dtype", compute_dtype(config), ("float32",)),
+        ("model.label_dimensions", config.model.label_dimensions, (None,)),
+        ("train.queries", config.train.queries, (False,)),
     ):
         if value not in allowed:
             raise ConfigError(
-                f"config.{field} must be {' or '.join(allowed)} to compare with PyTorch, "
+                f"config.{field} must be {' or '.join(map(str, allowed))} to compare with PyTorch, "
                 f"not {value!r}"
             )

@@ -11,6 +11,9 @@ A phrasebook is a JSON file:
     slots          word -> what a sentence may have in place of {word}
     origin         who wrote it, and from what; goes into the privacy statement
 
+Where nobody has written one, `Phrasebook.of_labels` puts the labels' names into sentences of a
+fixed form.
+
 Whoever writes one must not look at the private reports: then it is public, and so is what a model
 learns from it.
 """
@@ -21,6 +24,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,16 +33,25 @@ from .dataset import DataError
 SHIPPED = ("chest_en", "chest_es", "mimic_en", "ct_en")
 """Names of the phrasebooks that come with the package."""
 
-NORMAL = 0.35
-"""Share of reports without any finding."""
-FINDINGS = 1.5
-"""Expected number of findings in the others, all equally likely."""
-DENIED = 0.65
-"""Chance that a finding which is absent, and can be denied, is."""
-REPEATED = 0.6
-"""Chance that a finding comes again at the end, as in an impression."""
-OTHER = 0.35
-"""Chance of a sentence about something else in a report with findings."""
+LANGUAGES = ("en", "es")
+"""Those that `Phrasebook.of_labels` knows sentences of."""
+
+
+class Shape(NamedTuple):
+    """What made-up reports look like: public knowledge of the reports that they stand for."""
+
+    normal: float
+    """Share of reports without any finding."""
+    findings: float
+    """Expected number of findings in the others, all equally likely."""
+    denied: float
+    """Chance that a finding which is absent, and can be denied, is."""
+    repeated: float
+    """Chance that a finding comes again at the end, as in an impression."""
+    other: float
+    """Chance of a sentence about something else in a report with findings."""
+
+
 _LISTS = ("other", "close_normal", "close_abnormal")
 
 
@@ -61,15 +74,12 @@ class Phrasebook:
         Raises:
             DataError: there is none, or a field is missing, unknown or malformed; names the field.
         """
-        if name in SHIPPED:
-            shipped = resources.files(__package__) / "phrasebooks" / f"{name}.json"
-            text = shipped.read_text(encoding="utf-8")
-        elif Path(name).is_file():
-            text = Path(name).read_text(encoding="utf-8")
-        else:
-            raise DataError(f"{name} is no phrasebook here ({', '.join(SHIPPED)}) and no file")
+        if name not in SHIPPED and not Path(name).is_file():
+            raise DataError(
+                f"{name} is no phrasebook here ({', '.join(SHIPPED)}), not labels, and no file"
+            )
         try:
-            value = json.loads(text)
+            value = _shipped(name) if name in SHIPPED else json.loads(Path(name).read_text("utf-8"))
         except json.JSONDecodeError as error:
             raise DataError(f"{name}, line {error.lineno}: not JSON") from None
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -78,6 +88,48 @@ class Phrasebook:
         book = cls(**value)
         book._check(name)
         return book
+
+    @classmethod
+    def of_labels(
+        cls, label_names: Sequence[str], language: str, synonyms: Sequence[str] = ()
+    ) -> "Phrasebook":
+        """Sentences of a fixed form around the labels' names.
+
+        Args:
+            label_names: "_" stands for a space. One that means that there is nothing, such as
+                "No Finding", becomes the label of normal reports.
+            language: one of LANGUAGES.
+            synonyms: "label: name, name": what to call a label instead, for labels in another
+                language, or with several names.
+
+        Raises:
+            DataError: unknown language, or synonyms of no label.
+        """
+        if language not in LANGUAGES:
+            raise DataError(
+                f"warm_start.language must be one of {', '.join(LANGUAGES)}, not {language!r}"
+            )
+        rule = _shipped(f"rule_{language}")
+        names = {label: [label.replace("_", " ").strip().lower()] for label in label_names}
+        for line in synonyms:
+            label, _, listed = line.partition(":")
+            said = [name.strip() for name in listed.split(",") if name.strip()]
+            if label not in names or not said:
+                raise DataError(
+                    f"warm_start.synonyms: {line!r} is not a label, a colon, and what to call it"
+                )
+            names[label] = said
+        normal = next((label for label in names if set(names[label]) & set(rule["normal"])), None)
+        labels = {
+            label: {
+                key: [sentence.replace("{name}", name) for name in said for sentence in rule[key]]
+                for key in ("present", "absent")
+            }
+            for label, said in names.items()
+            if label != normal
+        }
+        lists = {field: rule[field] for field in (*_LISTS, "slots", "origin")}
+        return cls(labels=labels, normal=normal, **lists)
 
     def _check(self, name: str) -> None:
         lists = {field: getattr(self, field) for field in _LISTS}
@@ -96,9 +148,9 @@ class Phrasebook:
                     raise DataError(f"{name}: {field} uses {', '.join(unknown)}, no word of slots")
 
     def write_reports(
-        self, count: int, label_names: Sequence[str], seed: int = 0
+        self, count: int, label_names: Sequence[str], shape: Shape, seed: int = 0
     ) -> tuple[list[str], np.ndarray]:
-        """(texts, labels [count, num_labels] int8): a pure function of book, names and seed.
+        """(texts, labels [count, num_labels] int8): a pure function of book, names, shape and seed.
 
         Findings are drawn independently; sentences come in any order, then a last one, then some of
         the findings again.
@@ -109,28 +161,28 @@ class Phrasebook:
         findings = [label for label in label_names if label != self.normal]
         if missing := [label for label in findings if label not in self.labels]:
             raise DataError(f"the phrasebook has no sentences for {', '.join(missing)}")
-        rng = np.random.default_rng(seed)
+        rng, chance = np.random.default_rng(seed), shape.findings / max(len(findings), 1)
         texts, labels = [], np.zeros((count, len(label_names)), np.int8)
         for row in labels:
-            normal = rng.random() < NORMAL
-            has = {label: rng.random() < FINDINGS / max(len(findings), 1) for label in findings}
+            normal = rng.random() < shape.normal
+            has = {label: rng.random() < chance for label in findings}
             has = dict.fromkeys(findings, False) if normal else has
             said = [
                 self._say(rng, self.labels[label]["present"]) for label in findings if has[label]
             ]
-            if not normal and (not said or rng.random() < OTHER):
+            if not normal and (not said or rng.random() < shape.other):
                 said.append(self._say(rng, self.other))
             said += [
                 self._say(rng, self.labels[label]["absent"])
                 for label in findings
-                if not has[label] and self.labels[label]["absent"] and rng.random() < DENIED
+                if not has[label] and self.labels[label]["absent"] and rng.random() < shape.denied
             ]
             said = [said[i] for i in rng.permutation(len(said))]
             said.append(self._say(rng, self.close_normal if normal else self.close_abnormal))
             said += [
                 self._say(rng, self.labels[label]["present"])
                 for label in findings
-                if has[label] and rng.random() < REPEATED
+                if has[label] and rng.random() < shape.repeated
             ]
             texts.append(" ".join(said))
             row[:] = [normal if label == self.normal else has[label] for label in label_names]
@@ -144,3 +196,8 @@ class Phrasebook:
             sentences[rng.integers(len(sentences))],
         )
         return sentence[0].upper() + sentence[1:]
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    file = resources.files(__package__) / "phrasebooks" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))

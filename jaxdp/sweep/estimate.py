@@ -81,7 +81,7 @@ def _cost(config: Config, speed: float) -> _Cost | None:
     start, mode = config.warm_start, config.train.mode
     if start.trains_adapters:
         adapted = layers - config.lora.first_layer(layers)
-        seen = start.steps * start.expected_batch_size
+        seen = start.steps * start.batch_size
         once += layer * (layers * start.reports + 2 * adapted * seen)
     trained = 0
     if mode != "head":

@@ -106,7 +106,7 @@ def train_stages(
             courses[0].monitor.public_start(config.warm_start)
         models, weights = processes.together(lambda: _build(courses, inputs))
         for course, model in zip(courses, models, strict=True):
-            course.monitor.built(model, weights, config.train.mode)
+            course.monitor.built(model, weights, config.train.trained)
         processes.first(start)
         prefix = _prefix(courses[0], models[0], inputs)
     secure = config.privacy.secure_noise
@@ -148,6 +148,8 @@ def train_stages(
             for course in courses:
                 showing.enter_context(course.monitor.stage(course.run, course.plan.stages, begin))
             trainer.install(loop.run(begin, state))
+    for model in models:
+        model.fold_basis()
     return models, weights
 
 

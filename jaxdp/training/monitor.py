@@ -119,8 +119,7 @@ class Monitor:
 
     def public_start(self, settings: WarmStartConfig) -> None:
         """Adapters or head learn from made-up reports, or are read from data.cache."""
-        steps = settings.steps if settings.trains_adapters else settings.head_steps
-        self._say(f"public start: {settings.reports:,} made-up reports, {steps:,} steps")
+        self._say(f"public start: {settings.reports:,} made-up reports, {settings.steps:,} steps")
 
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""

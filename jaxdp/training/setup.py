@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxdp.assets import cache_directory
 from jaxdp.backbone import Backbone, resolve_backbone
 from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError, PlatformDefaults
 from jaxdp.data.batching import Buckets
@@ -126,14 +127,20 @@ def build_model(
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
-            folder=cache_folder(config),
+            folder=public_folder(),
         )
     return model, report
 
 
+def public_folder() -> Path | None:
+    """Where public starts are kept, whatever the data; None with several processes, which could
+    disagree on what a folder holds."""
+    return cache_directory() / "public_starts" if jax.process_count() == 1 else None
+
+
 def cache_folder(config: Config) -> Path | None:
-    """Where frozen levels and a public start are kept; None if they are not: several processes
-    could disagree on what a folder holds."""
+    """Where frozen levels are kept; None if they are not: several processes could disagree on what
+    a folder holds."""
     kept = config.data.cache is not None and jax.process_count() == 1
     return Path(config.data.cache) if kept else None
 
@@ -162,9 +169,9 @@ def test_probabilities(
     """[n, num_labels] of each finished model for the test split, from token ids. Several models
     are those of one program, see `members.share_frozen`."""
     graphdefs, adapters, frozen = zip(
-        *(lora.split(model, config.train.mode) for model in models), strict=True
+        *(lora.split(model, config.train.trained) for model in models), strict=True
     )
-    computed = 1 if config.train.mode == "head" else len(models)  # all layers are shared
+    computed = 1 if config.train.trained == "head" else len(models)  # all layers are shared
     buckets, tokens = token_buckets(config, computed), inputs.tokens["test"]
     if len(models) == 1:
         return [Predictor(graphdefs[0], 0, buckets, mesh)(*adapters, *frozen, tokens)]

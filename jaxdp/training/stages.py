@@ -75,7 +75,7 @@ def plan_run(config: Config) -> RunPlan:
     """
     head, main, privacy = config.head_stage, config.train, config.privacy
     if not privacy.private:
-        stages = [Stage("main stage", main.mode, main, None)]
+        stages = [Stage("main stage", main.trained, main, None)]
         if head.steps:
             stages.insert(0, Stage("head stage", "head", head, None))
         return RunPlan(None, tuple(stages))
@@ -120,7 +120,7 @@ def plan_run(config: Config) -> RunPlan:
             fixed=privacy.noise_multiplier,
             others=before,
         )
-        stages.append(Stage("main stage", main.mode, main, mechanism))
+        stages.append(Stage("main stage", main.trained, main, mechanism))
         plan = RunPlan(centering, tuple(stages))
         total = dp.epsilon_pld(list(plan.mechanisms().values()), privacy.delta)
     except ValueError as error:

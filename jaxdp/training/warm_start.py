@@ -1,32 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public start: a model learns from made-up reports before it sees a private one."""
+"""The public start: a model learns from made-up reports before it sees a private one.
 
-from collections.abc import Callable, Sequence
+Guarantee: it reads the configuration, the phrasebook and the backbone, and nothing else, so
+whatever it leaves is public: adapters, queries and head, and the coordinates (`Basis`) in which a
+head is then trained in private. It does the same again in a resumed run.
+"""
+
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxdp import __version__
-from jaxdp.config import Config, HeadStageConfig, TrainConfig
+from jaxdp.config import Config, WarmStartConfig
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
-from jaxdp.data.phrasebook import Phrasebook
+from jaxdp.data.phrasebook import Phrasebook, Shape
 from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
-from jaxdp.data.units import PrivacyUnits
+from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
+from .mesh import DATA, WHOLE, place, put, to_host
 from .prefix import FrozenPrefix
-from .randomness import RunSecret
-from .stages import Stage
-from .trainer import StageTrainer
+from .step import multilabel_loss
+
+_HEAD_RATE = 10.0
+"""Heads and queries start from nothing, and learn at so many times the rate of adapters."""
+_WIDTH_RATIO = 1.35
+"""Between the widths of its batches: each costs a program."""
 
 
 def warm_start(
@@ -39,10 +50,7 @@ def warm_start(
     mesh: Mesh | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Trains head, then adapters and head, as config.warm_start says; in place.
-
-    Guarantee: reads the configuration, the phrasebook and the model, and nothing else, so whatever
-    it does is public; and it does the same again in a resumed run.
+    """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
 
     Args:
         config: of the run.
@@ -58,83 +66,190 @@ def warm_start(
         DataError: the phrasebook cannot be used, or lacks a label.
     """
     settings = config.warm_start
-    book = Phrasebook.read(settings.phrasebook)
-    texts, labels = book.write_reports(settings.reports, label_names)
+    shape = Shape(*(getattr(settings, field) for field in Shape._fields))
+    texts, labels = _book(settings, label_names).write_reports(settings.reports, label_names, shape)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
+    mode = _mode(config, model)
+    dimensions = config.model.label_dimensions
 
-    train = partial(_train, config, model, buckets, tokens, labels, mesh)
+    def learn() -> None:
+        prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
+        learnt = _train(model, mode, prefix, labels, settings, mesh)
+        nnx.update(model, learnt)
+        # From the states below what was trained, which are still at hand.
+        level = model.start_level(learnt)
+        prefix = FrozenPrefix(model, prefix.at(level), buckets, mesh=mesh, level=level)
+        features = prefix.at(model.feature_level)["train"].values
+        model.set_basis(*public_basis(features, model.classifier.kernel[...], dimensions))
+
     if folder is None:
-        train()
+        learn()
         return
 
-    def learnt() -> tuple[Packed, int]:
-        train()
-        vector, _ = _trained(config, model)
-        return Packed.from_lengths(np.asarray(vector), [vector.size]), 0
+    def kept() -> tuple[Packed, int]:
+        learn()
+        vector = np.asarray(ravel_pytree(_public(model, mode))[0])
+        return Packed.from_lengths(vector, [vector.size]), 0
 
     devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
     versions = (__version__, jax.__version__, jax.default_backend(), devices)
-    depends = (versions, config.model, model.pooling, config.lora, settings, buckets)
+    depends = (versions, config.model, model.pooling, mode, config.lora, settings, buckets)
     weights = jax.tree.leaves(nnx.state(model, nnx.Param))
-    key = key_of(repr(depends), (tokens.values, tokens.lengths, labels, *weights))
-    kept, _ = stored(folder, key, learnt)
-    _, read = _trained(config, model)
-    nnx.update(model, read(jnp.asarray(kept.values)))
+    found, _ = stored(folder, key_of(repr(depends), (tokens.values, labels, *weights)), kept)
+    if model.basis is None:
+        kernel = model.classifier.kernel[...].T
+        shape = kernel.shape if model.pooling == "label-attention" else kernel.shape[1:]
+        directions = None if dimensions is None else jnp.zeros((*kernel.shape, dimensions))
+        model.set_basis(jnp.zeros(shape), directions)
+        _, read = ravel_pytree(_public(model, mode))
+        nnx.update(model, read(jnp.asarray(found.values)))
 
 
-def _trained(config: Config, model: ReportClassifier) -> tuple[jax.Array, Callable]:
-    """What a public start trains, as one vector, and how to read such a vector."""
+def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
+    if settings.phrasebook == "labels":
+        synonyms = settings.synonyms if label_names else ()
+        return Phrasebook.of_labels(label_names, settings.language, synonyms)
+    return Phrasebook.read(settings.phrasebook)
+
+
+def _mode(config: Config, model: ReportClassifier) -> str:
+    """What a public start trains, as `lora.split` takes it."""
     mode = "lora" if config.warm_start.trains_adapters else "head"
-    return ravel_pytree(lora.split(model, mode)[1])
+    return f"{mode}+queries" if model.pooling == "label-attention" else mode
+
+
+def _public(model: ReportClassifier, mode: str) -> nnx.State:
+    """All that a public start leaves in a model."""
+    return nnx.state(model, nnx.Any(lora.trainable(mode), nnx.PathContains("basis")))
 
 
 def _train(
-    config: Config,
     model: ReportClassifier,
-    buckets: Buckets,
-    tokens: Packed,
+    mode: str,
+    prefix: FrozenPrefix,
     labels: np.ndarray,
+    settings: WarmStartConfig,
     mesh: Mesh | None,
-) -> None:
-    prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
-    center = prefix.at(model.feature_level)["train"].values.mean(axis=0)
-    everything = np.arange(len(tokens) + 1)
-    for stage in _stages(config):
-        trainer = StageTrainer(
-            stage,
-            model,
-            prefix=prefix,
-            labels={"train": labels},
-            units=PrivacyUnits("report", everything[:-1], everything),
-            secret=RunSecret.create(0),  # no secret is needed
-            token_buckets=buckets,
-            center=center,
-            mesh=mesh,
-        )
-        state = trainer.initial_state
-        for step in range(stage.steps):
-            state, diagnostics = trainer.step(state, step, trainer.plan(step))
-            jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
-        trainer.install(state)
+) -> nnx.State:
+    """What `mode` trains of the model, trained: AdamW with linear decay on batches of like length.
 
+    With label attention a second head, on the mean, learns beside the first from the same adapters,
+    and is then dropped: before queries have found their tokens, the mean is what teaches adapters.
+    """
+    graphdef, trained, frozen = lora.split(model, mode)
+    level = model.start_level(trained)
+    states = prefix.at(level)["train"]
+    params = {"model": trained}
+    if model.pooling == "label-attention":
+        head = nnx.state(model.classifier)
+        params["mean"] = jax.tree.map(jnp.copy, head)
 
-def _stages(config: Config) -> list[Stage]:
-    settings = config.warm_start
-    head = HeadStageConfig(
-        steps=settings.head_steps,
-        expected_batch_size=float(settings.reports),
-        learning_rate=settings.head_learning_rate,
+    def report_loss(params, frozen, values, length, labels):
+        model = nnx.merge(graphdef, params["model"], frozen)
+        loss = multilabel_loss(packed_logits(model, values, length, level), labels)
+        if "mean" in params:
+            mean = model.mean(model.last_states(values, length, level), length)
+            head = params["mean"]
+            loss += multilabel_loss(mean @ head["kernel"][...] + head["bias"][...], labels)
+        return loss
+
+    size = min(settings.batch_size, len(states))
+    shared = mesh is not None and size % mesh.shape[DATA] == 0
+    rows = P(DATA) if shared else WHOLE
+
+    def gradient(params, frozen, *reports):
+        def loss(params):
+            losses = jax.vmap(report_loss, (None, None, 0, 0, 0))(params, frozen, *reports)
+            return losses.sum() / size
+
+        found = jax.grad(loss)(params)
+        return jax.lax.psum(found, DATA) if shared else found
+
+    if mesh is not None:
+        gradient = jax.shard_map(  # check_vma: see `step.sum_over_devices`
+            gradient, mesh=mesh, in_specs=(WHOLE, WHOLE, *[rows] * 3), out_specs=WHOLE,
+            check_vma=False,
+        )  # fmt: skip
+    optimizer = _optimizer(settings)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, frozen, *reports):
+        updates, state = optimizer.update(gradient(params, frozen, *reports), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state, frozen = place(
+        (jax.tree.map(jnp.copy, params), optimizer.init(params), frozen), mesh
     )
-    stages = [Stage("warm start of the head", "head", head, None)]
-    if settings.trains_adapters:
-        both = TrainConfig(
-            steps=settings.steps,
-            expected_batch_size=settings.expected_batch_size,
-            learning_rate=settings.learning_rate,
-            schedule="linear",
-        )
-        stages.append(Stage("warm start", "lora", both, None))
-    return stages
+    for width, chosen in _batches(states.lengths, size, settings.steps):
+        reports = (*states.gather(chosen, width), labels[chosen])
+        if mesh is not None:
+            reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
+        params, state = step(params, state, frozen, *reports)
+        jax.block_until_ready(params)  # no queue of steps with collectives in them
+    return jax.tree.map(jnp.asarray, to_host(params["model"]))
+
+
+def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
+    def adamw(rate):
+        return optax.adamw(optax.linear_schedule(rate, 0.0, settings.steps), weight_decay=0.01)
+
+    def kind(path, _):
+        return "adapters" if {"lora_a", "lora_b"} & {_name(key) for key in path} else "head"
+
+    rates = {"adapters": settings.learning_rate, "head": _HEAD_RATE * settings.learning_rate}
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.multi_transform(
+            {name: adamw(rate) for name, rate in rates.items()},
+            lambda params: jax.tree.map_with_path(kind, params),
+        ),
+    )
+
+
+def _name(key) -> str:
+    return str(getattr(key, "key", getattr(key, "name", key)))
+
+
+def _batches(lengths: np.ndarray, size: int, steps: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(width, rows) of each step: batches of like length, each report once in an epoch but for the
+    shortest that are left over; the batches in random order."""
+    rng = np.random.default_rng(0)
+    widths = np.array(Buckets.for_lengths(int(lengths.max()), 1, _WIDTH_RATIO).widths)
+    fits = np.searchsorted(-widths, -lengths, side="right") - 1
+    done = 0
+    while done < steps:
+        order = rng.permutation(len(lengths))
+        order = order[np.argsort(fits[order], kind="stable")]  # longest first
+        starts = np.arange(0, len(order) - size + 1, size)
+        for start in rng.permutation(starts)[: steps - done]:
+            done += 1
+            rows = order[start : start + size]
+            yield int(widths[fits[rows[0]]]), rows
+
+
+def public_basis(
+    features: np.ndarray, kernel: jax.Array, dimensions: int | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """(center, directions) for `ReportClassifier.set_basis`, of made-up reports' features.
+
+    Args:
+        features: [n, H], or [n, labels, H].
+        kernel: of the head, [H, labels].
+        dimensions: K directions for each label: that of its head, so that nothing of it is lost,
+            then the K - 1 along which its features vary most. None keeps all of the feature.
+    """
+    center = features.mean(axis=0, dtype=np.float32)
+    if dimensions is None:
+        return jnp.asarray(center), None
+    directions = []
+    for label, column in enumerate(np.asarray(kernel).T):
+        x = features[:, label].astype(np.float32) - center[label]
+        own = column[:, None] / np.linalg.norm(column)
+        x = x - (x @ own) @ own.T
+        _, vectors = np.linalg.eigh(x.T @ x)
+        widest = vectors[:, ::-1][:, : dimensions - 1]
+        directions.append(np.linalg.qr(np.concatenate([own, widest], axis=1))[0])
+    return jnp.asarray(center), jnp.asarray(np.stack(directions))
 
 
 def public_start(config: Config) -> str | None:
@@ -142,7 +257,7 @@ def public_start(config: Config) -> str | None:
     settings = config.warm_start
     if settings.phrasebook is None:
         return None
-    book = Phrasebook.read(settings.phrasebook)
+    book = _book(settings, ())
     what = "head and adapters" if settings.trains_adapters else "head"
     return (
         f"{what} learnt first from {settings.reports} made-up reports, without noise; their "

@@ -66,6 +66,7 @@ def start_tests(tree: Path, tests: list[str], compiled: Path) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(tree)
+    os.environ["JAXDP_CACHE"] = str(tree / "cache")  # a public start is the mutant's own
     sys.path[:0] = [str(tree), str(tree / "tests")]
     status = 70
     try:
