@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens between steps, and in which order; the steps themselves only count."""
+
+import contextlib
+import functools
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers_data import make_dataset
+from helpers_training import smoke_config
+
+from jaxdp import dp
+from jaxdp.data.units import PrivacyUnits
+from jaxdp.training import course as course_module
+from jaxdp.training import loop
+from jaxdp.training.checkpoint import Checkpoints, Position
+from jaxdp.training.course import Course, Interrupted, train_stages
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.mesh import make_mesh
+from jaxdp.training.processes import SharedInterrupt
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.setup import Inputs
+from jaxdp.training.stages import plan_run
+from jaxdp.training.step import TrainState
+
+FIXED = dict(head_stage__noise_multiplier=70.0, privacy__noise_multiplier=60.0)
+FEATURES, MEAN, UNITS = object(), np.float32([1.0, 2.0]), object()
+ALL = [Position(0, step) for step in range(1, 5)] + [Position(1, step) for step in range(1, 7)]
+
+
+class Lab:
+    """A run of two stages, of 4 and 6 steps, that notes what is done in `log`."""
+
+    def __init__(self, tmp_path, monkeypatch):
+        self.config = smoke_config(tmp_path, privacy__secure_noise=True, **FIXED)
+        self.log, self.interrupt, self.fails_at, lab = [], Interrupt(), None, self
+        self.inputs = types.SimpleNamespace(
+            units=UNITS,
+            labels={"validation": np.ones((2, 1), np.int8)},
+            dataset=types.SimpleNamespace(label_names=("normal",)),
+        )
+
+        class NotedCheckpoints(Checkpoints):
+            def save(self, position, state):
+                super().save(position, state)
+                lab.log.append(("saved", position))
+
+        class Trainer:
+            """Each step adds one to its only number."""
+
+            def __init__(self, stage, model, **options):
+                lab.log.append(("stage", stage, options))
+                self.stage, self._index = stage, lab.plan.stages.index(stage)
+                self.initial_state = TrainState({"w": jnp.zeros(())}, ())
+
+            def plan(self, step):
+                return step
+
+            def step(self, state, step, plan):
+                assert plan == step == int(state.adapters["w"]), "not the state of this step"
+                done = Position(self._index, step + 1)
+                lab.log.append(("step", done))
+                value = jnp.where(done == lab.fails_at, jnp.nan, step + 1)
+                return TrainState({"w": value.astype(jnp.float32)}, ()), done
+
+            def describe(self, plan):
+                return 0, 1.0
+
+            def validation_probabilities(self, state):
+                return np.full((2, 1), 0.5)
+
+            def each(self, tree):
+                return [tree]
+
+            def install(self, state):
+                pass
+
+        def prefix(*_):
+            self.log.append(("frozen layers",))
+            return types.SimpleNamespace(at=lambda level: {"train": FEATURES})
+
+        def mean_feature(*arguments, **options):
+            self.log.append(("feature mean", arguments, options))
+            return MEAN
+
+        model = types.SimpleNamespace(feature_level=3)
+        monkeypatch.setattr(course_module, "StageTrainer", Trainer)
+        monkeypatch.setattr(course_module, "_build", lambda *_: ([model], None))
+        monkeypatch.setattr(course_module, "_prefix", prefix)
+        monkeypatch.setattr(course_module, "mean_feature", mean_feature)
+        self.plan = plan_run(self.config)
+        self.checkpoints = NotedCheckpoints(tmp_path / "checkpoints", 2)
+        self.course = Course(self.config, self.plan, RunSecret.create(7), None, self)
+
+    # As a monitor.
+    def built(self, *_):
+        pass
+
+    def stage(self, *_):
+        return contextlib.nullcontext()
+
+    def stepped(self, done, *_):
+        pass
+
+    def evaluated(self, done, metrics, epsilon):
+        self.log.append(("shown", done, epsilon))
+
+    def train(self, stop_after=None):
+        """Goes on from the newest checkpoint; asked to stop right after a step."""
+
+        def received(stop):
+            return ("step", stop_after) in self.log
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SharedInterrupt, "received", received)
+            stop = SharedInterrupt(self.interrupt, make_mesh(1))
+            start = functools.partial(self.log.append, ("start",))
+            train_stages([self.course], self.inputs, self.checkpoints, stop, start)
+
+    def noted(self, kind):
+        """What was noted of one kind, in order."""
+        return [entry[1] for entry in self.log if entry[0] == kind]
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    return Lab(tmp_path, monkeypatch)
+
+
+def spent(lab, done):
+    """Epsilon of all steps up to a position, from the mechanisms themselves."""
+    head, main = (done.step, 0) if done.stage == 0 else (4, done.step)
+    first, second = (stage.mechanism for stage in lab.plan.stages)
+    taken = [lab.plan.centering, first.replace(steps=head), second.replace(steps=main)]
+    return dp.epsilon_pld(taken, lab.config.privacy.delta)
+
+
+def test_epsilon_is_of_every_step_taken_and_of_the_mean(lab):
+    for done in (Position(0, 0), *ALL):
+        assert lab.course.epsilon(done) == spent(lab, done) > 0
+
+
+def test_nothing_is_done_with_the_reports_before_the_start(lab):
+    lab.train()
+    assert [entry[0] for entry in lab.log[:5]] == [
+        "start", "frozen layers", "feature mean", "stage", "saved",
+    ]  # fmt: skip
+    assert lab.log[4] == ("saved", Position(0, 0))
+
+
+def test_what_runs_is_what_was_planned(lab):
+    lab.train()
+    ((_, arguments, options),) = (entry for entry in lab.log if entry[0] == "feature mean")
+    assert arguments == (FEATURES, UNITS, lab.plan.centering, lab.course.secret)
+    assert lab.plan.centering is not None and options == {"secure_noise": True}
+    assert tuple(lab.noted("stage")) == lab.plan.stages
+    for _, _, options in (entry for entry in lab.log if entry[0] == "stage"):
+        assert options["secret"] is lab.course.secret and options["units"] is UNITS
+        assert options["secure_noise"] and options["center"] is MEAN
+    assert lab.noted("step") == ALL
+
+
+def test_what_is_shown_is_saved_before_and_its_epsilon_is_of_that_step(lab):
+    lab.train()
+    assert lab.noted("shown") == [(0, 3), (0, 4), (1, 3), (1, 6)]
+    for at, entry in enumerate(lab.log):
+        if entry[0] == "shown":
+            _, done, epsilon = entry
+            assert ("saved", done) in lab.log[:at] and epsilon == spent(lab, done)
+
+
+@pytest.mark.parametrize("at", [(0, 1), (0, 4), (1, 3), (1, 5)])
+def test_a_stop_saves_tells_what_was_spent_and_goes_on_with_the_next_step(lab, at):
+    with pytest.raises(Interrupted) as stop:
+        lab.train(stop_after=Position(*at))
+    done = lab.noted("step")[-1]
+    assert stop.value.position == done == lab.checkpoints.latest()
+    assert stop.value.epsilon == spent(lab, done)
+    lab.train()
+    assert lab.noted("step") == ALL
+
+
+def test_a_state_that_is_not_finite_is_neither_saved_nor_shown(lab):
+    lab.fails_at = Position(1, 4)
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        lab.train()
+    assert lab.noted("step")[-1] == lab.fails_at
+    assert lab.noted("saved")[-1] == Position(1, 3)
+    assert lab.noted("shown")[-1] == Position(1, 3)
+
+
+# Before the first step.
+
+
+def inputs(patients="aabb", unit="patient", **changes):
+    data = make_dataset(patients, **changes)
+    return Inputs(data, {}, {}, 0, PrivacyUnits.of(data, unit), None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        inputs("abab"),
+        inputs(unit="report"),
+        inputs(labels=np.zeros((4, 2), np.int8)),
+        inputs(texts=["report"] * 4),
+    ],
+    ids=["other patients", "other units", "other labels", "other texts"],
+)
+def test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only(tmp_path, other):
+    run = RunDirectory(smoke_config(tmp_path), resume=False)
+    secret = loop._secret(run, inputs(), None)
+    run.start()
+    assert loop._secret(run, inputs(), None).root == secret.root
+    with pytest.raises(RunError, match="other training reports"):
+        loop._secret(run, other, None)
+    run.close()
+
+
+def test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that(
+    tmp_path, monkeypatch
+):
+    ledger = tmp_path / "ledger"
+    config = smoke_config(tmp_path, privacy__ledger=str(ledger), **FIXED)
+    run, planned = RunDirectory(config, resume=False), dp.Ledger.plan
+
+    def plan(*arguments, **options):
+        assert run.started
+        planned(*arguments, **options)
+
+    monkeypatch.setattr(dp.Ledger, "plan", plan)
+    course = Course(config, plan_run(config), loop._secret(run, inputs(), None), run, None)
+    loop._begin(course, inputs())
+    (runs,) = dp.Ledger(ledger).runs().values()
+    assert runs == {course.secret.public_id(): course.plan.mechanisms()}
+    run.close()
+
+
+def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(tmp_path):
+    ledger = dict(privacy__ledger=str(tmp_path / "ledger"), privacy__total_budget=1e-3)
+    config = smoke_config(tmp_path, **FIXED, **ledger)
+    run = RunDirectory(config, resume=False)
+    course = Course(config, plan_run(config), loop._secret(run, inputs(), None), run, None)
+    for started in (False, True):
+        if started:
+            run.start()
+        with pytest.raises(dp.LedgerError, match="over the total budget"):
+            loop._begin(course, inputs())
+        assert run.started is started
+    run.close()
