@@ -120,7 +120,8 @@ def test_the_one_before_is_in_force_until_the_new_one_is_there(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint_module, "write_whole", no_room)
     with pytest.raises(OSError):
         checkpoints.save(Position(0, 2), state(2))
-    assert_identical(checkpoints.restore(checkpoints.latest(), state()), state(1))
+    assert checkpoints.latest() == Position(0, 1)
+    assert_identical(checkpoints.restore(Position(0, 1), state()), state(1))
 
 
 def config(tmp_path, **run) -> Config:
@@ -154,6 +155,14 @@ def test_the_secret_is_kept_from_the_start_and_never_replaced(tmp_path, open_run
         with pytest.raises(RunError, match="other training reports"):
             run.secret(records)
     run.close()
+
+
+def test_a_run_is_held_by_one_at_a_time(tmp_path, open_run):
+    held = open_run(config(tmp_path), resume=False)
+    with pytest.raises(RunError, match="in use"):
+        open_run(config(tmp_path), resume=False)
+    held.close()
+    open_run(config(tmp_path), resume=False)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"secret": "zz", "data": ""}', "[]"])

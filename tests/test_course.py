@@ -2,6 +2,7 @@
 """What happens between steps, and in which order; the steps themselves only count."""
 
 import contextlib
+import dataclasses
 import functools
 import types
 
@@ -9,24 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers_data import make_dataset
-from helpers_training import smoke_config
+from helpers_training import smoke_config, write_backbone
 
 from jaxdp import dp
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.training import course as course_module
-from jaxdp.training import loop
+from jaxdp.training import finish as finish_module
+from jaxdp.training import loop, setup
 from jaxdp.training.checkpoint import Checkpoints, Position
 from jaxdp.training.course import Course, Interrupted, train_stages
+from jaxdp.training.finish import finish
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.mesh import make_mesh
+from jaxdp.training.monitor import SilentMonitor
 from jaxdp.training.processes import SharedInterrupt
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.rundir import RunDirectory, RunError
-from jaxdp.training.setup import Inputs
 from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState
 
 FIXED = dict(head_stage__noise_multiplier=70.0, privacy__noise_multiplier=60.0)
+RESTRICTED = dict(
+    privacy__unit="patient", privacy__max_reports_per_patient=3, privacy__secure_noise=True
+)
 FEATURES, MEAN, UNITS = object(), np.float32([1.0, 2.0]), object()
 ALL = [Position(0, step) for step in range(1, 5)] + [Position(1, step) for step in range(1, 7)]
 
@@ -35,7 +41,7 @@ class Lab:
     """A run of two stages, of 4 and 6 steps, that notes what is done in `log`."""
 
     def __init__(self, tmp_path, monkeypatch):
-        self.config = smoke_config(tmp_path, privacy__secure_noise=True, **FIXED)
+        self.config = smoke_config(tmp_path, **FIXED, **RESTRICTED)
         self.log, self.interrupt, self.fails_at, lab = [], Interrupt(), None, self
         self.inputs = types.SimpleNamespace(
             units=UNITS,
@@ -130,17 +136,17 @@ def lab(tmp_path, monkeypatch):
     return Lab(tmp_path, monkeypatch)
 
 
-def spent(lab, done):
+def spent(config, plan, done):
     """Epsilon of all steps up to a position, from the mechanisms themselves."""
     head, main = (done.step, 0) if done.stage == 0 else (4, done.step)
-    first, second = (stage.mechanism for stage in lab.plan.stages)
-    taken = [lab.plan.centering, first.replace(steps=head), second.replace(steps=main)]
-    return dp.epsilon_pld(taken, lab.config.privacy.delta)
+    first, second = (stage.mechanism for stage in plan.stages)
+    taken = [plan.centering, first.replace(steps=head), second.replace(steps=main)]
+    return dp.epsilon_pld(taken, config.privacy.delta)
 
 
 def test_epsilon_is_of_every_step_taken_and_of_the_mean(lab):
     for done in (Position(0, 0), *ALL):
-        assert lab.course.epsilon(done) == spent(lab, done) > 0
+        assert lab.course.epsilon(done) == spent(lab.config, lab.plan, done) > 0
 
 
 def test_nothing_is_done_with_the_reports_before_the_start(lab):
@@ -169,7 +175,7 @@ def test_what_is_shown_is_saved_before_and_its_epsilon_is_of_that_step(lab):
     for at, entry in enumerate(lab.log):
         if entry[0] == "shown":
             _, done, epsilon = entry
-            assert ("saved", done) in lab.log[:at] and epsilon == spent(lab, done)
+            assert ("saved", done) in lab.log[:at] and epsilon == spent(lab.config, lab.plan, done)
 
 
 @pytest.mark.parametrize("at", [(0, 1), (0, 4), (1, 3), (1, 5)])
@@ -178,7 +184,7 @@ def test_a_stop_saves_tells_what_was_spent_and_goes_on_with_the_next_step(lab, a
         lab.train(stop_after=Position(*at))
     done = lab.noted("step")[-1]
     assert stop.value.position == done == lab.checkpoints.latest()
-    assert stop.value.epsilon == spent(lab, done)
+    assert stop.value.epsilon == spent(lab.config, lab.plan, done)
     lab.train()
     assert lab.noted("step") == ALL
 
@@ -197,7 +203,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_shown(lab):
 
 def inputs(patients="aabb", unit="patient", **changes):
     data = make_dataset(patients, **changes)
-    return Inputs(data, {}, {}, 0, PrivacyUnits.of(data, unit), None)
+    return setup.Inputs(data, {}, {}, 0, PrivacyUnits.of(data, unit), None)
 
 
 @pytest.mark.parametrize(
@@ -211,43 +217,81 @@ def inputs(patients="aabb", unit="patient", **changes):
     ids=["other patients", "other units", "other labels", "other texts"],
 )
 def test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only(tmp_path, other):
-    run = RunDirectory(smoke_config(tmp_path), resume=False)
-    secret = loop._secret(run, inputs(), None)
-    run.start()
-    assert loop._secret(run, inputs(), None).root == secret.root
-    with pytest.raises(RunError, match="other training reports"):
-        loop._secret(run, other, None)
-    run.close()
+    with contextlib.closing(RunDirectory(smoke_config(tmp_path), resume=False)) as run:
+        secret = loop._secret(run, inputs(), None)
+        run.start()
+        assert loop._secret(run, inputs(), None).root == secret.root
+        with pytest.raises(RunError, match="other training reports"):
+            loop._secret(run, other, None)
+
+
+@pytest.mark.parametrize(
+    ("unit", "cap", "counts"),
+    [("report", None, [1] * 7), ("patient", None, [4, 3]), ("patient", 2, [2, 2])],
+)
+def test_training_reports_are_grouped_as_configured(tmp_path, monkeypatch, unit, cap, counts):
+    write_backbone(tmp_path / "backbone")
+    data = make_dataset("aaaabbbcd", splits=["train"] * 7 + ["validation", "test"])
+    monkeypatch.setattr(setup, "load_reports", lambda *_: data)
+    config = smoke_config(tmp_path, privacy__unit=unit, privacy__max_reports_per_patient=cap)
+    units = setup.load_inputs(config).units
+    assert (units.unit, units.counts.tolist()) == (unit, counts)
+
+
+@pytest.fixture
+def new_course(tmp_path):
+    """new_course(**changes): a run that has not started."""
+    with contextlib.ExitStack() as opened:
+
+        def new_course(**changes):
+            changes = FIXED | {"privacy__ledger": str(tmp_path / "ledger")} | changes
+            config = smoke_config(tmp_path, **changes)
+            run = opened.enter_context(contextlib.closing(RunDirectory(config, resume=False)))
+            secret = loop._secret(run, inputs(), None)
+            return Course(config, plan_run(config), secret, run, SilentMonitor())
+
+        yield new_course
 
 
 def test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that(
-    tmp_path, monkeypatch
+    tmp_path, new_course, monkeypatch
 ):
-    ledger = tmp_path / "ledger"
-    config = smoke_config(tmp_path, privacy__ledger=str(ledger), **FIXED)
-    run, planned = RunDirectory(config, resume=False), dp.Ledger.plan
+    course, planned = new_course(), dp.Ledger.plan
 
     def plan(*arguments, **options):
-        assert run.started
+        assert course.run.started
         planned(*arguments, **options)
 
     monkeypatch.setattr(dp.Ledger, "plan", plan)
-    course = Course(config, plan_run(config), loop._secret(run, inputs(), None), run, None)
     loop._begin(course, inputs())
-    (runs,) = dp.Ledger(ledger).runs().values()
+    (runs,) = dp.Ledger(tmp_path / "ledger").runs().values()
     assert runs == {course.secret.public_id(): course.plan.mechanisms()}
-    run.close()
 
 
-def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(tmp_path):
-    ledger = dict(privacy__ledger=str(tmp_path / "ledger"), privacy__total_budget=1e-3)
-    config = smoke_config(tmp_path, **FIXED, **ledger)
-    run = RunDirectory(config, resume=False)
-    course = Course(config, plan_run(config), loop._secret(run, inputs(), None), run, None)
+def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_course):
+    course = new_course(privacy__total_budget=1e-3)
     for started in (False, True):
         if started:
-            run.start()
+            course.run.start()
         with pytest.raises(dp.LedgerError, match="over the total budget"):
             loop._begin(course, inputs())
-        assert run.started is started
-    run.close()
+        assert course.run.started is started
+
+
+# After the last step.
+
+
+def test_the_statement_is_of_what_ran_on_whom_and_with_which_noise(new_course, monkeypatch):
+    course, written = new_course(**RESTRICTED), []
+    monkeypatch.setattr(finish_module, "write_release", lambda *_, **o: written.append(o))
+    data = dataclasses.replace(inputs(splits=["train", "train", "test", "test"]), backbone=None)
+    weights = types.SimpleNamespace(initialised=())
+    finish(course, data, None, weights, np.full((2, 2), 0.5, np.float32))
+    (statement,) = (options["statement"] for options in written)
+    assert [(m["stage"], m["steps"]) for m in statement["mechanisms"]] == [
+        ("feature mean", 1), ("head stage", 4), ("main stage", 6),
+    ]  # fmt: skip
+    assert statement["epsilon"] == spent(course.config, course.plan, ALL[-1])
+    assert (statement["privacy_unit"], statement["max_reports_per_patient"]) == ("patient", 3)
+    assert statement["seed_policy"] == "fixed-for-research"
+    assert statement["noise_generator"].startswith("SHAKE-256")
