@@ -2,7 +2,6 @@
 """What happens between steps, and in which order; the steps themselves only count."""
 
 import contextlib
-import dataclasses
 import functools
 import types
 
@@ -284,9 +283,9 @@ def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_
 def test_the_statement_is_of_what_ran_on_whom_and_with_which_noise(new_course, monkeypatch):
     course, written = new_course(**RESTRICTED), []
     monkeypatch.setattr(finish_module, "write_release", lambda *_, **o: written.append(o))
-    data = dataclasses.replace(inputs(splits=["train", "train", "test", "test"]), backbone=None)
+    held_out = inputs(splits=["train", "train", "test", "test"])
     weights = types.SimpleNamespace(initialised=())
-    finish(course, data, None, weights, np.full((2, 2), 0.5, np.float32))
+    finish(course, held_out, None, weights, np.full((2, 2), 0.5, np.float32))
     (statement,) = (options["statement"] for options in written)
     assert [(m["stage"], m["steps"]) for m in statement["mechanisms"]] == [
         ("feature mean", 1), ("head stage", 4), ("main stage", 6),

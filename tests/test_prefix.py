@@ -211,12 +211,12 @@ def test_noise_of_the_mean_has_its_scale_and_repeats_on_resume():
     np.testing.assert_array_equal(again, noisy[0])
 
 
-def unit_mean(patients, mechanism, secret=0, scale=100.0, **options):
+def unit_mean(patients, mechanism, scale=100.0, **options):
     """The mean feature of reports whose patients are given, times the divisor: the sum."""
     units = PrivacyUnits.of(make_dataset(patients), "patient")
     values = scale * np.random.default_rng(3).standard_normal((len(patients), 50))
     features = Packed.from_lengths(values.astype(np.float32), np.ones(len(patients), np.int32))
-    mean = mean_feature(features, units, mechanism, RunSecret.create(secret), **options)
+    mean = mean_feature(features, units, mechanism, RunSecret.create(0), **options)
     return mean * mechanism.expected_batch_size
 
 
