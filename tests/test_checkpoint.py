@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers_disk import Disk
 
+from jaxdp import dp
 from jaxdp.config import Config
+from jaxdp.training import checkpoint as checkpoint_module
 from jaxdp.training.checkpoint import Checkpoints, DamagedCheckpoint, Position
 from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.settle import settle
+from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState
 
 
@@ -96,6 +101,29 @@ def test_set_aside_leaves_the_one_before_and_remembers_how_far_it_was(tmp_path):
     assert_identical(checkpoints.restore(Position(0, 2), state()), state(2))
 
 
+def test_a_checkpoint_survives_a_power_loss_once_it_is_saved(tmp_path, monkeypatch):
+    disk, checkpoints = Disk(monkeypatch, tmp_path), Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(Position(0, step), state(step))
+        path = tmp_path / f"0-{step}.safetensors"
+        assert disk.kept(path) == path.read_bytes()
+    assert not disk.torn
+
+
+def test_the_one_before_is_in_force_until_the_new_one_is_there(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(Position(0, 1), state(1))
+
+    def no_room(*_):
+        raise OSError
+
+    monkeypatch.setattr(checkpoint_module, "write_whole", no_room)
+    with pytest.raises(OSError):
+        checkpoints.save(Position(0, 2), state(2))
+    assert checkpoints.latest() == Position(0, 1)
+    assert_identical(checkpoints.restore(Position(0, 1), state()), state(1))
+
+
 def config(tmp_path, **run) -> Config:
     return Config.from_dict({"privacy": {"units": 1000}, "run": {"dir": str(tmp_path), **run}})
 
@@ -127,6 +155,14 @@ def test_the_secret_is_kept_from_the_start_and_never_replaced(tmp_path, open_run
         with pytest.raises(RunError, match="other training reports"):
             run.secret(records)
     run.close()
+
+
+def test_a_run_is_held_by_one_at_a_time(tmp_path, open_run):
+    held = open_run(config(tmp_path), resume=False)
+    with pytest.raises(RunError, match="in use"):
+        open_run(config(tmp_path), resume=False)
+    held.close()
+    open_run(config(tmp_path), resume=False)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"secret": "zz", "data": ""}', "[]"])
@@ -211,3 +247,36 @@ def test_a_started_run_keeps_what_decides_its_result(tmp_path, open_run, section
     was = re.escape(f"config.{section}.{field} = {getattr(getattr(before, section), field)!r}")
     with pytest.raises(RunError, match=was):
         open_run(dataclasses.replace(before, **{section: changed}), resume=True)
+
+
+def test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses(
+    tmp_path, open_run, monkeypatch
+):
+    run = open_run(config(tmp_path), resume=False)
+    disk = Disk(monkeypatch, run.private)
+    run.secret([])
+    run.start()
+    file = run.private / "secret.json"
+    assert disk.kept(file) == file.read_bytes() and not disk.torn
+    assert run.private.stat().st_mode & 0o077 == 0
+
+
+def test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved(tmp_path, open_run):
+    privacy = {"units": 1000, "noise_multiplier": 60.0}
+    settings = Config.from_dict({"privacy": privacy, "run": {"dir": str(tmp_path)}})
+    run, ledger = open_run(settings, resume=False), dp.Ledger(tmp_path / "ledger")
+    secret = run.secret([])
+    run.start()
+    planned = plan_run(settings).mechanisms()
+    ledger.plan("data", secret.public_id(), planned)
+    run.close()
+
+    def counted():
+        return ledger.runs()["data"][secret.public_id()]
+
+    checkpoints = Checkpoints(run.checkpoints, keep=2)
+    for step in (3, 5):
+        checkpoints.save(Position(0, step), state())
+    checkpoints.set_aside(Position(0, 5))  # damaged, but it has been seen all the same
+    assert settle(run.path, ledger) == Position(0, 5)
+    assert counted() == {"main stage": planned["main stage"].replace(steps=5)}

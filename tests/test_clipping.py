@@ -261,3 +261,11 @@ def test_half_precision_outer_products_are_summed_in_float32():
     total, norms = sum_clipped(OuterProducts(ones, ones), 1.0, jnp.zeros(3000, bool))
     assert total.dtype == norms.dtype == jnp.float32
     np.testing.assert_allclose(total, 3000 * float(jnp.bfloat16(0.1)) ** 2, rtol=1e-5)
+
+
+def test_no_product_may_be_rounded_to_half_precision_by_an_accelerator():
+    gradients = {"kernel": OuterProducts(jnp.ones((4, 3)), jnp.ones((4, 2))), "x": jnp.ones((4, 5))}
+    trace = jax.make_jaxpr(sum_clipped)(gradients, CLIP, jnp.zeros(4, bool))
+    products = [e.params for e in trace.jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 1  # of the outer products; other leaves are summed without any
+    assert products[0]["precision"] == (jax.lax.Precision.HIGHEST,) * 2

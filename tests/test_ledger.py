@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger: never loses an entry, notices tampering, refuses to overdraw."""
 
+import fcntl
 import os
 import resource
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
+from helpers_disk import Disk
 
 from jaxdp.dp import Ledger, LedgerError, SubsampledGaussian, epsilon_pld
 
@@ -152,3 +155,29 @@ def test_processes_take_turns(ledger):
     ]
     assert [writer.wait() for writer in writers] == [0, 0]
     assert len(ledger.runs()["d"]) == 40
+
+
+def test_an_entry_and_its_key_survive_a_power_loss_once_the_plan_has_returned(
+    ledger, tmp_path, monkeypatch
+):
+    disk, key = Disk(monkeypatch, tmp_path), ledger.path.with_name("ledger.jsonl.key")
+    fingerprint = ledger.fingerprint([b"report"])
+    for run in ("one", "two"):
+        ledger.plan(fingerprint, run, {"lora": LORA})
+        assert disk.kept(ledger.path) == ledger.path.read_bytes()
+        assert disk.kept(key) == key.read_bytes()
+    ledger.settle(fingerprint, "two", {"lora": LORA.replace(steps=1)})
+    assert disk.kept(ledger.path) == ledger.path.read_bytes()
+    assert not disk.torn
+
+
+def test_an_entry_waits_for_whoever_holds_the_ledger(ledger):
+    ledger.plan("d", "one", {"lora": LORA})
+    waiting = threading.Thread(target=ledger.plan, args=("d", "two", {"lora": LORA}))
+    with ledger.path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and b"two" not in ledger.path.read_bytes()
+    waiting.join(10)
+    assert list(ledger.runs()["d"]) == ["one", "two"]

@@ -209,3 +209,41 @@ def test_noise_of_the_mean_has_its_scale_and_repeats_on_resume():
         assert abs(noise.std() - wrong) > 4 * wrong / np.sqrt(2 * len(noise))
     again = mean_feature(features, units, release(3.0, 2.0), RunSecret.create(0))
     np.testing.assert_array_equal(again, noisy[0])
+
+
+def unit_mean(patients, mechanism, scale=100.0, **options):
+    """The mean feature of reports whose patients are given, times the divisor: the sum."""
+    units = PrivacyUnits.of(make_dataset(patients), "patient")
+    values = scale * np.random.default_rng(3).standard_normal((len(patients), 50))
+    features = Packed.from_lengths(values.astype(np.float32), np.ones(len(patients), np.int32))
+    mean = mean_feature(features, units, mechanism, RunSecret.create(0), **options)
+    return mean * mechanism.expected_batch_size
+
+
+def test_a_patient_adds_at_most_the_clip_norm_to_the_mean_however_many_reports():
+    others, mechanism = "aaabccd", release(0.0, 2.0, units=5)
+    change = unit_mean(others + "eeeeee", mechanism) - unit_mean(others, mechanism)
+    # All features are far beyond the clip, so the bound is met.
+    assert np.linalg.norm(change) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_mean_is_of_a_poisson_sample_of_the_units():
+    units, _ = units_and_features(patients=400)
+    features = Packed.from_lengths(np.eye(400, dtype=np.float32), np.ones(400, np.int32))
+    quarter = dp.SubsampledGaussian(400, 100, 1, 2.0, 0.0)
+    shown = np.count_nonzero(mean_feature(features, units, quarter, RunSecret.create(0)))
+    assert abs(shown - 100) < 5 * np.sqrt(400 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_noise_of_the_mean_is_of_its_own_stream_and_kind(secure):
+    mechanism = release(3.0, 2.0, units=4)
+    found = unit_mean("abcd", mechanism, scale=0.0, secure_noise=secure) / 4
+
+    def noise(stage):
+        one = jax.ShapeDtypeStruct((50,), np.float32)
+        transform, draw = RunSecret.create(0).release(mechanism, stage, one, secure=secure)
+        return transform.update(np.zeros(50, np.float32), transform.init(one), **draw(0))[0]
+
+    np.testing.assert_allclose(found, noise("feature mean"), rtol=1e-5, atol=1e-6)
+    assert all((found != noise(stage)).all() for stage in ("head stage", "main stage"))

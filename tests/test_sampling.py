@@ -86,6 +86,12 @@ def test_one_unit_more_changes_nobody_elses_draw():
         np.testing.assert_array_equal(drawn[drawn < 100], without.sample(step))
 
 
+@pytest.mark.parametrize("bit", [0, 63, 64, 127])
+def test_every_bit_of_the_seed_counts(bit):
+    drawn = (PoissonSampler(seed, 0.5, 200).sample(0) for seed in (SEED, SEED ^ 1 << bit))
+    assert tuple(next(drawn)) != tuple(next(drawn))
+
+
 def test_values_do_not_change_between_versions():
     """Golden: changing these breaks resuming runs of older versions, and must be said aloud."""
     sampler = PoissonSampler(7, 0.25, 12)

@@ -147,6 +147,12 @@ def test_rounding_is_part_of_the_sensitivity(size):
     assert change > 1.0009 * distance  # rounding does add to it
 
 
+def test_rounding_of_every_leaf_is_part_of_the_sensitivity():
+    leaf = jnp.zeros(500)
+    one, many = (SecureNoise(MECHANISM, KEY, like) for like in (jnp.zeros(2000), [leaf] * 4))
+    assert one.sensitivity == many.sensitivity and one.grid == many.grid
+
+
 @pytest.mark.parametrize("multiplier", [0.0, 1e-6, 1.0, 300.0, 1e4])
 @pytest.mark.parametrize("root", [1, 100, 5000])
 def test_int32_holds_sum_and_noise(multiplier, root):

@@ -163,6 +163,13 @@ def test_printed_epsilon_is_never_below_the_epsilon(epsilon, printed):
     assert f"(epsilon = {printed}, " in text
 
 
+def test_no_other_bound_in_words_is_below_what_it_bounds():
+    s = {**statement(max_reports_per_patient=3), "epsilon": 1.0, "epsilon_rdp": 2.00001}
+    text = statement_markdown({**s, "group_epsilon": {"3": 5.00001}, "swap_epsilon": 4.00001})
+    for printed in ("e^epsilon = 2.719,", "is 2.001.", "| 3 | 5.001 |", "at most: 4.001."):
+        assert printed in text
+
+
 def test_patient_level_statement_names_the_patient():
     text = statement_markdown(statement(privacy_unit="patient"))
     assert "removing one **patient**" in text and "The unit is one report" not in text

@@ -115,7 +115,9 @@ class Ledger:
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[BinaryIO, bytes]]:
         """The locked file and the key, which is made at first use."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.path.parent
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
         key_path = self.path.with_name(self.path.name + ".key")
         # Unbuffered: what was not written must not be written later, when closing.
         with open(self.path, "a+b", buffering=0) as file:
@@ -129,10 +131,11 @@ class Ledger:
                     out.flush()
                     os.fsync(out.fileno())
                 os.replace(new, key_path)
-                # Names must last as well as contents: the ledger's own, and the key's.
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                os.fsync(folder)
-                os.close(folder)
+                # Names must last as well as contents: the ledger's own, the key's, new folders'.
+                for named_in in (folder, *(each.parent for each in made)):
+                    descriptor = os.open(named_in, os.O_RDONLY)
+                    os.fsync(descriptor)
+                    os.close(descriptor)
             key = key_path.read_bytes()
             if len(key) != 32:
                 raise LedgerError(f"{key_path} is damaged: the ledger cannot be checked")

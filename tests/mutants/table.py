@@ -12,6 +12,9 @@ SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/stat
 LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
 CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/rundir.py"
+COURSE, RUN = "training/course.py", "training/loop.py"
+STAGES, PREFIX = "training/stages.py", "training/prefix.py"
+GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "training/processes.py"
 RELEASE_CHECK = "training/release_check.py"
 
@@ -52,8 +55,30 @@ NOISED = """
 """
 MEMBERS = "test_members.py::test_a_stage_of_members_is_the_stage_of_each[head]"
 CLOSED_FORM = "test_accounting.py::test_one_sampled_step_is_its_closed_form"
-SECURE_RUN = "test_secure_noise.py::test_a_run_uses_it_and_says_so"
-SLOW = ("on_devices.py", "test_members.py", "test_sweep.py", "test_warm_start.py", SECURE_RUN)
+STREAMS = "test_randomness.py::test_every_stream_has_a_key_of_its_own_from_the_whole_secret"
+WIDTHS = "test_randomness.py::test_every_stream_is_as_wide_as_it_says"
+STAGE_NOISE = "test_trainer.py::test_a_step_without_gradients_is_the_noise_of_its_stage_and_number"
+OWN_SAMPLES = (
+    "test_trainer.py::test_stages_and_runs_draw_samples_of_their_own_and_a_resumed_one_the_same"
+)
+MEAN_NOISE = "test_prefix.py::test_noise_of_the_mean_is_of_its_own_stream_and_kind"
+OWN_NUMBERS = "test_stages.py::test_every_stage_has_its_own_clip_norm_batch_steps_and_noise"
+TO_THE_TARGET = "test_stages.py::test_plan_composes_to_the_target"
+AS_PLANNED = "test_course.py::test_what_runs_is_what_was_planned"
+STOPPED = "test_course.py::test_a_stop_saves_tells_what_was_spent_and_goes_on_with_the_next_step"
+SAME_REPORTS = (
+    "test_course.py::test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only"
+)
+GROUPED = "test_course.py::test_training_reports_are_grouped_as_configured"
+STATED = "test_course.py::test_the_statement_is_of_what_ran_on_whom_and_with_which_noise"
+LEDGER_POWER = (
+    "test_ledger.py::test_an_entry_and_its_key_survive_a_power_loss_once_the_plan_has_returned"
+)
+CHECKPOINT_POWER = "test_checkpoint.py::test_a_checkpoint_survives_a_power_loss_once_it_is_saved"
+SECRET_POWER = (
+    "test_checkpoint.py::test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses"
+)
+SLOW = ("on_devices.py", "test_members.py", "test_sweep.py", "test_warm_start.py")
 """How the killers begin that train for seconds: left out where the run is to be quick."""
 
 MUTANTS = [
@@ -196,6 +221,13 @@ MUTANTS = [
         "jnp.where(largest == 0, 1.0, largest)",
         "jnp.ones_like(largest)",
         "test_clipping.py::test_edge_table_of_outer_products",
+    ),
+    Mutant(
+        "outer products in half precision on accelerators",
+        CLIPPING,
+        "jnp.matmul(left.T, scaled, precision=jax.lax.Precision.HIGHEST)",
+        "jnp.matmul(left.T, scaled)",
+        "test_clipping.py::test_no_product_may_be_rounded_to_half_precision_by_an_accelerator",
     ),
     # Mechanism: noise, sampling and accounting from one object.
     Mutant(
@@ -453,14 +485,21 @@ MUTANTS = [
         TRAINER,
         "**self._draw(step)",
         "**self._draw(0)",
-        SECURE_RUN,
+        STAGE_NOISE,
     ),
     Mutant(
         "secure noise asked for, and not used",
         RANDOMNESS,
         "        if secure:\n",
         "        if False:\n",
-        SECURE_RUN,
+        "test_randomness.py::test_the_generator_that_is_named_is_the_one_that_is_used",
+    ),
+    Mutant(
+        "rounding of the largest leaf alone in the sensitivity",
+        SECURE,
+        "math.sqrt(sum(math.prod",
+        "math.sqrt(max(math.prod",
+        "test_secure_noise.py::test_rounding_of_every_leaf_is_part_of_the_sensitivity",
     ),
     # Sampling: Poisson, and nothing like it.
     Mutant(
@@ -513,6 +552,13 @@ MUTANTS = [
         "self._uniform(step, 1)",
         "self._uniform(step, 0)",
         "test_sampling.py::test_choice_is_independent_of_taking_part",
+    ),
+    Mutant(
+        "half of the sampling seed",
+        SAMPLING,
+        "key=self.seed,",
+        "key=self.seed % 2**64,",
+        "test_sampling.py::test_every_bit_of_the_seed_counts",
     ),
     # Accounting and calibration.
     Mutant(
@@ -614,6 +660,13 @@ MUTANTS = [
         "if event != composed_event(stages) or stated !=",
         "if stated !=",
         "test_statement.py::test_a_statement_that_contradicts_itself_is_refused",
+    ),
+    Mutant(
+        "other bounds printed rounded down",
+        STATEMENT,
+        '"none is claimed" if epsilon is None else rounded_up(epsilon)',
+        '"none is claimed" if epsilon is None else f"{epsilon:.4g}"',
+        "test_statement.py::test_no_other_bound_in_words_is_below_what_it_bounds",
     ),
     # Ledger: no entry is lost, none is made up.
     Mutant(
@@ -1015,5 +1068,468 @@ MUTANTS = [
         "int(widths[-1] / ratio)",
         "int(widths[-1] / 1.15)",
         "test_batching.py::test_shapes_cover_every_length",
+    ),
+    # Streams of one secret: none is used twice, none is narrower than it says.
+    Mutant(
+        "all stages have one noise key",
+        RANDOMNESS,
+        'f"noise/{stage}"',
+        '"noise"',
+        "test_randomness.py::test_no_two_releases_of_a_run_or_of_two_have_the_same_noise",
+    ),
+    Mutant(
+        "all stages have one secure noise",
+        RANDOMNESS,
+        'f"secure noise/{stage}"',
+        '"secure noise"',
+        "test_randomness.py::test_no_two_releases_of_a_run_or_of_two_have_the_same_noise",
+    ),
+    Mutant(
+        "all stages draw the same units",
+        RANDOMNESS,
+        'f"sampling/{stage}"',
+        '"sampling"',
+        STREAMS,
+    ),
+    Mutant(
+        "streams of the stage's name alone",
+        RANDOMNESS,
+        "key=root or self.root",
+        'key=root or b"jaxdp"',
+        STREAMS,
+    ),
+    Mutant(
+        "streams of the first half of the secret",
+        RANDOMNESS,
+        "key=root or self.root",
+        "key=root or self.root[:16]",
+        STREAMS,
+    ),
+    Mutant(
+        "a noise key of 32 bits",
+        RANDOMNESS,
+        'self._derive(f"noise/{stage}", 8)',
+        'self._derive(f"noise/{stage}", 4) * 2',
+        WIDTHS,
+    ),
+    Mutant(
+        "a secure noise key of 128 bits",
+        RANDOMNESS,
+        'self._derive(f"secure noise/{stage}", 32)',
+        'self._derive(f"secure noise/{stage}", 16) * 2',
+        WIDTHS,
+    ),
+    Mutant(
+        "a sampling seed of 64 bits",
+        RANDOMNESS,
+        'f"sampling/{stage}", 16,',
+        'f"sampling/{stage}", 8,',
+        WIDTHS,
+    ),
+    Mutant(
+        "a secret of 64 bits",
+        RANDOMNESS,
+        "cls(os.urandom(32))",
+        "cls(os.urandom(8) * 4)",
+        "test_randomness.py::test_the_secret_is_256_bits_of_the_operating_system",
+    ),
+    Mutant(
+        "members of a group share their noise",
+        RANDOMNESS,
+        'self._derive(f"noise/{stage}", 8)',
+        'self._derive(f"noise/{stage}", 8, self.sampling_root)',
+        "test_randomness.py::test_members_of_a_group_share_their_samples_and_nothing_else",
+    ),
+    Mutant(
+        "the ledger shows half of the secret",
+        RANDOMNESS,
+        'self._derive("public id", 16).hex()',
+        "self.root[:16].hex()",
+        "test_randomness.py::test_no_stream_shows_a_part_of_the_secret",
+    ),
+    Mutant(
+        "the secret is printed",
+        RANDOMNESS,
+        "root: bytes = dataclasses.field(repr=False)",
+        "root: bytes = dataclasses.field()",
+        "test_randomness.py::test_the_secret_is_not_printed",
+    ),
+    Mutant(
+        "research seed 0 passes for the operating system's",
+        RANDOMNESS,
+        '"os-entropy" if research_seed is None',
+        '"os-entropy" if not research_seed',
+        "test_randomness.py::test_a_research_seed_is_all_there_is_to_its_secret_and_is_named",
+    ),
+    # Units: at most one report of each in a step, and in every other release.
+    Mutant(
+        "every report of a sampled patient",
+        UNITS,
+        "return self.members[self.offsets[units] + shown]",
+        "return self.members[np.isin(np.repeat(np.arange(self.num_units), self.counts), units)]",
+        "test_units.py::test_a_step_sees_one_report_of_each_sampled_patient",
+    ),
+    Mutant(
+        "always the first report of a patient",
+        UNITS,
+        "self.offsets[units] + shown",
+        "self.offsets[units] + 0 * shown",
+        "test_units.py::test_every_report_of_a_patient_is_equally_likely",
+    ),
+    Mutant(
+        "other patients decide which reports are kept",
+        UNITS,
+        'keyed_fraction(dataset.report_ids, seed, "max_reports_per_patient")',
+        "np.random.default_rng(seed).random(len(patient))",
+        "test_units.py::test_what_is_kept_of_a_patient_does_not_depend_on_others",
+    ),
+    Mutant(
+        "every report of a patient in a stage's step",
+        TRAINER,
+        "self._units.reports_at(step, self._sampler)",
+        "self._units.members",
+        "test_trainer.py::test_a_patient_moves_a_step_by_at_most_the_clip_norm_however_many_reports",
+    ),
+    Mutant(
+        "every report of a patient in the mean",
+        PREFIX,
+        "features.values[units.reports_at(0, sampler)]",
+        "features.values[units.members]",
+        "test_prefix.py::test_a_patient_adds_at_most_the_clip_norm_to_the_mean_however_many_reports",
+    ),
+    Mutant(
+        "the mean of all units, whatever its sampling",
+        PREFIX,
+        'secret.sampling_seed("feature mean"), mechanism.sampling_probability,',
+        'secret.sampling_seed("feature mean"), 1.0,',
+        "test_prefix.py::test_the_mean_is_of_a_poisson_sample_of_the_units",
+    ),
+    Mutant(
+        "a unit of the group has no more draws than one",
+        GROUPS,
+        "stats.binom(size, mechanism",
+        "stats.binom(1, mechanism",
+        "test_groups.py::test_without_sampling_a_group_divides_the_noise",
+    ),
+    Mutant(
+        "a group's large draws left out",
+        GROUPS,
+        "drawn.isf(rare)",
+        "drawn.isf(0.1)",
+        "test_groups.py::test_is_the_mixture_over_how_many_of_the_group_are_drawn",
+    ),
+    Mutant(
+        "a swap counted as an addition",
+        GROUPS,
+        "dp_accounting.NeighboringRelation.REPLACE_ONE",
+        "dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE",
+        "test_groups.py::test_a_swap_is_two_opposite_shifts",
+    ),
+    # Stages: each has its own numbers, sample and noise, and all of them are counted.
+    Mutant(
+        "the head stage clips as the main stage",
+        STAGES,
+        "                head.l2_clip_norm,",
+        "                privacy.l2_clip_norm,",
+        OWN_NUMBERS,
+    ),
+    Mutant(
+        "the mean is clipped as the main stage",
+        STAGES,
+        "                config.centering.l2_clip_norm,",
+        "                privacy.l2_clip_norm,",
+        OWN_NUMBERS,
+    ),
+    Mutant(
+        "the mean is not counted",
+        STAGES,
+        '{} if self.centering is None else {"feature mean": self.centering}',
+        "{}",
+        TO_THE_TARGET,
+    ),
+    Mutant(
+        "the stage that is running is not counted",
+        STAGES,
+        "index > stage)",
+        "index >= stage)",
+        TO_THE_TARGET,
+    ),
+    Mutant(
+        "fixed noise may exceed the target",
+        STAGES,
+        "    if total > privacy.epsilon:",
+        "    if False:",
+        "test_stages.py::test_unreachable_targets_are_refused_before_data_is_read[changes0-cost]",
+    ),
+    Mutant(
+        "units drawn with their true number",
+        TRAINER,
+        "mechanism.sampling_probability if mechanism else min(batch",
+        "min(batch",
+        "test_trainer.py::test_units_are_drawn_with_the_published_probability_whatever_their_number",
+    ),
+    Mutant(
+        "every stage draws the main stage's sample",
+        TRAINER,
+        "            secret.sampling_seed(stage.name),\n",
+        '            secret.sampling_seed("main stage"),\n',
+        OWN_SAMPLES,
+    ),
+    Mutant(
+        "every stage releases the main stage's noise",
+        TRAINER,
+        "stage.mechanism, stage.name, like,",
+        'stage.mechanism, "main stage", like,',
+        STAGE_NOISE,
+    ),
+    Mutant(
+        "secure noise asked for, and not used by a stage",
+        TRAINER,
+        "like, secure=secure_noise",
+        "like, secure=False",
+        STAGE_NOISE,
+    ),
+    Mutant(
+        "a stage that is private does not clip",
+        TRAINER,
+        "return stage.mechanism.l2_clip_norm if",
+        "return math.inf if",
+        "test_trainer.py::test_a_patient_moves_a_step_by_at_most_the_clip_norm_however_many_reports",
+    ),
+    Mutant(
+        "the mean has the main stage's noise",
+        PREFIX,
+        'secret.release(mechanism, "feature mean",',
+        'secret.release(mechanism, "main stage",',
+        MEAN_NOISE,
+    ),
+    Mutant(
+        "secure noise asked for, and not used by the mean",
+        PREFIX,
+        "one, secure=secure_noise",
+        "one, secure=False",
+        MEAN_NOISE,
+    ),
+    # The course of a run: what is told is what was spent, and it is saved before.
+    Mutant(
+        "a stopped run tells one step less",
+        COURSE,
+        "self.plan.mechanisms(done.stage, done.step)",
+        "self.plan.mechanisms(done.stage, max(done.step - 1, 0))",
+        "test_course.py::test_epsilon_is_of_every_step_taken_and_of_the_mean",
+    ),
+    Mutant(
+        "the step that was just taken is not counted",
+        COURSE,
+        "done = Position(position.stage, step + 1)",
+        "done = Position(position.stage, step)",
+        STOPPED,
+    ),
+    Mutant(
+        "a stop does not save",
+        COURSE,
+        "evaluate = stop or self._due(step + 1)",
+        "evaluate = self._due(step + 1)",
+        STOPPED,
+    ),
+    Mutant(
+        "shown before it is saved",
+        COURSE,
+        "                    metrics = self._evaluate(done, state)\n",
+        "                    metrics = self._evaluate(done, state)\n"
+        "                    self._show(done, metrics)\n",
+        "test_course.py::test_what_is_shown_is_saved_before_and_its_epsilon_is_of_that_step",
+    ),
+    Mutant(
+        "reports are read before the secret is kept",
+        COURSE,
+        "        processes.first(start)\n        prefix = _prefix(courses[0], models[0], inputs)\n",
+        "        prefix = _prefix(courses[0], models[0], inputs)\n        processes.first(start)\n",
+        "test_course.py::test_nothing_is_done_with_the_reports_before_the_start",
+    ),
+    Mutant(
+        "the mean is not noised",
+        COURSE,
+        "inputs.units, c.plan.centering,",
+        "inputs.units, None,",
+        AS_PLANNED,
+    ),
+    Mutant(
+        "every stage runs the first one's mechanism",
+        COURSE,
+        "course.plan.stages[index], model",
+        "course.plan.stages[0], model",
+        AS_PLANNED,
+    ),
+    Mutant(
+        "an adapter that is not finite is saved",
+        COURSE,
+        "                self._require_finite(state.adapters, done)\n",
+        "",
+        "test_course.py::test_a_state_that_is_not_finite_is_neither_saved_nor_shown",
+    ),
+    Mutant(
+        "noise used again on other patients' grouping",
+        RUN,
+        "itertools.chain(inputs.training_records(), inputs.grouping())",
+        "inputs.training_records()",
+        SAME_REPORTS,
+    ),
+    Mutant(
+        "noise used again on other labels",
+        "training/setup.py",
+        'text.encode() + b"\\0" + labels.tobytes()',
+        "text.encode()",
+        SAME_REPORTS,
+    ),
+    Mutant(
+        "the ledger is told of a part of the run",
+        RUN,
+        "            course.plan.mechanisms(),\n",
+        "            course.plan.mechanisms(0, 0),\n",
+        "test_course.py::test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that",
+    ),
+    Mutant(
+        "a started run that is refused loses its secret",
+        RUN,
+        "        if new:\n",
+        "        if True:\n",
+        "test_course.py::test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has",
+    ),
+    Mutant(
+        "a run given up counts without what was set aside",
+        "training/settle.py",
+        ".furthest()",
+        ".latest()",
+        "test_checkpoint.py::test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved",
+    ),
+    Mutant(
+        "a resumed run starts from fresh adapters",
+        COURSE,
+        "        if begin == saved:\n",
+        "        if False:\n",
+        STOPPED,
+    ),
+    Mutant(
+        "a run per patient groups by report",
+        "training/setup.py",
+        "        config.privacy.unit,\n",
+        '        "report",\n',
+        GROUPED,
+    ),
+    Mutant(
+        "the cap on a patient's reports is not applied",
+        "training/setup.py",
+        "max_reports_per_patient=config.privacy.max_reports_per_patient",
+        "max_reports_per_patient=None",
+        GROUPED,
+    ),
+    Mutant(
+        "the statement names another unit",
+        "training/finish.py",
+        "privacy_unit=config.privacy.unit,",
+        'privacy_unit="report",',
+        STATED,
+    ),
+    Mutant(
+        "the statement is of a part of the run",
+        "training/finish.py",
+        "        course.plan.mechanisms(),\n",
+        "        course.plan.mechanisms(0, 0),\n",
+        STATED,
+    ),
+    Mutant(
+        "the statement names another generator",
+        "training/finish.py",
+        "noise_generator(config.privacy.secure_noise)",
+        "noise_generator(False)",
+        STATED,
+    ),
+    Mutant(
+        "two processes may hold one run",
+        RUNDIR,
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "test_checkpoint.py::test_a_run_is_held_by_one_at_a_time",
+    ),
+    # Durability: what must outlast a power loss is synced, and before it is relied on.
+    Mutant(
+        "a ledger entry is not synced",
+        LEDGER,
+        "        os.fsync(file.fileno())\n    except",
+        "        pass\n    except",
+        LEDGER_POWER,
+    ),
+    Mutant(
+        "a ledger's key is named before it is synced",
+        LEDGER,
+        "                    os.fsync(out.fileno())\n",
+        "",
+        LEDGER_POWER,
+    ),
+    Mutant(
+        "a new ledger's name is not synced",
+        LEDGER,
+        "                    os.fsync(descriptor)\n",
+        "",
+        LEDGER_POWER,
+    ),
+    Mutant(
+        "the names of a ledger's new folders are not synced",
+        LEDGER,
+        "(folder, *(each.parent for each in made))",
+        "(folder,)",
+        LEDGER_POWER,
+    ),
+    Mutant(
+        "two write to the ledger at once",
+        LEDGER,
+        "fcntl.flock(file, fcntl.LOCK_EX)",
+        "fcntl.flock(file, fcntl.LOCK_SH)",
+        "test_ledger.py::test_an_entry_waits_for_whoever_holds_the_ledger",
+    ),
+    Mutant(
+        "a checkpoint is named before it is synced",
+        RUNDIR,
+        "            os.fsync(file.fileno())\n",
+        "",
+        CHECKPOINT_POWER,
+    ),
+    Mutant(
+        "a new checkpoint's name is not synced",
+        RUNDIR,
+        "        sync_folder(path.parent)\n",
+        "",
+        CHECKPOINT_POWER,
+    ),
+    Mutant(
+        "the secret is not synced",
+        RUNDIR,
+        "write_json(self._secret_file, self._new)",
+        "self._secret_file.write_text(json.dumps(self._new))",
+        SECRET_POWER,
+    ),
+    Mutant(
+        "others may read the secret",
+        RUNDIR,
+        "mkdir(mode=0o700, exist_ok=True)",
+        "mkdir(exist_ok=True)",
+        SECRET_POWER,
+    ),
+    Mutant(
+        "the old checkpoint goes before the new one is there",
+        CHECKPOINT,
+        "        write_whole(self._path(position), content)\n",
+        "        for old in self._positions():\n"
+        "            self._path(old).unlink()\n"
+        "        write_whole(self._path(position), content)\n",
+        "test_checkpoint.py::test_the_one_before_is_in_force_until_the_new_one_is_there",
+    ),
+    Mutant(
+        "others may read a ledger's key",
+        LEDGER,
+        "os.O_TRUNC, 0o600)",
+        "os.O_TRUNC, 0o644)",
+        "test_ledger.py::test_fingerprint_is_of_the_multiset_and_keyed",
     ),
 ]
