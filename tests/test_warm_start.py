@@ -4,6 +4,7 @@
 import dataclasses
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -156,9 +157,15 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
     )
     # What takes long is said before it begins.
     start, frozen = map(
-        printed.index, ("public start: 200 made-up reports, 3 steps", "frozen layers")
+        printed.index, ("public start: 303 steps on made-up reports", "frozen layers")
     )
     assert start < printed.index("BertClassifier") < frozen
+    # A log is told how far each is, from the first step to the last.
+    for line in ("public start: 1 of 303 steps", "public start: 303 of 303 steps"):
+        assert line in printed
+    for what in ("frozen layers", "test split"):
+        assert re.search(rf"{what}: (\d+) of \1 reports", printed)
+    assert re.search(r"main stage: (\d+) of \1 steps, \d+ reports/s", printed)
     assert plain["public_start"] is None
     assert {field for field in plain if plain[field] != warm[field]} == {"public_start"}
     assert warm["public_start"].startswith("head and adapters learnt first from 200 made-up")

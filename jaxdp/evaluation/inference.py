@@ -23,7 +23,8 @@ _DATA, _MEMBER = "data", "member"
 """The mesh axes that share reports, and the members of a sweep."""
 
 Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Told how many reports there are before the first, gives what is told how many more are done."""
+"""Told how much work there is (reports here) before it begins, gives what is told how much more is
+done."""
 
 
 def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -172,6 +173,7 @@ class Predictor:
         frozen: nnx.State,
         reports: Packed,
         center: jax.Array | float = 0.0,
+        watch: Watch = unwatched,
     ) -> np.ndarray:
         """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
         With members [members, n, num_labels]."""
@@ -181,10 +183,12 @@ class Predictor:
         fn = partial(self._probabilities, weights)
         batches = in_batches(fn, reports, self._buckets, _devices(self._mesh))
         result = None
-        for rows, _, output in batches:
-            if result is None:
-                result = np.empty((len(reports), *output.shape[1:]), np.float32)
-            result[rows] = output
+        with watch(len(reports)) as seen:
+            for rows, _, output in batches:
+                if result is None:
+                    result = np.empty((len(reports), *output.shape[1:]), np.float32)
+                result[rows] = output
+                seen(len(rows))
         return result if self._members is None else np.moveaxis(result, 1, 0)
 
 

@@ -38,6 +38,7 @@ def warm_start(
     label_names: Sequence[str],
     mesh: Mesh | None = None,
     folder: Path | None = None,
+    stepped: Callable[[int], None] = lambda more: None,
 ) -> None:
     """Trains head, then adapters and head, as config.warm_start says; in place.
 
@@ -53,6 +54,7 @@ def warm_start(
         mesh: devices to share the work; None is the default device alone.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
+        stepped: told how many more of the steps are done.
 
     Raises:
         DataError: the phrasebook cannot be used, or lacks a label.
@@ -62,7 +64,7 @@ def warm_start(
     texts, labels = book.write_reports(settings.reports, label_names)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
 
-    train = partial(_train, config, model, buckets, tokens, labels, mesh)
+    train = partial(_train, config, model, buckets, tokens, labels, mesh, stepped)
     if folder is None:
         train()
         return
@@ -95,6 +97,7 @@ def _train(
     tokens: Packed,
     labels: np.ndarray,
     mesh: Mesh | None,
+    stepped: Callable[[int], None],
 ) -> None:
     prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
     center = prefix.at(model.feature_level)["train"].values.mean(axis=0)
@@ -115,6 +118,7 @@ def _train(
         for step in range(stage.steps):
             state, diagnostics = trainer.step(state, step, trainer.plan(step))
             jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
+            stepped(1)
         trainer.install(state)
 
 
