@@ -145,6 +145,7 @@ class Predictor:
         mesh: devices to share the reports; None is the default device alone.
         members: None, or for the members of a sweep, the axis of each array of (adapters, frozen,
             center), as `jax.vmap` takes them.
+        activation: what is made of logits.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Predictor:
         buckets: Buckets,
         mesh: Mesh | None = None,
         members: Any = None,
+        activation: Callable = jax.nn.sigmoid,
     ):
         self._buckets = buckets
         self._mesh = mesh
@@ -163,7 +165,7 @@ class Predictor:
             adapters, frozen, center = weights
             model = nnx.merge(graphdef, adapters, frozen)
             one = partial(packed_logits, model, level=level, center=center)
-            return jax.nn.sigmoid(jax.vmap(lambda x, n: one(x, n))(values, lengths))
+            return activation(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
         self._probabilities = on_all(probabilities, mesh, members)
 
