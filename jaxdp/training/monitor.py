@@ -107,7 +107,7 @@ class Monitor:
         if config.privacy.private and abs(there - published) > _UNITS_OFF * published:
             warnings.append(
                 f"privacy.units is {published:,}, but the training split has {there:,} "
-                f"{config.privacy.unit}s: steps see {there / published:.2g} times the expected batch"
+                f"{config.privacy.unit}s: steps see {there / published:.2g} times what is expected"
             )
         for warning in warnings:
             self._say(f"  [yellow]{warning}[/]")
