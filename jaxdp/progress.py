@@ -66,8 +66,9 @@ class Display:
 
     def update(self, done: float, status: str = "") -> None:
         """So much is done now."""
+        ended = self._task.finished
         self._set(done, status)
-        if not self._draws and (not self._moved or self._task.finished):
+        if not self._draws and (not self._moved or self._task.finished > ended):
             self._line()
         self._moved = True
 

@@ -20,6 +20,7 @@ def test_a_log_gets_the_first_step_and_the_last(written):
     with Display(Console(file=written), "main stage", 1200, "steps", done=3) as display:
         for step in range(4, 1201):
             display.update(step, f"{step} reports/s")
+        display.update(1200)
     assert written.getvalue().splitlines() == [
         "main stage: 4 of 1,200 steps, 4 reports/s",
         "main stage: 1,200 of 1,200 steps, 1200 reports/s",

@@ -51,7 +51,7 @@ _FILES = {
     "valid": (f"{_REPORTS}/validation_reports.csv", f"{_LABELS}/valid_predicted_labels.csv"),
 }
 _NO_CHEST = {part: f"dataset/metadata/no_chest_{part}.txt" for part in _FILES}
-"""Volumes of something else, mostly heads, that the collection's makers have listed later."""
+"""Volumes of something else, mostly heads: the makers' own lists, which came later."""
 _VOLUME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)(\.nii(\.gz)?)?")
 _VOLUME_FOLDERS = re.compile(r"(train|valid)(_fixed)?(_\d+.*)?|\..*")
 
