@@ -124,7 +124,7 @@ class Monitor:
         """The model takes `total` steps on made-up reports, or data.cache has what they give; an
         `inference.Watch`, of steps."""
         self._say(f"public start: {total:,} steps on made-up reports")
-        return self._display("public start", total, "steps")
+        return self._display("public start", total, "steps", status="the reports' features first")
 
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""
