@@ -223,10 +223,6 @@ class WarmStartConfig:
     def trains_adapters(self) -> bool:
         return self.phrasebook is not None and self.steps > 0
 
-    @property
-    def all_steps(self) -> int:
-        return self.head_steps + self.steps
-
 
 @dataclasses.dataclass(frozen=True)
 class CenteringConfig:

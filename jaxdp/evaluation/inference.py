@@ -22,14 +22,14 @@ from jaxdp.models.classifier import ReportClassifier
 _DATA, _MEMBER = "data", "member"
 """The mesh axes that share reports, and the members of a sweep."""
 
-Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Told how much work there is (reports here) before it begins, gives what is told how much more is
-done."""
+Watch = Callable[..., AbstractContextManager[Callable[[int], None]]]
+"""Told how many reports there are before the first, gives what is told how many more are done; or
+how many of another unit, where that is its second argument."""
 
 
-def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+def unwatched(total: int, unit: str = "") -> AbstractContextManager[Callable[[int], None]]:
     """A `Watch` that shows nothing."""
-    del total
+    del total, unit
     return nullcontext(lambda more: None)
 
 

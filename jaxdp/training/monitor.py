@@ -120,11 +120,11 @@ class Monitor:
             self._say(f"  {who} patient: {patient['reports']:,} reports, epsilon together: {cost}")
         self._say("  [yellow]privacy.unit = patient would protect patients as a whole[/]")
 
-    def public_start(self, total: int) -> Display:
-        """The model takes `total` steps on made-up reports, or data.cache has what they give; an
-        `inference.Watch`, of steps."""
-        self._say(f"public start: {total:,} steps on made-up reports")
-        return self._display("public start", total, "steps", status="the reports' features first")
+    def public_start(self, total: int, unit: str = "reports") -> Display:
+        """The model computes features of made-up reports, or takes steps on them; an
+        `inference.Watch`."""
+        self._say(f"public start: {total:,} {unit}")
+        return self._display("public start", total, unit)
 
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""

@@ -102,7 +102,7 @@ def build_model(
 ) -> tuple[ReportClassifier, LoadReport]:
     """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
     warm start on made-up reports leaves them, which is the same for every secret; `watch`
-    shows people how many of its steps are done."""
+    shows people how far that is."""
     public = config.warm_start.phrasebook is not None
     rngs = nnx.Rngs(0 if public else secret.init_seed())
     model, report = load_classifier(
@@ -125,17 +125,16 @@ def build_model(
         except ValueError as error:
             raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
     if public:
-        with watch(config.warm_start.all_steps) as stepped:
-            warm_start(
-                config,
-                model,
-                token_buckets(config),
-                directory=backbone.directory,
-                label_names=label_names,
-                mesh=make_mesh(config.run.devices),
-                folder=cache_folder(config),
-                stepped=stepped,
-            )
+        warm_start(
+            config,
+            model,
+            token_buckets(config),
+            directory=backbone.directory,
+            label_names=label_names,
+            mesh=make_mesh(config.run.devices),
+            folder=cache_folder(config),
+            watch=watch,
+        )
     return model, report
 
 

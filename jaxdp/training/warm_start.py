@@ -20,6 +20,7 @@ from jaxdp.data.phrasebook import Phrasebook
 from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.data.units import PrivacyUnits
+from jaxdp.evaluation.inference import Watch, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
@@ -38,7 +39,7 @@ def warm_start(
     label_names: Sequence[str],
     mesh: Mesh | None = None,
     folder: Path | None = None,
-    stepped: Callable[[int], None] = lambda more: None,
+    watch: Watch = unwatched,
 ) -> None:
     """Trains head, then adapters and head, as config.warm_start says; in place.
 
@@ -54,7 +55,7 @@ def warm_start(
         mesh: devices to share the work; None is the default device alone.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
-        stepped: told how many more of the steps are done.
+        watch: shows people how far it is, in reports and then in steps.
 
     Raises:
         DataError: the phrasebook cannot be used, or lacks a label.
@@ -64,7 +65,7 @@ def warm_start(
     texts, labels = book.write_reports(settings.reports, label_names)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
 
-    train = partial(_train, config, model, buckets, tokens, labels, mesh, stepped)
+    train = partial(_train, config, model, buckets, tokens, labels, mesh, watch)
     if folder is None:
         train()
         return
@@ -97,9 +98,9 @@ def _train(
     tokens: Packed,
     labels: np.ndarray,
     mesh: Mesh | None,
-    stepped: Callable[[int], None],
+    watch: Watch,
 ) -> None:
-    prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
+    prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
     center = prefix.at(model.feature_level)["train"].values.mean(axis=0)
     everything = np.arange(len(tokens) + 1)
     for stage in _stages(config):
@@ -115,10 +116,11 @@ def _train(
             mesh=mesh,
         )
         state = trainer.initial_state
-        for step in range(stage.steps):
-            state, diagnostics = trainer.step(state, step, trainer.plan(step))
-            jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
-            stepped(1)
+        with watch(stage.steps, "steps") as stepped:
+            for step in range(stage.steps):
+                state, diagnostics = trainer.step(state, step, trainer.plan(step))
+                jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
+                stepped(1)
         trainer.install(state)
 
 
