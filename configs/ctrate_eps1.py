@@ -14,7 +14,9 @@ from jaxdp.config import default_config
 def get_config():
     config = default_config()
     config.data.source = "ctrate"
-    config.data.max_length = 512  # ours
+    # Ours: where 512 tokens are too few, it is the findings that are cut.
+    config.data.text = "impression+findings"
+    config.data.max_length = 512
     config.model.backbone = "bert-medium"
     config.model.pooling = "mean-last2"
 

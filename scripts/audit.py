@@ -22,6 +22,7 @@ from jaxdp.audit.config import AuditConfig
 from jaxdp.audit.report import HEADINGS, cells, summary, write_report
 from jaxdp.audit.run import Finding, run_audit, showings
 from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.progress import Display
 from jaxdp.runtime import prepare
 from jaxdp.training.rundir import write_json
 
@@ -54,8 +55,8 @@ def main(argv) -> None:
         config = AuditConfig.from_dict(_CONFIG.value.to_dict())
         directory = Path(config.run.dir) / config.run.name
         directory.mkdir(parents=True, exist_ok=True)
-        with console.status("starting") as status:
-            findings = run_audit(config, status.update)
+        with Display(console, "audit", status="starting") as display:
+            findings = run_audit(config, lambda status: display.update(0, status))
         write_report(directory, config, findings)
         if _JSON.value is not None:
             write_json(Path(_JSON.value), summary(config, findings))

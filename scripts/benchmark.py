@@ -50,6 +50,7 @@ from rich.table import Table
 
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config, inherit
+from jaxdp.progress import Display
 from jaxdp.runtime import prepare
 from jaxdp.training.rundir import write_json
 
@@ -187,7 +188,7 @@ def _startup(console: Console) -> None:
 
     settings = inherit(str(_config_file()), _CONFIG.value)
     config = Config.from_dict(settings.to_dict())
-    with console.status("starting training in fresh processes"):
+    with Display(console, "startup", status="training in fresh processes"):
         result = startup.measure(config, _ROUNDS.value)
     columns = ([result["cold"]], result["warm"], result["cached"])
     rows = []

@@ -36,6 +36,7 @@ from rich.table import Column, Table
 
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
+from jaxdp.progress import Display
 from jaxdp.runtime import prepare
 from jaxdp.training.rundir import write_json
 
@@ -86,7 +87,7 @@ def _compare(configs: list[Config], output: Path, console: Console) -> dict[str,
         "padding": _PADDING.value,
         "physical_batch": _BATCH.value,
     }
-    with console.status("working"):
+    with Display(console, "comparison", status="working"):
         if _LEVEL.value == "gradients":
             result = levels.gradients(configs[0], _REPORTS.value, options)
         elif _LEVEL.value == "trajectory":

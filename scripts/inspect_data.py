@@ -160,7 +160,9 @@ def main(argv) -> None:
     prepare()
     matplotlib.use("agg")
     try:
-        config = Config.from_dict(_CONFIG.value.to_dict())
+        # Of training nothing is asked: its numbers are chosen after looking.
+        values = {name: _CONFIG.value[name].to_dict() for name in ("data", "teacher", "model")}
+        config = Config.from_dict({**values, "privacy": {"epsilon": None}})
         summary, lengths = inspect(config)
     except USER_ERRORS as error:
         fail(error)

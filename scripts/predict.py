@@ -5,9 +5,9 @@
     python scripts/predict.py --release release --base_model minilm/ --input new.jsonl \
         --output labels.csv --bad_rows skip
 
-Output: one CSV row per report, with its row number in the input (from 1), the decision (0 or 1) and
-the probability of each label. The predictions are about the reports given: they are as private as
-those are.
+Output: one CSV row per report, with its row number in the input (from 1), its id where --id_column
+names one, the decision (0 or 1) and the probability of each label. The predictions are about the
+reports given: they are as private as those are.
 """
 
 import sys
@@ -33,6 +33,7 @@ _INPUT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
 _TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Column or field with the report.")
+_ID_COLUMN = flags.DEFINE_string("id_column", None, "Column or field to keep in the output.")
 _BAD_ROWS = flags.DEFINE_enum("bad_rows", "fail", ["fail", "skip"], "What to do with bad rows.")
 
 
@@ -58,6 +59,7 @@ def main(argv) -> None:
             Path(_OUTPUT.value),
             text_column=_TEXT_COLUMN.value,
             skip_bad_rows=_BAD_ROWS.value == "skip",
+            id_column=_ID_COLUMN.value,
         )
     except USER_ERRORS as error:
         fail(error)

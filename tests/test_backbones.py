@@ -196,12 +196,13 @@ def test_names_of_backbones(workspace, monkeypatch):
 
 
 def test_reports_beyond_the_usual_length_are_counted(workspace):
-    inputs = load_inputs(smoke_config(workspace))
+    config = smoke_config(workspace)
+    inputs = load_inputs(config)
     lengths = np.concatenate([tokens.lengths for tokens in inputs.tokens.values()])
     for usual, count in ((6, (lengths > 6).sum()), (16, 0), (None, 0)):
         backbone = dataclasses.replace(inputs.backbone, usual_length=usual)
         console = Console(record=True, width=100, file=io.StringIO())
-        Monitor(console).loaded(dataclasses.replace(inputs, backbone=backbone))
+        Monitor(console).loaded(config, dataclasses.replace(inputs, backbone=backbone))
         said = f"longer than the backbone's usual {usual} tokens: {count}"
         assert (said in console.export_text()) == (count > 0), said
 

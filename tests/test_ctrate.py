@@ -2,6 +2,7 @@
 """CT-RATE on small SYNTHETIC copies of its tables."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -133,6 +134,76 @@ def test_packed_tables_flat_in_the_root(root, tmp_path):
         content = gzip.compress((root / path).read_bytes())
         (flat / f"{path.rsplit('/', 1)[1]}.gz").write_bytes(content)
     assert texts(load(flat)) == texts(load(root / "dataset"))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_may_hold_the_path_in_the_repository(root, tmp_path, first):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in CTRATE_PATHS.values():
+        shutil.copy(root / path, flat / "_".join(path.split("/")[first:]))
+    assert texts(load(flat)) == texts(load(root / "dataset"))
+    # A name that merely ends like one is somebody's own table.
+    reports = flat / "_".join(CTRATE_PATHS["train", "reports"].split("/")[first:])
+    reports.rename(flat / "filtered_train_reports.csv")
+    with pytest.raises(DataError, match=r"train_reports.csv \(MISSING\)"):
+        load(flat)
+
+
+def test_revisions_in_the_hubs_cache_may_link_to_the_same_files(root, tmp_path):
+    cache = tmp_path / "hub" / "datasets--ibrahimhamamci--CT-RATE"
+    (cache / "blobs").mkdir(parents=True)
+    for number, path in enumerate(CTRATE_PATHS.values()):
+        blob = shutil.copy(root / path, cache / "blobs" / f"{number:064x}")
+        for revision in ("1" * 40, "2" * 40):
+            link = cache / "snapshots" / revision / path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(blob)
+    assert texts(load(tmp_path / "hub")) == texts(load(root / "dataset"))
+    changed = cache / "snapshots" / ("2" * 40) / CTRATE_PATHS["valid", "reports"]
+    content = changed.read_bytes()
+    changed.unlink()
+    changed.write_bytes(content + b"\n")
+    with pytest.raises(DataError, match="several versions of one file") as error:
+        load(cache)
+    assert all(f"{r * 40}/{CTRATE_PATHS['valid', 'reports']}" in str(error.value) for r in "12")
+    assert "train_reports.csv" not in str(error.value)
+
+
+def test_volumes_without_a_chest_are_dropped_and_counted(root):
+    before = texts(load(root))
+    lists = root / "dataset" / "metadata"
+    lists.mkdir()
+    # In both forms that are about; of the first scan another volume is left, of the second none.
+    listed = ["train/train_1/train_1_a/train_1_a_1.nii.gz", "train_1_b_1.nii.gz", ""]
+    (lists / "no_chest_train.txt").write_text("\n".join(listed))
+    data = load(root)
+    before.pop("train_1_b")
+    assert texts(data) == before and "train_1_a" in before
+    assert data.counts["volumes without a chest, dropped"] == 2
+    assert data.counts["reports"] == 6 and data.counts["labelled scans without a report"] == 1
+    (lists / "no_chest_valid.txt").write_text("valid_1_a_1.nii.gz\r\nvalid_1_a_2.nii.gz\r\n")
+    data = load(root)
+    assert data.counts["volumes without a chest, dropped"] == 4
+    assert set(data.splits) == {"train"}
+    (lists / "no_chest_valid.txt").write_text(f"valid_1_a_1.nii.gz\n{CANARY}\n")
+    with pytest.raises(DataError, match="no_chest_valid.txt: row 2 has no VolumeName") as error:
+        load(root)
+    assert CANARY not in str(error.value)
+
+
+def test_the_texts_and_labels_of_such_a_volume_do_not_count(tmp_path):
+    reports = {
+        "train_1_a_1": ("A head.", ""),
+        "train_1_a_2": ("A chest.", ""),
+        "valid_1_a_1": ("x", ""),
+    }
+    labels = {"train_1_a_1": ("Emphysema",), "train_1_a_2": (), "valid_1_a_1": ()}
+    write_ctrate(tmp_path, reports, labels)
+    (tmp_path / "no_chest_train.txt").write_text("train_1_a_1.nii.gz\n")
+    data = load(tmp_path, labels=("Emphysema",))
+    assert data.texts == ["A chest.", "x"] and data.labels.tolist() == [[0], [0]]
+    assert not any("differs from" in count for count in data.counts)
 
 
 def test_folders_of_volumes_are_not_searched(root):

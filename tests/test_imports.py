@@ -29,6 +29,7 @@ LEVELS = {
     "assets": 0,
     "runtime": 1,
     "page": 0,
+    "progress": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
 NEED_TORCH = ("baseline", "comparison", "benchmark")

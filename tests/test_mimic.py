@@ -156,7 +156,7 @@ def test_unpacked_beside_packed_is_one_table_but_two_versions_are_not(tmp_path):
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     assert len(load_mimic(tmp_path)) == 6
     mimic.splits([(50000001, 10000001, "train")], version="2.1.0")
-    with pytest.raises(DataError, match="2.0.0-split.csv, .*2.1.0-split.csv are several"):
+    with pytest.raises(DataError, match="2.0.0-split.csv, .*2.1.0-split.csv.gz are several"):
         load_mimic(tmp_path)
 
 

@@ -2,6 +2,7 @@
 """Labels for new reports from a release, from good files and from bad ones."""
 
 import csv
+import functools
 import json
 import shutil
 
@@ -149,13 +150,70 @@ def test_bad_rows_are_named_by_number(tmp_path, name, content, problems):
         assert problems.get(row.number, "") in (row.problem or "")
 
 
+class Constant:
+    label_names = ("a",)
+
+    def __call__(self, texts):
+        return np.full((len(texts), 1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("in.csv", "study,text\ns1,good\n007,too\ns3,\n", "has no text"),
+        (
+            "in.jsonl",
+            '{"text": "good", "study": "s1"}\n{"text": "too", "study": "007"}\n{"text": "x"}\n',
+            "has no string or integer field 'study'",
+        ),
+    ],
+)
+def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem):
+    source, target = tmp_path / name, tmp_path / "out.csv"
+    source.write_text(content)
+    label = functools.partial(
+        label_file, Constant(), source, target, text_column="text", skip_bad_rows=True
+    )
+    assert [row.problem for row in label(id_column="study").skipped] == [problem]
+    rows = read_output(target)
+    assert list(rows[0]) == ["row", "study", "a", "probability_a"]
+    assert [row["study"] for row in rows] == ["s1", "007"]
+    label()
+    assert "study" not in read_output(target)[0]
+    for taken in ("row", "a", "probability_a"):
+        with pytest.raises(DataError, match=f"--id_column '{taken}' is the name of another col"):
+            label(id_column=taken)
+
+
+def test_an_id_column_that_is_not_there_is_named(tmp_path):
+    write_csv(tmp_path / "in.csv", TEXTS)
+    with pytest.raises(DataError, match="row 1 has no column 'accession' among its 2"):
+        list(read_rows(tmp_path / "in.csv", "text", "accession"))
+
+
+def test_probabilities_are_never_written_as_certain(release, workspace):
+    classifier = released_classifier(release, workspace)
+    logits = np.array([[900, 40, 20], [19, -19, -20], [-900, -104, 0]], np.float32)
+    classifier._logits = lambda *_: logits
+    write_csv(workspace / "in.csv", TEXTS[:3])
+    label_file(
+        classifier,
+        workspace / "in.csv",
+        workspace / "o.csv",
+        text_column="text",
+        skip_bad_rows=False,
+    )
+    rows = read_output(workspace / "o.csv")
+    written = np.array([[float(row[f"probability_{name}"]) for name in LABELS] for row in rows])
+    assert ((0 < written) & (written < 1)).all()
+    # What a float64 can tell apart stays apart, in the order of the logits.
+    assert written[0, 2] > written[1, 0] and written[1, 1] > written[1, 2] > written[2, 1]
+    inner = np.abs(logits) < 30
+    np.testing.assert_allclose(np.log(written / (1 - written))[inner], logits[inner], rtol=1e-6)
+    assert [[int(row[name]) for name in LABELS] for row in rows] == (logits >= 0).tolist()
+
+
 def test_bad_rows_fail_or_are_skipped_by_flag(tmp_path):
-    class Constant:
-        label_names = ("a",)
-
-        def __call__(self, texts):
-            return np.full((len(texts), 1), 0.5, np.float32)
-
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("text\ngood\n\n" + '""\n' + "secret words,again\nlast\n")
     with pytest.raises(DataError, match="row 2") as error:

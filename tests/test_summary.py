@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import CANARY, make_dataset, openi_xml, write_openi
+from helpers_data import CANARY, make_dataset, openi_xml, write_openi, write_table
 
 from jaxdp.data.summary import summarize
 
@@ -37,8 +37,8 @@ def test_counts():
     assert CANARY not in json.dumps(summary)
 
 
-def run_script(workspace, *arguments):
-    command = [sys.executable, "scripts/inspect_data.py", "--config", "configs/smoke.py"]
+def run_script(workspace, *arguments, config="configs/smoke.py"):
+    command = [sys.executable, "scripts/inspect_data.py", "--config", config]
     command += [f"--config.data.root={workspace}", f"--config.model.backbone={workspace}/backbone"]
     return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
 
@@ -66,3 +66,18 @@ def test_script_refuses_in_one_line(workspace):
     result = run_script(workspace, f"--config.data.root={workspace}/absent")
     assert result.returncode == 1 and result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_script_asks_for_nothing_that_only_training_needs(workspace):
+    config = workspace / "mine.py"
+    config.write_text("from jaxdp.config import default_config as get_config\n")
+    rows = [[f"{CANARY} {i}", i % 2] for i in range(40)]
+    table = write_table(workspace / "mine.csv", ["text", "normal"], rows)
+    settings = (f"root={table}", "source=table", "labels=('normal',)")
+    flags = [f"--config.data.{setting}" for setting in settings]
+    # As it is before the units are known: neither them, nor a batch that is below them.
+    result = run_script(workspace, *flags, "--config.train.expected_batch_size=-1", config=config)
+    assert result.returncode == 0, result.stderr
+    assert "40 reports" in result.stdout
+    result = run_script(workspace, *flags, "--config.data.max_length=2", config=config)
+    assert result.stderr == "error: config.data.max_length must be at least 3, not 2\n"

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ from jaxdp.sweep.estimate import estimate_seconds
 from jaxdp.sweep.execute import finished, run_group
 from jaxdp.sweep.history import evaluations, peak_memory, read_history, seconds
 from jaxdp.sweep.members import Grid, Sweep, expand, groups, load_sweep, override
-from jaxdp.sweep.progress import joint_lines, status, winner_lines
+from jaxdp.sweep.progress import SweepProgress, joint_lines, status, winner_lines
 from jaxdp.sweep.results import results_table, write_results
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
@@ -384,6 +385,16 @@ def test_members_of_one_program_share_what_is_computed_once(tmp_path):
     (_, second, _), together = estimate(3)
     assert total == alone
     assert together < 3 * second - 30  # two starts, of 20 s
+
+
+def test_a_log_is_told_how_far_a_sweep_is(tmp_path):
+    plan = plan_sweep(tiny_sweep(tmp_path, axes={"privacy.epsilon": (None,)}))
+    written = io.StringIO()
+    with SweepProgress(plan, Console(file=written, width=100)).watching():
+        pretend_finished(plan)
+    *members, last = written.getvalue().splitlines()
+    assert len(members) == 2 and all("test weighted F1" in line for line in members)
+    assert last.startswith("sweep: 2 of 2 members")
 
 
 # The script.

@@ -24,6 +24,7 @@ from helpers_training import (
 from rich.console import Console
 
 from jaxdp.config import ConfigError
+from jaxdp.data.dataset import DataError
 from jaxdp.dp import Ledger, LedgerError
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.training.checkpoint import Position
@@ -315,6 +316,28 @@ def test_head_stage_on_cached_features_equals_training_from_tokens(workspace):
     for name in cached:
         # float32 sums in another order, and Adam's division by small second moments
         np.testing.assert_allclose(cached[name], direct[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("units", "told"),
+    [(89, False), (97, False), (88, True), (98, True), (222758, True), (None, False)],
+)
+def test_units_far_from_what_is_there_are_told(workspace, units, told):
+    inputs = load_inputs(smoke_config(workspace))
+    assert inputs.units.num_units == 93
+    private = {"privacy__units": units} if units else {"privacy__epsilon": None}
+    console = Console(record=True, width=200, file=io.StringIO())
+    Monitor(console).loaded(smoke_config(workspace, **private), inputs)
+    said = f"privacy.units is {units or 0:,}, but the training split has 93 reports"
+    assert (said in console.export_text()) == told
+
+
+def test_wrong_data_is_said_before_a_backbone_is_looked_for(workspace):
+    config = smoke_config(
+        workspace, data__root=str(workspace / "nothing"), model__backbone="no backbone"
+    )
+    with pytest.raises(DataError, match="nothing does not exist"):
+        load_inputs(config)
 
 
 def test_console_and_private_files_never_show_a_report(workspace):

@@ -4,6 +4,7 @@
 import dataclasses
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -163,10 +164,14 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
         label_origin=warm["labels"],
     )
     # What takes long is said before it begins.
-    start, frozen = map(
-        printed.index, ("public start: 200 made-up reports, 3 steps", "frozen layers")
-    )
+    start, frozen = map(printed.index, ("public start: 200 reports", "frozen layers"))
     assert start < printed.index("BertClassifier") < frozen
+    # A log is told how far each is, from the first step to the last.
+    for so_far in ("200 of 200 reports", "1 of 3 steps", "3 of 3 steps"):
+        assert f"public start: {so_far}" in printed
+    for what in ("frozen layers", "test split"):
+        assert re.search(rf"{what}: (\d+) of \1 reports", printed)
+    assert re.search(r"main stage: (\d+) of \1 steps, \d+ reports/s", printed)
     assert plain["public_start"] is None
     assert {field for field in plain if plain[field] != warm[field]} == {"public_start"}
     assert warm["public_start"].startswith("head and adapters learnt first from 200 made-up")

@@ -7,7 +7,7 @@ would put most reports into training twice, at twice the sensitivity that is acc
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from .dataset import DataError, ReportDataset, hold_out_validation
 from .labels import parse_cells
 from .locate import one_version, require_found, walk
-from .readers import clean_text, read_rows
+from .readers import clean_text, open_text, read_rows
 
 LABELS = (
     "Medical material",
@@ -45,15 +45,22 @@ SECTIONS = {
 }
 """config.data.text -> the columns that are joined."""
 
+_REPORTS, _LABELS = "dataset/radiology_text_reports", "dataset/multi_abnormality_labels"
 _FILES = {
-    "train": ("train_reports.csv", "train_predicted_labels.csv"),
-    "valid": ("validation_reports.csv", "valid_predicted_labels.csv"),
+    "train": (f"{_REPORTS}/train_reports.csv", f"{_LABELS}/train_predicted_labels.csv"),
+    "valid": (f"{_REPORTS}/validation_reports.csv", f"{_LABELS}/valid_predicted_labels.csv"),
 }
+_NO_CHEST = {part: f"dataset/metadata/no_chest_{part}.txt" for part in _FILES}
+"""Volumes of something else, mostly heads: the makers' own lists, which came later."""
 _VOLUME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)(\.nii(\.gz)?)?")
 _VOLUME_FOLDERS = re.compile(r"(train|valid)(_fixed)?(_\d+.*)?|\..*")
 
+_DROPPED = "volumes without a chest, dropped"
+
 Scan = tuple[str, str]
 """(patient, letter of the scan)."""
+Volume = tuple[Scan, str]
+"""(scan, number of the reconstruction)."""
 
 
 def load_ctrate(
@@ -64,13 +71,15 @@ def load_ctrate(
     validation_fraction: float = 0.05,
     split_seed: int = 0,
 ) -> ReportDataset:
-    """Reads one report per scan; what cannot be used is dropped and counted.
+    """Reads one report per scan; what cannot be used is dropped and counted, and so are volumes
+    that the no_chest lists name, where those are.
 
     The official validation patients are the test split. The collection has no third split, so
     validation is a random part of the official training patients.
 
     Args:
-        root: folder with the four tables, at most five levels down.
+        root: folder with the four tables, at most five levels down. A name may be a file's own, or
+            its path with / turned to _.
         text: a key of SECTIONS. "Not given." counts as empty.
         labels: columns of the label tables.
         validation_fraction: chance of each training patient to be in validation, in [0, 1).
@@ -81,13 +90,16 @@ def load_ctrate(
     """
     if text not in SECTIONS:
         raise DataError(f"data.text must be one of {', '.join(SECTIONS)}, not {text!r}")
-    tables = _locate(Path(root))
+    tables, lists = _locate(Path(root))
     counts: Counter[str] = Counter()
+    no_chest = {volume for part, path in lists.items() for volume in _listed(path, part)}
+    if lists:
+        counts[_DROPPED] = 0
     texts: dict[Scan, str] = {}
     cells: dict[Scan, list[float]] = {}
     for part, (report_table, label_table) in tables.items():
-        _read_reports(report_table, part, SECTIONS[text], texts, counts)
-        _read_labels(label_table, part, labels, cells, counts)
+        _read_reports(report_table, part, SECTIONS[text], texts, counts, no_chest)
+        _read_labels(label_table, part, labels, cells, counts, no_chest)
     counts["reports"] = len(texts)
     counts["labelled scans without a report"] = len(cells.keys() - texts.keys())
     counts["reports without labels, dropped"] = len(texts.keys() - cells.keys())
@@ -109,40 +121,60 @@ def load_ctrate(
     )
 
 
-def _locate(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Part -> (table of reports, table of labels)."""
-    found: dict[str, list[Path]] = {name: [] for names in _FILES.values() for name in names}
+def _locate(root: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path]]:
+    """(part -> (table of reports, table of labels), part -> list of volumes without a chest)."""
+    tables = [path for pair in _FILES.values() for path in pair]
+    found: dict[str, list[Path]] = {path: [] for path in (*tables, *_NO_CHEST.values())}
+    # As the file is called where it is published, or with some of its folders in the name.
+    named = {"_".join(path.split("/")[first:]): path for path in found for first in range(3)}
     for here, _, files in walk(root, _VOLUME_FOLDERS):
         for name in files:
-            if name.removesuffix(".gz") in found:
-                found[name.removesuffix(".gz")].append(here / name)
+            if path := named.get(name.removesuffix(".gz")):
+                found[path].append(here / name)
     require_found(
         root,
         "CT-RATE",
-        {name: bool(paths) for name, paths in found.items()},
-        "dataset/radiology_text_reports and dataset/multi_abnormality_labels of the Hugging Face "
-        "data set ibrahimhamamci/CT-RATE (terms to accept)",
+        {Path(path).name: bool(found[path]) for path in tables},
+        f"{_REPORTS} and {_LABELS} of the Hugging Face data set ibrahimhamamci/CT-RATE (terms to "
+        "accept)",
     )
-    return {
-        part: (one_version(found[reports]), one_version(found[labels]))
-        for part, (reports, labels) in _FILES.items()
-    }
+    one = {path: one_version(paths) for path, paths in found.items() if paths}
+    return (
+        {part: (one[reports], one[labels]) for part, (reports, labels) in _FILES.items()},
+        {part: one[path] for part, path in _NO_CHEST.items() if path in one},
+    )
 
 
-def _scan(volume: str, part: str, path: Path, row: int) -> Scan:
-    match = _VOLUME.fullmatch(volume.strip())
+def _volume(name: str, part: str, path: Path, row: int) -> Volume:
+    match = _VOLUME.fullmatch(name.strip())
     if match is None or match[2] != part:
         raise DataError(f"{path}: row {row} has no VolumeName like {part}_53_a_1.nii.gz")
-    return match[1], match[3]
+    return (match[1], match[3]), match[4]
+
+
+def _listed(path: Path, part: str) -> Iterator[Volume]:
+    """Volumes of a list: one a line, with or without folders before it."""
+    with open_text(path) as lines:
+        for row, line in enumerate(lines, 1):
+            if name := line.strip():
+                yield _volume(name.rpartition("/")[2], part, path, row)
 
 
 def _read_reports(
-    path: Path, part: str, columns: Sequence[str], texts: dict[Scan, str], counts: Counter
+    path: Path,
+    part: str,
+    columns: Sequence[str],
+    texts: dict[Scan, str],
+    counts: Counter,
+    no_chest: Set[Volume],
 ) -> None:
     """Adds scan -> text; of reconstructions that differ, the first that has any text."""
-    for row, (volume, *sections) in read_rows(path, ("VolumeName", *columns), counts):
+    for row, (name, *sections) in read_rows(path, ("VolumeName", *columns), counts):
         counts["rows read"] += 1
-        scan = _scan(volume, part, path, row)
+        volume = scan, _ = _volume(name, part, path, row)
+        if volume in no_chest:
+            counts[_DROPPED] += 1
+            continue
         text = "\n".join(filter(None, map(clean_text, sections)))
         if text != texts.setdefault(scan, text):
             counts["reconstructions whose text differs from the scan's first"] += 1
@@ -150,12 +182,18 @@ def _read_reports(
 
 
 def _read_labels(
-    path: Path, part: str, labels: Sequence[str], cells: dict[Scan, list[float]], counts: Counter
+    path: Path,
+    part: str,
+    labels: Sequence[str],
+    cells: dict[Scan, list[float]],
+    counts: Counter,
+    no_chest: Set[Volume],
 ) -> None:
     """Adds scan -> label cells; of reconstructions that differ, the first."""
-    for row, (volume, *values) in read_rows(path, ("VolumeName", *labels), counts):
+    for row, (name, *values) in read_rows(path, ("VolumeName", *labels), counts):
         parsed = parse_cells(values, f"{path}: row {row}")
         if not set(parsed) <= {0.0, 1.0}:
             raise DataError(f"{path}: row {row} has a label that is not 0 or 1")
-        if parsed != cells.setdefault(_scan(volume, part, path, row), parsed):
+        volume = scan, _ = _volume(name, part, path, row)
+        if volume not in no_chest and parsed != cells.setdefault(scan, parsed):
             counts["reconstructions whose labels differ from the scan's first"] += 1

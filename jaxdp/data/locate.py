@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding a data set's files below the folder that a user named."""
 
+import filecmp
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -52,13 +53,18 @@ def _listing(root: Path) -> str:
 
 
 def one_version(paths: list[Path]) -> Path:
-    """The one file found, of which an unpacked and a packed copy may lie side by side.
+    """The one file found, of which an unpacked and a packed copy may lie side by side. It may also
+    be there several times, as where two revisions in the hub's cache link to it.
 
     Raises:
-        DataError: there are several.
+        DataError: there are several that differ.
     """
-    unpacked = sorted({path.with_name(path.name.removesuffix(".gz")) for path in paths})
-    if len(unpacked) > 1:
-        names = ", ".join(str(path) for path in unpacked)
-        raise DataError(f"{names} are several versions of one file; leave one below data.root")
-    return sorted(paths)[0]
+    apart = {path.with_name(path.name.removesuffix(".gz")): path for path in sorted(paths)[::-1]}
+    first, *others = sorted(apart.values())
+    if differ := [path for path in others if not filecmp.cmp(first, path, shallow=False)]:
+        names = ", ".join(map(str, (first, *differ)))
+        raise DataError(
+            f"{names} are several versions of one file, whose bytes differ; leave one below "
+            "data.root"
+        )
+    return first

@@ -22,13 +22,14 @@ from jaxdp.models.classifier import ReportClassifier
 _DATA, _MEMBER = "data", "member"
 """The mesh axes that share reports, and the members of a sweep."""
 
-Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Told how many reports there are before the first, gives what is told how many more are done."""
+Watch = Callable[..., AbstractContextManager[Callable[[int], None]]]
+"""Told how many reports there are before the first, gives what is told how many more are done; or
+how many of another unit, where that is its second argument."""
 
 
-def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+def unwatched(total: int, unit: str = "") -> AbstractContextManager[Callable[[int], None]]:
     """A `Watch` that shows nothing."""
-    del total
+    del total, unit
     return nullcontext(lambda more: None)
 
 
@@ -144,6 +145,7 @@ class Predictor:
         mesh: devices to share the reports; None is the default device alone.
         members: None, or for the members of a sweep, the axis of each array of (adapters, frozen,
             center), as `jax.vmap` takes them.
+        activation: what is made of logits.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class Predictor:
         buckets: Buckets,
         mesh: Mesh | None = None,
         members: Any = None,
+        activation: Callable = jax.nn.sigmoid,
     ):
         self._buckets = buckets
         self._mesh = mesh
@@ -162,7 +165,7 @@ class Predictor:
             adapters, frozen, center = weights
             model = nnx.merge(graphdef, adapters, frozen)
             one = partial(packed_logits, model, level=level, center=center)
-            return jax.nn.sigmoid(jax.vmap(lambda x, n: one(x, n))(values, lengths))
+            return activation(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
         self._probabilities = on_all(probabilities, mesh, members)
 
@@ -172,6 +175,7 @@ class Predictor:
         frozen: nnx.State,
         reports: Packed,
         center: jax.Array | float = 0.0,
+        watch: Watch = unwatched,
     ) -> np.ndarray:
         """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
         With members [members, n, num_labels]."""
@@ -181,10 +185,12 @@ class Predictor:
         fn = partial(self._probabilities, weights)
         batches = in_batches(fn, reports, self._buckets, _devices(self._mesh))
         result = None
-        for rows, _, output in batches:
-            if result is None:
-                result = np.empty((len(reports), *output.shape[1:]), np.float32)
-            result[rows] = output
+        with watch(len(reports)) as seen:
+            for rows, _, output in batches:
+                if result is None:
+                    result = np.empty((len(reports), *output.shape[1:]), np.float32)
+                result[rows] = output
+                seen(len(rows))
         return result if self._members is None else np.moveaxis(result, 1, 0)
 
 

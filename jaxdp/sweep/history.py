@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.training.checkpoint import Position
 from jaxdp.training.monitor import Monitor
@@ -43,8 +44,8 @@ class HistoryMonitor(Monitor):
         with self._file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def loaded(self, inputs: Inputs) -> None:
-        super().loaded(inputs)  # from here on the run's lock is held
+    def loaded(self, config: Config, inputs: Inputs) -> None:
+        super().loaded(config, inputs)  # from here on the run's lock is held
         self._append("attempt", members=self._members)
 
     def stepped(

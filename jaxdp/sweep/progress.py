@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from jaxdp.progress import Display
 from jaxdp.training.stages import RunPlan
 
 from .accounting import SweepPlan
@@ -81,20 +81,12 @@ def status(member: Member, plan: RunPlan) -> Status:
 
 
 class SweepProgress:
-    """One line on a terminal, and one more for each member that is finished."""
+    """A `Display`, and a line for each member that is finished."""
 
     def __init__(self, plan: SweepPlan, console: Console):
         self._plan = plan
         self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-            transient=True,
-            auto_refresh=False,
-        )
-        self._task = self._bar.add_task("sweep", total=1.0, text="")
+        self._display = Display(console, "sweep", len(plan.members))
         self._began = time.perf_counter()
         first = self._statuses()
         self._at_start = self._done(first)
@@ -131,8 +123,7 @@ class SweepProgress:
             spent = "" if s.epsilon is None else f", epsilon {s.epsilon:.3g}"
             at_once = f"{len(running)} at once, best " if len(running) > 1 else ""
             text += f"; {at_once}{name} step {s.steps}{f1}{spent}"
-        self._bar.update(self._task, completed=done / len(statuses), text=text)
-        self._bar.refresh()
+        self._display.update(done, text)
 
     @contextmanager
     def watching(self, every: float = 2.0) -> Iterator[None]:
@@ -144,7 +135,7 @@ class SweepProgress:
                 self.look()
 
         thread = threading.Thread(target=watch, daemon=True)
-        with self._bar:
+        with self._display:
             thread.start()
             try:
                 yield

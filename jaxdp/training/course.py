@@ -102,8 +102,6 @@ def train_stages(
     position = saved or Position(0, 0)
     # A public start and frozen layers may take minutes, and leave nothing half done.
     with stop.raising(lambda: _interrupted(courses, saved)):
-        if config.warm_start.phrasebook is not None:
-            courses[0].monitor.public_start(config.warm_start)
         models, weights = processes.together(lambda: _build(courses, inputs))
         for course, model in zip(courses, models, strict=True):
             course.monitor.built(model, weights, config.train.trained)
@@ -161,7 +159,11 @@ def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassi
             model = nnx.clone(models[0])
         else:
             model, weights = build_model(
-                course.config, inputs.backbone, inputs.dataset.label_names, course.secret
+                course.config,
+                inputs.backbone,
+                inputs.dataset.label_names,
+                course.secret,
+                course.monitor.public_start,
             )
         models.append(model)
         share_frozen(models[0], model)

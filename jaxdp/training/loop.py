@@ -66,7 +66,7 @@ def train(
     try:
         inputs = processes.together(lambda: load_inputs(config))
         _require_same_inputs(config, plan, inputs)
-        monitor.loaded(inputs)
+        monitor.loaded(config, inputs)
         if patients := patient_epsilons(config, plan, inputs):
             processes.first(lambda: write_json(run.private / "patients.json", patients))
             monitor.patients(patients)
@@ -86,7 +86,7 @@ def train(
                 # The one before, or none at all, leads to the same result.
                 processes.first(lambda damage=damage: checkpoints.set_aside(damage.position))
                 monitor.set_aside(damage)
-        (probabilities,) = test_probabilities(config, models, inputs, mesh)
+        (probabilities,) = test_probabilities(config, models, inputs, mesh, monitor.testing)
         return finish(course, inputs, *models, weights, probabilities)
     finally:
         if run is not None:

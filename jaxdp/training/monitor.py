@@ -9,33 +9,30 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from jaxdp.config import Config, WarmStartConfig
+from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.inference import unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
+from jaxdp.progress import Display
 
 from .checkpoint import DamagedCheckpoint, Position
 from .rundir import RunDirectory
 from .setup import Inputs
 from .stages import RunPlan, Stage
+
+_UNITS_OFF = 0.05
+"""Share by which privacy.units may be off before people are told, and they alone: how many units
+there are is private."""
 
 
 def _epsilon(value: float | str | None) -> str:
@@ -62,9 +59,8 @@ class SilentMonitor:
     def _nothing(self, *args) -> None:
         pass
 
-    planned = loaded = patients = public_start = built = _nothing
-    set_aside = stepped = evaluated = finished = _nothing
-    frozen_layers = staticmethod(unwatched)
+    planned = loaded = patients = built = set_aside = stepped = evaluated = finished = _nothing
+    public_start = frozen_layers = testing = staticmethod(unwatched)
 
     def stage(self, *args) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -95,7 +91,7 @@ class Monitor:
         if config.privacy.private and config.run.research_seed is not None:
             self._say("[yellow]research_seed is set: repeatable, and hence unprotected[/]")
 
-    def loaded(self, inputs: Inputs) -> None:
+    def loaded(self, config: Config, inputs: Inputs) -> None:
         """Reports are in memory."""
         sizes = ", ".join(f"{len(t):,} {split}" for split, t in inputs.tokens.items())
         self._say(f"{inputs.dataset.name}: {sizes} reports, {inputs.num_labels} labels")
@@ -106,7 +102,14 @@ class Monitor:
         usual = inputs.backbone.usual_length
         if usual and (beyond := sum((t.lengths > usual).sum() for t in inputs.tokens.values())):
             self._say(f"  reports longer than the backbone's usual {usual} tokens: {beyond:,}")
-        for warning in inputs.dataset.warnings():
+        warnings = inputs.dataset.warnings()
+        published, there = config.privacy.units, inputs.units.num_units
+        if config.privacy.private and abs(there - published) > _UNITS_OFF * published:
+            warnings.append(
+                f"privacy.units is {published:,}, but the training split has {there:,} "
+                f"{config.privacy.unit}s: steps see {there / published:.2g} times what is expected"
+            )
+        for warning in warnings:
             self._say(f"  [yellow]{warning}[/]")
 
     def patients(self, patients: dict[str, Any]) -> None:
@@ -117,9 +120,11 @@ class Monitor:
             self._say(f"  {who} patient: {patient['reports']:,} reports, epsilon together: {cost}")
         self._say("  [yellow]privacy.unit = patient would protect patients as a whole[/]")
 
-    def public_start(self, settings: WarmStartConfig) -> None:
-        """Adapters or head learn from made-up reports, or are read from data.cache."""
-        self._say(f"public start: {settings.reports:,} made-up reports, {settings.steps:,} steps")
+    def public_start(self, total: int, unit: str = "reports") -> Display:
+        """The model computes features of made-up reports, or takes steps on them; an
+        `inference.Watch`."""
+        self._say(f"public start: {total:,} {unit}")
+        return self._display("public start", total, unit)
 
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""
@@ -134,19 +139,17 @@ class Monitor:
         if weights.initialised:
             self._say(f"  initialised at random: {', '.join(weights.initialised)}")
 
-    @contextlib.contextmanager
-    def frozen_layers(self, total: int) -> Iterator[Callable[[int], None]]:
-        """What is frozen computes `total` reports, once; see `inference.Watch`."""
+    def frozen_layers(self, total: int) -> Display:
+        """What is frozen computes `total` reports, once; an `inference.Watch`."""
         self._say(f"frozen layers: {total:,} reports, once")
-        with self._bar() as progress:
-            task = progress.add_task("frozen layers", total=total)
-            yield lambda more: progress.advance(task, more)
+        return self._display("frozen layers", total, "reports")
 
-    def _bar(self, *columns: ProgressColumn) -> Progress:
-        """Progress in a terminal, with `columns` between the count and the time left."""
-        described = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        columns = (*described, *columns, TimeRemainingColumn())
-        return Progress(*columns, console=self._console, transient=True)
+    def testing(self, total: int) -> Display:
+        """The finished model labels `total` test reports; an `inference.Watch`."""
+        return self._display("test split", total, "reports")
+
+    def _display(self, name: str, total: int, unit: str, **options) -> Display:
+        return Display(self._console, name, total, unit, say=self._say, **options)
 
     def set_aside(self, damage: DamagedCheckpoint) -> None:
         """A checkpoint was unusable."""
@@ -166,9 +169,8 @@ class Monitor:
         self._writer = SummaryWriter(
             str(run.private / "tensorboard"), purge_step=self._offset + begin.step
         )
-        self._progress = self._bar(TextColumn("{task.fields[status]}"))
-        self._task = self._progress.add_task(
-            stage.name, total=stage.steps, completed=begin.step, status="compiling"
+        self._progress = self._display(
+            stage.name, stage.steps, "steps", done=begin.step, status="compiling"
         )
         self._rates: list[float] = []
         self._last_read = time.perf_counter()
@@ -202,9 +204,7 @@ class Monitor:
             values["clipped_fraction"] = np.mean(norms > self._clip_norm)
         for name, value in values.items():
             self._writer.add_scalar(f"unnoised/{name}", value, self._offset + done.step)
-        self._progress.update(
-            self._task, completed=done.step, status=f"{self._rate():.0f} reports/s {self._spent}"
-        )
+        self._progress.update(done.step, f"{self._rate():.0f} reports/s {self._spent}".rstrip())
 
     def _rate(self) -> float:
         """Reports per second in the median step; the first of a process compiles and is left out

@@ -19,7 +19,7 @@ from jaxdp.data.load import load_reports
 from jaxdp.data.packed import Packed
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import Predictor
+from jaxdp.evaluation.inference import Predictor, Watch, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
@@ -67,6 +67,8 @@ def load_inputs(config: Config) -> Inputs:
     Raises:
         ConfigError, AssetError, DataError, WeightsError: data or backbone cannot be used.
     """
+    # First, as the backbone may have to be downloaded.
+    dataset = load_reports(config.data, config.teacher)
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
     positions = read_encoder_config(backbone.directory).max_position_embeddings
     if config.data.max_length > positions:
@@ -74,7 +76,6 @@ def load_inputs(config: Config) -> Inputs:
             f"config.data.max_length must be at most {positions}, the positions of "
             f"{backbone.name}, not {config.data.max_length}"
         )
-    dataset = load_reports(config.data, config.teacher)
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
     folder = None if config.data.cache is None else Path(config.data.cache)
@@ -94,10 +95,15 @@ def load_inputs(config: Config) -> Inputs:
 
 
 def build_model(
-    config: Config, backbone: Backbone, label_names: Sequence[str], secret: RunSecret
+    config: Config,
+    backbone: Backbone,
+    label_names: Sequence[str],
+    secret: RunSecret,
+    watch: Watch = unwatched,
 ) -> tuple[ReportClassifier, LoadReport]:
     """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
-    warm start on made-up reports leaves them, which is the same for every secret."""
+    warm start on made-up reports leaves them, which is the same for every secret; `watch`
+    shows people how far that is."""
     public = config.warm_start.phrasebook is not None
     rngs = nnx.Rngs(0 if public else secret.init_seed())
     model, report = load_classifier(
@@ -128,6 +134,7 @@ def build_model(
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
             folder=public_folder(),
+            watch=watch,
         )
     return model, report
 
@@ -164,7 +171,11 @@ def token_buckets(config: Config, members: int = 1) -> Buckets:
 
 
 def test_probabilities(
-    config: Config, models: Sequence[ReportClassifier], inputs: Inputs, mesh: Mesh | None = None
+    config: Config,
+    models: Sequence[ReportClassifier],
+    inputs: Inputs,
+    mesh: Mesh | None = None,
+    watch: Watch = unwatched,
 ) -> list[np.ndarray]:
     """[n, num_labels] of each finished model for the test split, from token ids. Several models
     are those of one program, see `members.share_frozen`."""
@@ -174,7 +185,7 @@ def test_probabilities(
     computed = 1 if config.train.trained == "head" else len(models)  # all layers are shared
     buckets, tokens = token_buckets(config, computed), inputs.tokens["test"]
     if len(models) == 1:
-        return [Predictor(graphdefs[0], 0, buckets, mesh)(*adapters, *frozen, tokens)]
+        return [Predictor(graphdefs[0], 0, buckets, mesh)(*adapters, *frozen, tokens, watch=watch)]
     frozen, axes = stack_differing(frozen)
     predict = Predictor(graphdefs[0], 0, buckets, mesh, (0, axes, None))
-    return list(predict(stack(adapters), frozen, tokens))
+    return list(predict(stack(adapters), frozen, tokens, watch=watch))

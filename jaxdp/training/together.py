@@ -67,7 +67,7 @@ def train_together(
         inputs = load_inputs(config)
         courses = []
         for each, plan, run, monitor in zip(configs, plans, runs, monitors, strict=True):
-            monitor.loaded(inputs)
+            monitor.loaded(each, inputs)
             if patients := patient_epsilons(each, plan, inputs):
                 write_json(run.private / "patients.json", patients)
                 monitor.patients(patients)
@@ -89,7 +89,7 @@ def train_together(
                 checkpoints.set_aside(damage.position)
                 for monitor in monitors:
                     monitor.set_aside(damage)
-        predicted = test_probabilities(config, models, inputs, mesh)
+        predicted = test_probabilities(config, models, inputs, mesh, monitors[0].testing)
         for course, model, probabilities in zip(courses, models, predicted, strict=True):
             if not course.run.finished:
                 finish(course, inputs, model, weights, probabilities)

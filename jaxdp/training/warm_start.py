@@ -26,7 +26,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook, Shape
 from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
-from jaxdp.evaluation.inference import packed_logits
+from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
@@ -49,6 +49,7 @@ def warm_start(
     label_names: Sequence[str],
     mesh: Mesh | None = None,
     folder: Path | None = None,
+    watch: Watch = unwatched,
 ) -> None:
     """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
 
@@ -61,6 +62,7 @@ def warm_start(
         mesh: devices to share the work; None is the default device alone.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
+        watch: shows people how far it is, in reports and then in steps.
 
     Raises:
         DataError: the phrasebook cannot be used, or lacks a label.
@@ -73,12 +75,12 @@ def warm_start(
     dimensions = config.model.label_dimensions
 
     def learn() -> None:
-        prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh)
-        learnt = _train(model, mode, prefix, labels, settings, mesh)
+        prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
+        learnt = _train(model, mode, prefix, labels, settings, mesh, watch)
         nnx.update(model, learnt)
         # From the states below what was trained, which are still at hand.
         level = model.start_level(learnt)
-        prefix = FrozenPrefix(model, prefix.at(level), buckets, mesh=mesh, level=level)
+        prefix = FrozenPrefix(model, prefix.at(level), buckets, mesh=mesh, watch=watch, level=level)
         features = prefix.at(model.feature_level)["train"].values
         model.set_basis(*public_basis(features, model.classifier.kernel[...], dimensions))
 
@@ -130,6 +132,7 @@ def _train(
     labels: np.ndarray,
     settings: WarmStartConfig,
     mesh: Mesh | None,
+    watch: Watch,
 ) -> nnx.State:
     """What `mode` trains of the model, trained: AdamW with linear decay on batches of like length.
 
@@ -180,12 +183,14 @@ def _train(
     params, state, frozen = place(
         (jax.tree.map(jnp.copy, params), optimizer.init(params), frozen), mesh
     )
-    for width, chosen in _batches(states.lengths, size, settings.steps):
-        reports = (*states.gather(chosen, width), labels[chosen])
-        if mesh is not None:
-            reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
-        params, state = step(params, state, frozen, *reports)
-        jax.block_until_ready(params)  # no queue of steps with collectives in them
+    with watch(settings.steps, "steps") as stepped:
+        for width, chosen in _batches(states.lengths, size, settings.steps):
+            reports = (*states.gather(chosen, width), labels[chosen])
+            if mesh is not None:
+                reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
+            params, state = step(params, state, frozen, *reports)
+            jax.block_until_ready(params)  # no queue of steps with collectives in them
+            stepped(1)
     return jax.tree.map(jnp.asarray, to_host(params["model"]))
 
 
