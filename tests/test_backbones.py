@@ -243,8 +243,12 @@ def test_minilm_with_its_real_weights_trains_privately(workspace):
     [
         ("config.json", {"vocab_size": 18}, "tokenizer has 19 ids, but vocab_size .* is 18"),
         ("config.json", {"max_position_embeddings": 15}, "data.max_length must be at most 15"),
-        ("config.json", {"model_type": None}, "model_type must be bert or albert, not None"),
-        ("config.json", {"hidden_size": "16"}, "hidden_size must be a positive integer, not '16'"),
+        ("config.json", {"model_type": "gpt2"}, "model_type must be bert or albert, not 'gpt2'"),
+        (
+            "config.json",
+            {"hidden_size": "16"},
+            "config.json: .*'hidden_size' expected int, got str",
+        ),
         (
             "config.json",
             {"type_vocab_size": 3},
