@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import app, flags
 
 from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.data.table_rows import FORMATS
 from jaxdp.evaluation.predict import ReleasedClassifier, label_file
 from jaxdp.models.checkpoints import read_json
 from jaxdp.runtime import prepare
@@ -29,7 +30,7 @@ _BASE_MODEL = flags.DEFINE_string(
     "Directory, hub id or preset of the frozen weights, if not what the run or the adapter says.",
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "A .csv, .tsv or .jsonl file of reports.", required=True
+    "input", None, f"A file of reports: {', '.join(FORMATS)}.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
 _TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Column or field with the report.")
