@@ -5,10 +5,9 @@
     python scripts/predict.py --release release --base_model minilm/ --input new.jsonl \
         --output labels.csv --bad_rows skip
 
-Output: one CSV row per report, with its row number in the input (from 1, the header and
-empty lines not counted), the decision (0 or 1) and
-the probability of each label. The predictions are about the reports given: they are as private as
-those are.
+Output: one CSV row per report, with its row number in the input (from 1, the header and empty lines
+not counted), the decision (0 or 1) and the probability of each label. The predictions are about the
+reports given: they are as private as those are.
 """
 
 import sys

@@ -214,6 +214,7 @@ SPOILS = [
     ("trained", "LoRA of", fill(f"{LAYER}.lora_B.weight", 0)),
     ("trained", "LoRA of", fill(f"{LAYER}.lora_A.weight", 0)),
     ("trained", "head", fill(f"{HEAD}.bias", 0)),
+    ("tokenizer", "cannot read", lambda r: (r / "adapter/tokenizer.json").write_text("The lungs")),
     ("tokenizer", "not JSON", lambda r: (r / "adapter/tokenizer_config.json").write_text("x")),
     (
         "tokenizer",

@@ -4,6 +4,7 @@
 import gzip
 import json
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -113,6 +114,14 @@ def test_missing_columns(tmp_path, kind):
     with pytest.raises(DataError, match="'impresion'") as error:
         load_table(source, **(CHOICE | {"text_columns": ("impresion",)}))
     assert "Two, with comma" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["csv.gz", "ndjson.gz"])
+def test_half_a_file(tmp_path, kind):
+    source = write(tmp_path, kind)
+    Path(source).write_bytes(Path(source).read_bytes()[:-20])
+    with pytest.raises(DataError, match="is not a complete gzip file"):
+        load_table(source, **CHOICE)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "xlsx"])

@@ -5,13 +5,16 @@ An error names the file and the row, never what stands there: a file without its
 otherwise put a patient's report into the message.
 """
 
+import contextlib
 import csv
 import difflib
 import gzip
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from .dataset import DataError
 
@@ -24,8 +27,6 @@ _SEPARATED = "; is there something else than , ; | or a tab between the columns?
 
 # What programs write for "no value"; "Not given." is CT-RATE's.
 MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "not given", "not given."})
-
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 csv.field_size_limit(2**27)  # a report may exceed csv's default of 128 KiB
 
@@ -63,29 +64,29 @@ def undecoded(value: str) -> bool:
     return not value.isascii() and any("\udc80" <= c <= "\udcff" for c in value)
 
 
-def open_text(path: Path):
-    """A text stream of a plain or gzip file, told apart by content; DataError if it is missing.
-
-    In UTF-8, or in UTF-16 where a byte order mark says so, as Excel writes it.
-    """
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A text stream of a plain or gzip file, told apart by content, in UTF-8, or in UTF-16 where a
+    byte order mark says so, as Excel writes it; DataError if it is missing or damaged."""
     try:
         with path.open("rb") as file:
             opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
         with opener(path, "rb") as file:
             wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    except _DAMAGED as error:
-        raise _incomplete(path, error) from None
+        encoding = "utf-16" if wide else "utf-8-sig"
+        with opener(path, "rt", encoding=encoding, errors="surrogateescape", newline="") as stream:
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is not a complete gzip file: {error}") from None
+    except UnicodeError:
+        raise DataError(f"{path} is not complete UTF-16") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    encoding = "utf-16" if wide else "utf-8-sig"
-    return opener(path, "rt", encoding=encoding, errors="surrogateescape", newline="")
 
 
-def _incomplete(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is not a complete gzip file: {error}")
-
-
-def find_columns(place: str, names: Sequence[str], wanted: Sequence[str], hint: str = "") -> list:
+def find_columns(
+    place: str, names: Sequence[str], wanted: Sequence[str], hint: str = ""
+) -> list[int]:
     """Where each wanted column is among `names`.
 
     Raises:
@@ -141,7 +142,6 @@ def delimited_rows(
             return -1
 
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    number = 1
     try:
         with open_text(path) as stream:
             delimiter = max(dict.fromkeys(f"{usual},;\t|"), key=found)
@@ -155,8 +155,7 @@ def delimited_rows(
             stream.seek(0)
             reader = csv.reader(stream, delimiter=delimiter, strict=True)
             next(reader)
-            while True:
-                number += 1
+            for number in itertools.count(2):
                 try:
                     row = next(reader)
                 except StopIteration:
@@ -170,10 +169,6 @@ def delimited_rows(
                     yield number, [], f"has {len(row)} fields, the header has {len(header)}"
     except csv.Error as error:
         raise DataError(f"{path}: row 1 cannot be read: {error}") from None
-    except _DAMAGED as error:
-        raise _incomplete(path, error) from None
-    except UnicodeError:
-        raise DataError(f"{path} is not complete UTF-16, behind row {number - 1}") from None
 
 
 def read_rows(
