@@ -25,7 +25,6 @@ def prepare() -> None:
     one_device_per_core()
     free_memory_after_compiling()
     logging.set_verbosity(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
         seconds = "jax_persistent_cache_min_compile_time_secs"

@@ -145,8 +145,6 @@ def test_a_backbone_is_read_without_torch_and_without_a_word(workspace):
         "from flax import nnx\n"
         "from jaxdp.data.tokens import load_tokenizer\n"
         "from jaxdp.models.pretrained import load_classifier\n"
-        "from jaxdp.runtime import prepare\n"
-        "prepare()\n"
         f"directory = {str(workspace / 'backbone')!r}\n"
         "load_classifier(directory, 3, 'cls', rngs=nnx.Rngs(0))\n"
         "print(load_tokenizer(directory).encode('heart').ids, 'torch' in sys.modules)\n"

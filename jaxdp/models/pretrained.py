@@ -7,6 +7,7 @@ initialised by an explicit rule; anything else is an error that names the tensor
 
 import dataclasses
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ from .layers import ACTIVATIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+# Where torch is absent, transformers would say so as it is imported, here or in data.tokens.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 MODELS = {"bert": BertClassifier, "albert": AlbertClassifier}
 """model_type of a config.json, which is also the prefix of its tensors -> our class."""
