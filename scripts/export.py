@@ -83,7 +83,7 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
     if form == "merged":
         save_checkpoint(output, model, config, label_names)
     else:
-        write_stablehlo(output / "model.jax_export", model, config["max_position_embeddings"])
+        write_stablehlo(output / "model.jax_export", model, config.max_position_embeddings)
 
 
 def main(argv) -> None:

@@ -5,9 +5,9 @@
     python scripts/predict.py --release release --base_model minilm/ --input new.jsonl \
         --output labels.csv --bad_rows skip
 
-Output: one CSV row per report, with its row number in the input (from 1), its id where --id_column
-names one, the decision (0 or 1) and the probability of each label. The predictions are about the
-reports given: they are as private as those are.
+Output: one CSV row per report, with its row number in the input (from 1, the header and empty lines
+not counted), its id where --id_column names one, the decision (0 or 1) and the probability of each
+label. The predictions are about the reports given: they are as private as those are.
 """
 
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import app, flags
 
 from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.data.table_rows import FORMATS
 from jaxdp.evaluation.predict import ReleasedClassifier, label_file
 from jaxdp.models.checkpoints import read_json
 from jaxdp.runtime import prepare
@@ -29,7 +30,7 @@ _BASE_MODEL = flags.DEFINE_string(
     "Directory, hub id or preset of the frozen weights, if not what the run or the adapter says.",
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "A .csv, .tsv or .jsonl file of reports.", required=True
+    "input", None, f"A file of reports: {', '.join(FORMATS)}.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
 _TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Column or field with the report.")

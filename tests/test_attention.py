@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from transformers import BertConfig
 
 from jaxdp.dp import clipped_gradient_sum
 from jaxdp.models import lora
-from jaxdp.models.bert import BertClassifier, BertConfig
+from jaxdp.models.bert import BertClassifier
 from jaxdp.models.layers import attend
 
 LENGTH, HEADS, WIDTH = 12, 3, 5

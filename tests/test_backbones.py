@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import peft
 import pytest
+import sentencepiece
 import torch
 import transformers
 from flax import nnx
@@ -42,6 +43,7 @@ from jaxdp.backbone import Backbone, resolve_backbone
 from jaxdp.cli import USER_ERRORS
 from jaxdp.config import ConfigError
 from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models.checkpoints import WeightsError
 from jaxdp.models.peft import load_adapter, read_adapter_info
 from jaxdp.training.interrupt import Interrupt
@@ -51,6 +53,7 @@ from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model, load_inputs
 
 pytestmark = IGNORE_PEFT
+TEXTS = ["Heart size normal.", "No pleural effusion, lungs clear", "Small opacity in the left lung"]
 
 
 def write_backbone(name: str, directory: Path) -> Path:
@@ -63,6 +66,7 @@ def write_backbone(name: str, directory: Path) -> Path:
     save_torch_model(directory, kind, noise=0.02, **sizes).base_model.save_pretrained(directory)
     words = (real / "vocab.txt").read_text(encoding="utf-8").splitlines()
     (directory / "vocab.txt").write_text("\n".join(words[: sizes["vocab_size"]]))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     return directory
 
 
@@ -244,8 +248,12 @@ def test_minilm_with_its_real_weights_trains_privately(workspace):
     [
         ("config.json", {"vocab_size": 18}, "tokenizer has 19 ids, but vocab_size .* is 18"),
         ("config.json", {"max_position_embeddings": 15}, "data.max_length must be at most 15"),
-        ("config.json", {"model_type": None}, "model_type must be bert or albert, not None"),
-        ("config.json", {"hidden_size": "16"}, "hidden_size must be a positive integer, not '16'"),
+        ("config.json", {"model_type": "gpt2"}, "model_type must be bert or albert, not 'gpt2'"),
+        (
+            "config.json",
+            {"hidden_size": "16"},
+            "config.json: .*'hidden_size' expected int, got str",
+        ),
         (
             "config.json",
             {"type_vocab_size": 3},
@@ -278,23 +286,65 @@ NASTY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt", "cased", "accents", "unigram"])
+def write_spiece(directory: Path) -> sentencepiece.SentencePieceProcessor:
+    """spiece.model as ALBERT has it, and nothing else; returns sentencepiece's own reader of it."""
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*TEXTS, "no caf\u00e9 in the left lung, 1.5 cm"] * 9),
+        model_writer=content,
+        vocab_size=99,
+        hard_vocab_limit=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    (directory / "spiece.model").write_bytes(content.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=content.getvalue())
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.txt", "cased", "spiece.model"])
 def test_tokens_of_nasty_strings_are_those_of_transformers(tmp_path, form):
-    options = {"cased": {"do_lower_case": False}, "accents": {"strip_accents": False}}
-    if form == "unigram":  # what ALBERT has
-        words = "<pad> <unk> [CLS] [SEP] [MASK] \u2581heart".split() + list("\u2581abcdehinorst.,")
-        vocabulary = [(word, -float(i)) for i, word in enumerate(words)]
-        transformers.AlbertTokenizer(vocab=vocabulary).save_pretrained(tmp_path)
+    if form == "spiece.model":
+        write_spiece(tmp_path)
+        (tmp_path / "config.json").write_text('{"model_type": "albert"}')
     else:
         for name in ("config.json", "tokenizer.json" if form == "tokenizer.json" else "vocab.txt"):
             shutil.copy(assets.minilm_directory() / name, tmp_path)
-        settings = options.get(form, {}) | {"tokenizer_class": "BertTokenizer"}
+        settings = {"do_lower_case": False} if form == "cased" else {}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     packed, _ = tokenize(NASTY, load_tokenizer(tmp_path), 512)
     for text, start, length in zip(NASTY, packed.offsets, packed.lengths, strict=True):
         expected = theirs(text, truncation=True, max_length=512)["input_ids"]
         assert packed.values[start : start + length].tolist() == expected, ascii(text)
+
+
+def test_an_albert_with_spiece_model_alone_is_trained_and_used(workspace):
+    directory = workspace / "albert"
+    directory.mkdir()
+    reference = write_spiece(directory)
+    rows = reference.get_piece_size()
+    save_torch_model(directory, "albert", vocab_size=rows).base_model.save_pretrained(directory)
+    config = smoke_config(
+        workspace,
+        model__backbone=str(directory),
+        lora__layers="all",
+        privacy__epsilon=None,
+        train__steps=2,
+    )
+    train(config, resume=False, interrupt=Interrupt(), monitor=Monitor(Console(quiet=True)))
+    adapter = workspace / "runs" / "smoke" / "release" / "adapter"
+    cls, sep = reference.piece_to_id(["[CLS]", "[SEP]"])
+    for reader in (transformers.AutoTokenizer.from_pretrained(adapter), load_tokenizer(adapter)):
+        for text in TEXTS:
+            ids = getattr(reader.encode(text), "ids", None) or reader.encode(text)
+            assert ids == [cls, *reference.encode(text.lower()), sep]
+    values = ReleasedClassifier(adapter.parent, base_model=str(directory))(TEXTS)
+    assert values.shape == (len(TEXTS), len(LABELS)) and len(np.unique(values)) == values.size
 
 
 @pytest.mark.slow

@@ -116,25 +116,39 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     }
 
 
-BLOCK_TORCH = """
+# As if it were not installed: a library that asks first whether it can be found is told no.
+NO_TORCH = """
 import importlib, sys
+from importlib.machinery import PathFinder
 
-class NoTorch:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-sys.meta_path.insert(0, NoTorch())
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *where: (
+    None if name.split(".")[0] == "torch" else find(name, *where)
+)
 """
+
+
+def run_without_torch(program: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", NO_TORCH + program]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_everything_imports_without_torch():
     core = (m for m in MODULES if m.startswith("jaxdp") and package_of(m) not in NEED_TORCH)
-    names = sorted(core)
-    program = f"{BLOCK_TORCH}\nfor name in {names}:\n    importlib.import_module(name)\n"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = run_without_torch(f"for name in {sorted(core)}:\n    importlib.import_module(name)\n")
     assert result.returncode == 0, result.stderr
-    blocked = subprocess.run(
-        [sys.executable, "-c", BLOCK_TORCH + "import torch"], capture_output=True
-    )
+    blocked = run_without_torch("import torch")
     assert blocked.returncode != 0, "the block does not block"
+
+
+def test_a_backbone_is_read_without_torch_and_without_a_word(workspace):
+    result = run_without_torch(
+        "from flax import nnx\n"
+        "from jaxdp.data.tokens import load_tokenizer\n"
+        "from jaxdp.models.pretrained import load_classifier\n"
+        f"directory = {str(workspace / 'backbone')!r}\n"
+        "load_classifier(directory, 3, 'cls', rngs=nnx.Rngs(0))\n"
+        "print(load_tokenizer(directory).encode('heart').ids, 'torch' in sys.modules)\n"
+    )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert result.stdout.endswith("] False\n") and result.stdout.count(",") == 2

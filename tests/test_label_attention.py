@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers_models import randomise
+from transformers import AlbertConfig, BertConfig
 
 from jaxdp import dp
 from jaxdp.models import lora
-from jaxdp.models.albert import AlbertClassifier, AlbertConfig
-from jaxdp.models.bert import BertClassifier, BertConfig
+from jaxdp.models.albert import AlbertClassifier
+from jaxdp.models.bert import BertClassifier
 
 SIZES = dict(
     vocab_size=40,

@@ -241,7 +241,7 @@ def test_an_adapter_for_other_labels_is_an_error(base, tmp_path):
 
 def test_an_adapter_for_another_backbone_is_an_error(base, tmp_path):
     save(tmp_path / "adapter", trained(base))
-    kind = read_config(base)["model_type"]
+    kind = read_config(base).model_type
     save_torch_model(tmp_path / "wide", kind, hidden_size=40)
     with pytest.raises(WeightsError, match=r"A \(32, 3\) and B \(3, 32\) do not fit \(40, 40\)"):
         load_adapter(tmp_path / "adapter", load(tmp_path / "wide"))
@@ -299,8 +299,9 @@ def test_damaged_adapters_are_one_line_errors(base, tmp_path):
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_merged_checkpoint_is_a_plain_one(base, tmp_path, mode):
     model = trained(base, mode, targets=["all-linear"])
-    local = {"_name_or_path": "/home/someone/model"}
-    save_checkpoint(tmp_path, model, read_config(base) | local, LABELS)
+    config = read_config(base)
+    config.name_or_path = "/home/someone/model"
+    save_checkpoint(tmp_path, model, config, LABELS)
     assert "someone" not in (tmp_path / "config.json").read_text()
     ids, lengths = reports()
     expected = our_logits(model, ids, lengths)

@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation import predict
-from jaxdp.evaluation.predict import ReleasedClassifier, label_file, read_rows
+from jaxdp.evaluation.predict import ReleasedClassifier, Row, label_file, read_rows
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
@@ -130,22 +130,26 @@ def test_rows_are_read_lazily(tmp_path):
     [
         (
             "a.csv",
-            "id,text\n1,good\n2\n3,\n4,ok,surplus\n",
-            {2: "1 fields", 3: "no text", 4: "3 f"},
+            'id,text\n1,good\n2\n3,nan\n\n4,ok,surplus\n5,"a"b\n6,c\n',
+            {2: "1 fields", 3: "no text", 4: "3 f", 5: "cannot be read"},
         ),
         (
             "a.jsonl",
-            '{"text": "good"}\n{"text": 3}\nnonsense\n{"other": "x"}\n\n',
-            {2: "no string field", 3: "is not JSON", 4: "no string field", 5: "is not JSON"},
+            '{"text": "good"}\n{"text": 3}\nnonsense\n\n{"other": "x"}\n{"text": "b"}\n\n',
+            {2: "no string in 'text'", 3: "is not a JSON object", 4: "lacks 'text'"},
         ),
+        ("a.json", '[{"text": "good"}, {"text": null}, 3]', {2: "no text", 3: "not a JSON object"}),
         ("a.tsv", "text\tid\ngood\t1\n \t2\n", {2: "no text"}),
+        ("a.csv", "\ufeffid;text\n1;good\n2;\n", {2: "no text"}),
+        ("a.csv", "text\ngood\nr\udce9sum\udce9\nb\n", {2: "is not in UTF-8; save"}),
     ],
 )
 def test_bad_rows_are_named_by_number(tmp_path, name, content, problems):
     path = tmp_path / name
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     rows = list(read_rows(path, "text"))
     assert {row.number for row in rows if row.problem} == set(problems)
+    assert rows[0] == Row(1, "good") and len(rows) - len(problems) in (1, 2)
     for row in rows:
         assert problems.get(row.number, "") in (row.problem or "")
 
@@ -223,8 +227,8 @@ def test_bad_rows_fail_or_are_skipped_by_flag(tmp_path):
     outcome = label_file(Constant(), source, target, text_column="text", skip_bad_rows=True)
     numbers = [row["row"] for row in read_output(target)]
     assert outcome.labelled == len(numbers) == 2
-    assert [row.number for row in outcome.skipped] == [2, 3, 4]
-    assert numbers == ["1", "5"]
+    assert [row.number for row in outcome.skipped] == [2, 3]
+    assert numbers == ["1", "4"]
     # at the threshold is positive
     assert read_output(target)[0]["a"] == "1"
 
@@ -233,10 +237,10 @@ def test_bad_rows_fail_or_are_skipped_by_flag(tmp_path):
     "name, content, words",
     [
         ("missing.csv", None, "does not exist"),
-        ("a.xlsx", b"", "expected a .csv, .tsv or .jsonl"),
-        ("a.csv", b"", "no column 'text'"),
-        ("b.csv", b"report\nx\n", "no column 'text'"),
-        ("c.csv", "text\nr\xe9sum\xe9\n".encode("latin-1"), "not UTF-8"),
+        ("a.txt", b"", "a.txt is not a table: it must end in .csv, .tsv, .jsonl"),
+        ("a.csv", b"", "a.csv is empty"),
+        ("b.csv", b"report\nx\n", "it has 1 column, none of them 'text'"),
+        ("c.csv", "text\nab".encode("utf-16")[:-1], "c.csv is not complete UTF-16"),
     ],
 )
 def test_unreadable_inputs_are_one_error(tmp_path, name, content, words):

@@ -25,9 +25,9 @@ from helpers_models import (
 )
 from safetensors.numpy import load_file, save_file
 
-from jaxdp.models.checkpoints import WeightsError
+from jaxdp.models.checkpoints import WeightsError, read_tensors
 from jaxdp.models.presets import PRESETS, find_preset
-from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.pretrained import load_classifier, read_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KINDS = ("bert", "albert")
@@ -122,7 +122,7 @@ def test_pytorch_model_bin_without_torch_says_what_to_do(saved, tmp_path, monkey
     as_torch_file(saved, tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(WeightsError, match="pip install torch, or convert it to model.safetensors"):
-        load(tmp_path)
+        read_tensors(tmp_path)
 
 
 def test_a_pickle_that_runs_code_is_refused_and_not_run(saved, tmp_path):
@@ -151,6 +151,16 @@ def test_names_of_old_and_headless_checkpoints(saved, tmp_path):
 
     rewrite(tmp_path, lambda tensors: {old(n): v for n, v in tensors.items()})
     check(tmp_path, expected)
+
+
+def test_configs_older_than_model_type(saved, tmp_path):
+    edit_config(copy(saved, tmp_path), model_type=None, architectures=None)
+    check(tmp_path, saved[1])
+    config = read_config(tmp_path)
+    assert config.to_dict() == read_config(saved[0]).to_dict() | {"architectures": None}
+    rewrite(tmp_path, lambda tensors: {f"roberta.{n}": v for n, v in tensors.items()})
+    with pytest.raises(WeightsError, match="do not fit config.json; missing: .*; surplus: roberta"):
+        load(tmp_path)
 
 
 def test_half_precision_is_widened(saved, tmp_path):
@@ -248,9 +258,9 @@ def test_truncated_safetensors(saved, tmp_path, keep):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": None}, "model_type must be bert or albert, not None"),
         ({"model_type": "roberta"}, "model_type must be bert or albert, not 'roberta'"),
-        ({"hidden_size": None}, "config.json lacks hidden_size"),
+        ({"model_type": None, "hidden_size": None}, "model_type must be bert or albert, not None"),
+        ({"hidden_size": None}, "weights do not fit config.json; misshapen"),
     ],
 )
 def test_configs_that_cannot_be_used(saved, tmp_path, fields, message):
@@ -328,9 +338,9 @@ def test_the_fingerprint_is_of_the_pretrained_values_alone(saved, tmp_path):
 
 
 _MEASURE = r"""
-import re, sys, time
+import re, sys, time, transformers.models.bert.configuration_bert
 from flax import nnx
-from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.pretrained import load_classifier, read_config
 import jax; jax.numpy.zeros(1).block_until_ready()
 def peak(): return 1024 * int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 before, start = peak(), time.perf_counter()

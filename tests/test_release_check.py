@@ -175,7 +175,7 @@ SPOILS = [
     ("files", "missing: PRIVACY.md", lambda r: (r / "PRIVACY.md").unlink()),
     ("files", "missing: adapter/jaxdp.json", lambda r: (r / JAXDP).unlink()),
     ("files", "links", lambda r: os.symlink("/etc/hostname", r / "adapter/tokenizer.json")),
-    ("files", "neither tokenizer", lambda r: (r / "adapter/vocab.txt").unlink()),
+    ("files", "none of spiece.model, tok", lambda r: (r / "adapter/vocab.txt").unlink()),
     ("statement", "epsilon", restate(epsilon=0.1)),
     ("statement", "epsilon", restate(delta=1e-2)),
     ("statement", "epsilon_rdp", restate(epsilon_rdp=0.1)),
@@ -214,6 +214,7 @@ SPOILS = [
     ("trained", "LoRA of", fill(f"{LAYER}.lora_B.weight", 0)),
     ("trained", "LoRA of", fill(f"{LAYER}.lora_A.weight", 0)),
     ("trained", "head", fill(f"{HEAD}.bias", 0)),
+    ("tokenizer", "cannot read", lambda r: (r / "adapter/tokenizer.json").write_text("The lungs")),
     ("tokenizer", "not JSON", lambda r: (r / "adapter/tokenizer_config.json").write_text("x")),
     (
         "tokenizer",

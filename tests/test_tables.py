@@ -3,9 +3,13 @@
 
 import gzip
 import json
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
+import openpyxl
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,9 +47,28 @@ def records():
 def write(folder, kind):
     """The table in one format."""
     path = folder / f"table.{kind}"
-    if kind.startswith(("csv", "tsv")):
-        rows = [["" if v is None else v for v in r.values()] for r in records()]
+    rows = [["" if v is None else v for v in r.values()] for r in records()]
+    if kind in DELIMITED:
+        delimiter, encoding = DELIMITED[kind]
+        path = path.with_suffix(".csv")
+        write_table(path, COLUMNS, rows, delimiter=delimiter, encoding=encoding)
+    elif kind.startswith(("csv", "tsv")):
         write_table(path, COLUMNS, rows, delimiter="\t" if kind.startswith("tsv") else ",")
+    elif kind == "xlsx":
+        book = openpyxl.Workbook()
+        for row in [
+            list(COLUMNS),
+            *([str(v) if isinstance(v, list) else v for v in r] for r in rows),
+        ]:
+            book.active.append(row)
+        book.create_sheet("other")
+        book.save(path)
+    elif kind == "json":
+        path.write_text(json.dumps(records(), indent=1))
+    elif kind == "pandas.json":
+        path.write_text(pandas.DataFrame(COLUMNS).to_json())
+    elif kind == "lines.json":
+        path.write_text("\n".join(map(json.dumps, records())))
     elif kind.startswith(("jsonl", "ndjson")):
         path.write_text("\n".join(map(json.dumps, records())) + "\n\n")
     elif kind == "parquet":
@@ -60,7 +83,13 @@ def write(folder, kind):
     return str(path)
 
 
-KINDS = ["csv", "csv.gz", "tsv", "jsonl", "ndjson.gz", "parquet", "on_disk", "folder"]
+DELIMITED = {
+    "semicolon": (";", "utf-8-sig"),
+    "tab": ("\t", "utf-16"),
+    "bar": ("|", "utf-16"),
+}
+JSON = ["json", "pandas.json", "lines.json", "jsonl", "ndjson.gz"]
+KINDS = ["csv", "csv.gz", "tsv", *DELIMITED, *JSON, "parquet", "xlsx", "on_disk", "folder"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,8 +99,13 @@ def test_every_format_gives_the_same(tmp_path, kind):
     assert data.report_ids.tolist() == ["s1", "s2", "s3", "s5"]
     assert data.patient_ids.tolist() == ["a", "a", "b", "d"]
     assert data.splits.tolist() == ["train", "train", "validation", "test"]
-    assert data.counts == {"rows read": 5, "reports without text, dropped": 1}
-    assert data.patients_known and data.name == f"table.{kind}"
+    assert data.counts == {
+        "rows read": 5,
+        "reports without text, dropped": 1,
+        "blank labels, taken as negative": 1,
+        "uncertain labels, taken as negative": 1,
+    }
+    assert data.patients_known and data.name.startswith("table.")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,11 +116,20 @@ def test_missing_columns(tmp_path, kind):
     assert "Two, with comma" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv.gz", "ndjson.gz"])
+def test_half_a_file(tmp_path, kind):
+    source = write(tmp_path, kind)
+    Path(source).write_bytes(Path(source).read_bytes()[:-20])
+    with pytest.raises(DataError, match="is not a complete gzip file"):
+        load_table(source, **CHOICE)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "xlsx"])
 def test_label_list(tmp_path, kind):
     data = load_table(write(tmp_path, kind), **CHOICE, label_column="tags")
     assert data.labels.tolist() == LABELS
     assert data.counts["labels not in data.labels, ignored"] == 1
+    assert data.counts["reports that list no label, taken as negative in all"] == 1
 
 
 @pytest.mark.parametrize(
@@ -156,13 +199,39 @@ def test_policies_and_origin(tmp_path):
     data = load_table(source, **CHOICE, uncertain="ones", blank="ignore", label_origin="a nurse")
     assert data.labels.tolist() == [[1, 0], [0, 1], [-1, 1], [0, 1]]
     assert data.label_origin == "a nurse (uncertain: ones, blank: ignore)"
+    assert data.counts["uncertain labels, taken as positive"] == 1
+    assert data.counts["blank labels, taken as unknown"] == 1
 
 
-def test_latin1_values_are_repaired_one_by_one(tmp_path):
-    content = b"text,x\n\xc3\xb6dem,1\n\xf6dem,0\n"
-    (tmp_path / "t.csv").write_bytes(content)
-    data = load_table(str(tmp_path / "t.csv"), labels=("x",))
-    assert data.texts == ["ödem", "ödem"] and data.counts[REPAIRED] == 1
+@pytest.mark.parametrize(
+    ("positive", "negative"),
+    [("yes", "No"), ("TRUE", "false"), ("Positive", "negative "), (" 1", "0"), ("1.0", "0.0")],
+)
+def test_words_for_labels(tmp_path, positive, negative):
+    rows = [["a", positive], ["b", negative]]
+    path = write_table(tmp_path / "t.csv", ["text", "x"], rows)
+    assert load_table(str(path), labels=("x",)).labels.tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_another_encoding_is_guessed_in_the_error_alone(tmp_path, name):
+    rows = [b"text,x", "ödem,1".encode(), "ödem,0".encode("cp1252")]
+    if name == "t.jsonl":
+        rows = [b"", b'{"text": "a", "x": 1}', '{"text": "ö", "x": 1}'.encode("cp1252")]
+    (tmp_path / name).write_bytes(b"\n".join(rows))
+    with pytest.raises(DataError, match=r"row 3 is not in UTF-8; .*Windows-1252 or Latin-1\?"):
+        load_table(str(tmp_path / name), labels=("x",))
+
+
+def test_columns_that_are_not_used_may_be_in_any_encoding(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"text,x,\xe9\na,1,\xe9\n")
+    assert load_table(str(tmp_path / "t.csv"), labels=("x",)).texts == ["a"]
+
+
+def test_excel_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(DataError, match=r"needs a package .*: pip install 'jaxdp\[excel\]'"):
+        load_table(str(tmp_path / "t.xlsx"), labels=("x",))
 
 
 def test_broken_escapes_in_json_are_repaired(tmp_path):
@@ -174,18 +243,34 @@ def test_broken_escapes_in_json_are_repaired(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", f"text,x\n{CANARY},2\n", r"t.csv: row 2: label 1 of 1 is not 0, 1, -1 or blank"),
+        ("t.csv", f"text,x\n{CANARY},2\n", r"t.csv: row 2: label 1 of 1 is not 1, yes"),
         ("t.csv", f"text,x\n{CANARY}\n", r"t.csv: row 2 has 1 fields, the header has 2"),
-        ("t.csv", f'text,x\n"{CANARY},1\n', r"t.csv: cannot read row 2: unexpected end of data"),
+        ("t.csv", f'text,x\n"{CANARY},1\n', r"t.csv: row 2 cannot be read: unexpected end of data"),
         ("t.csv", "", "t.csv is empty"),
-        ("t.csv", f"{CANARY},1\n", "row 1 must name the columns; 'text', 'x' is not among its 2"),
+        (
+            "t.csv",
+            f"{CANARY},1\n",
+            "none of them 'text' or 'x'; is it a header, or a report",
+        ),
         ("t.csv", "text,x\n", "no usable report"),
         ("t.jsonl", f'{{"text": "{CANARY}", "x": 1}}\n["{CANARY}"]', "row 2 is not a JSON object"),
         ("t.jsonl", f'{{"text": "{CANARY}", "x": 1', "row 1 is not a JSON object"),
         ("t.jsonl", f'{{"text": "{CANARY}"}}', "row 1 lacks 'x'"),
         ("t.parquet", CANARY, "t.parquet is not a complete Parquet file"),
         ("t.csv.gz", "text,x", r"row 1 must|no usable report"),
-        ("t.xlsx", CANARY, r"t.xlsx is not a table: it must end in .csv, .tsv, .jsonl"),
+        ("t.csv", f'text;x\n"{CANARY}";1;2\n', r"t.csv: row 2 has 3 fields, the header has 2"),
+        (
+            "t.csv",
+            f"text~x\n{CANARY}~1\n",
+            "it has 1 column, .*; is there something else",
+        ),
+        ("t.csv", f"t\0e\0x\0t\0,\0x\0\n\0{CANARY}", "they are not in UTF-8, as which the file"),
+        ("t.csv", f"text,X-ray\n{CANARY},1\n", "it has 2 columns, none of them 'x'$"),
+        ("t.json", f'[{{"text": "{CANARY}"}}]', "row 1 lacks 'x'"),
+        ("t.json", f'[{{"text": "{CANARY}", "x": 1}}', "row 1 is not a JSON object"),
+        ("t.json", f'["{CANARY}"]', "row 1 is not a JSON object"),
+        ("t.xlsx", CANARY, "t.xlsx is not a complete Excel workbook, or has a password"),
+        ("t.xls", CANARY, r"t.xls is not a table: it must end in .csv, .tsv, .jsonl"),
     ],
 )
 def test_unusable_files(tmp_path, name, content, message):

@@ -61,6 +61,8 @@ def test_missing_and_surplus_ids_are_limited_and_counted(data, tmp_path):
 def test_policies(data, tmp_path):
     taught = teach(data, tmp_path, uncertain="ones", blank="ignore")
     assert taught.labels[1].tolist() == [1, -1]
+    assert taught.counts["teacher's uncertain labels, taken as positive"] == 1
+    assert taught.counts["teacher's blank labels, taken as unknown"] == 1
 
 
 def test_study_numbers_of_mimic(tmp_path):
@@ -78,9 +80,12 @@ def test_study_numbers_of_mimic(tmp_path):
         ({"mode": "merge"}, "data.teacher_mode must be one of replace, fill, not 'merge'"),
         ({"origin": " "}, "data.teacher_origin must say who made the labels"),
         ({"rows": [*ROWS, ["r0", 1, 1, CANARY]]}, "row 6 repeats an id"),
-        ({"rows": [["r0", 0.5, 1, CANARY]]}, "row 2: label 2 of 2 is not 0, 1, -1 or blank"),
-        ({"header": ["study_id", "Odd", "even", "note"]}, "'odd' is not among its 4"),
-        ({"id_column": "report"}, "'report' is not among its 4"),
+        ({"rows": [["r0", 0.5, 1, CANARY]]}, "row 2: label 2 of 2 is not 1, yes"),
+        (
+            {"header": ["study_id", "Odd", "even", "note"]},
+            "4 columns, none of them 'odd'; column 2 is nearly 'odd'$",
+        ),
+        ({"id_column": "report"}, "it has 4 columns, none of them 'report'$"),
     ],
 )
 def test_refusals(data, tmp_path, kwargs, message):

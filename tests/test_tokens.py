@@ -37,7 +37,7 @@ def rows(packed):
     ]
 
 
-def test_rows_are_what_the_reference_tokenizer_gives(directory, tokenizer):
+def test_rows_are_cut_and_counted(directory, tokenizer):
     packed, cut = tokenize(TEXTS, tokenizer, 8)
     reference = BertTokenizer(str(directory / "vocab.txt"))
     assert rows(packed) == [
@@ -47,23 +47,41 @@ def test_rows_are_what_the_reference_tokenizer_gives(directory, tokenizer):
     assert packed.values.dtype == np.uint16 and packed.lengths.dtype == np.int32
 
 
-def test_tokenizer_json_comes_first_and_gives_the_same(tmp_path, tokenizer):
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "vocab.txt").write_text("unused")
-    again = load_tokenizer(tmp_path)
-    assert rows(tokenize(TEXTS, again, 8)[0]) == rows(tokenize(TEXTS, tokenizer, 8)[0])
+def test_padding_of_a_stored_tokenizer_is_off(directory, tmp_path):
+    stored = BertTokenizer(str(directory / "vocab.txt"))
+    stored.backend_tokenizer.enable_padding(length=30)
+    stored.save_pretrained(tmp_path)
+    assert rows(tokenize(["the heart"], load_tokenizer(tmp_path), 8)[0]) == [[2, 5, 6, 3]]
 
 
-def test_tokenizer_config_is_respected(directory, tmp_path):
-    (tmp_path / "vocab.txt").write_text((directory / "vocab.txt").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
-    cased = rows(tokenize(["Heart heart"], load_tokenizer(tmp_path), 8)[0])
-    assert cased == [[2, 1, 6, 3]]  # "Heart" is unknown to a cased tokenizer
-
-
-def test_no_tokenizer(tmp_path):
-    with pytest.raises(DataError, match="holds neither tokenizer.json nor vocab.txt"):
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "transformers cannot read its tokenizer: "),
+        ({"tokenizer.json": "{"}, "transformers cannot read its tokenizer: "),
+        ({"config.json": "bert"}, "holds neither tokenizer.json nor vocab.txt, which a BertTok"),
+        (
+            {"config.json": "albert", "vocab.txt": "\n".join(WORDS)},
+            "neither spiece.model nor tokenizer.json, which a AlbertTokenizer is read from",
+        ),
+        (
+            {
+                "vocab.txt": "\n".join(WORDS),
+                "tokenizer_config.json": '{"tokenizer_class": "BertJapaneseTokenizer", '
+                '"word_tokenizer_type": "basic"}',
+            },
+            "a BertJapaneseTokenizer has no fast form",
+        ),
+    ],
+)
+def test_directories_without_a_tokenizer_that_we_can_use(tmp_path, files, message):
+    for name, content in files.items():
+        if name == "config.json":
+            content = json.dumps({"model_type": content})
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as info:
         load_tokenizer(tmp_path)
+    assert "\n" not in str(info.value)
 
 
 def test_no_texts(tokenizer):

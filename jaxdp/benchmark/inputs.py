@@ -17,7 +17,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.presets import PRESETS, PUBLISHED_SIZES
-from jaxdp.models.pretrained import MODELS, read_encoder_config
+from jaxdp.models.pretrained import MODELS, as_config, read_config
 from jaxdp.training.setup import Inputs, load_inputs
 
 MODEL_NAMES = ("minilm-l6", *PUBLISHED_SIZES)
@@ -86,9 +86,9 @@ def write_random_model(
     directory: Path, encoder: Mapping[str, Any], num_labels: int, pooling: str
 ) -> None:
     """A checkpoint with this config.json, its weights drawn by a fixed seed."""
-    config_class, model_class = MODELS[encoder["model_type"]]
-    model = model_class(config_class.from_json(encoder), num_labels, pooling, rngs=nnx.Rngs(0))
-    save_checkpoint(directory, model, encoder, map(str, range(num_labels)))
+    config = as_config(encoder)
+    model = MODELS[config.model_type](config, num_labels, pooling, rngs=nnx.Rngs(0))
+    save_checkpoint(directory, model, config, map(str, range(num_labels)))
 
 
 def write_job(
@@ -107,7 +107,7 @@ def write_job(
     settings.train.expected_batch_size = float(batch)
     settings.privacy.units = inputs.units.num_units
     settings.run.research_seed = 0
-    vocabulary = read_encoder_config(backbone.directory).vocab_size
+    vocabulary = read_config(backbone.directory).vocab_size
     tokens = {
         split: dataclasses.replace(reports, values=reports.values % vocabulary)
         for split, reports in inputs.tokens.items()

@@ -164,7 +164,7 @@ class JaxPrivacy:
 def count_flops(job: Job, *, cached: bool) -> StepFlops:
     """Of a report of this job in our model, which ends in the pooled token where that is all its
     head sees (`models.classifier.ReportClassifier.advance`)."""
-    encoder, pooler = read_config(Path(job.backbone)), job.pooling == "cls"
+    encoder, pooler = read_config(Path(job.backbone)).to_dict(), job.pooling == "cls"
     return StepFlops.of(
         encoder,
         labels=len(job.label_names),

@@ -13,6 +13,7 @@ UNCERTAIN, BLANK = -1.0, np.nan
 """Values of cells, beside 0 and 1: "possibly" (as the CheXpert labeler writes it), and empty."""
 
 _MEANING = {"zeros": 0, "ones": 1, "ignore": UNKNOWN}
+_NAME = {"zeros": "negative", "ones": "positive", "ignore": "unknown"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,20 @@ class LabelPolicy:
         result = np.where(np.isnan(cells), _MEANING[self.blank], cells)
         return np.where(cells == UNCERTAIN, _MEANING[self.uncertain], result).astype(np.int8)
 
+    def tally(self, cells: np.ndarray) -> dict[str, int]:
+        """How many cells are uncertain or blank, and what `apply` makes of them; for `counts`."""
+        found = {
+            f"uncertain labels, taken as {_NAME[self.uncertain]}": int((cells == UNCERTAIN).sum()),
+            f"blank labels, taken as {_NAME[self.blank]}": int(np.isnan(cells).sum()),
+        }
+        return {what: number for what, number in found.items() if number}
+
 
 def parse_cells(values: Sequence[str], where: str) -> list[float]:
     """Label cells as numbers: 1, 0, UNCERTAIN or BLANK.
 
     Args:
-        values: as they stand in a file; "1", "1.0" and "True" are the same.
+        values: as they stand in a file; "1", "1.0", "True", "yes" and "Positive" are the same.
         where: file and row, for the error.
 
     Raises:
@@ -61,13 +70,15 @@ def parse_cells(values: Sequence[str], where: str) -> list[float]:
     cells = [_CELL.get(value.strip().lower()) for value in values]
     if None in cells:
         raise DataError(
-            f"{where}: label {cells.index(None) + 1} of {len(cells)} is not 0, 1, -1 or blank"
+            f"{where}: label {cells.index(None) + 1} of {len(cells)} is not 1, yes, true or "
+            "positive, nor 0, no, false or negative, nor -1 (uncertain) or blank"
         )
     return cells
 
 
 _CELL = (
-    {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
-    | {"-1": UNCERTAIN, "-1.0": UNCERTAIN}
+    dict.fromkeys(("1", "1.0", "yes", "true", "positive"), 1.0)
+    | dict.fromkeys(("0", "0.0", "no", "false", "negative"), 0.0)
+    | dict.fromkeys(("-1", "-1.0"), UNCERTAIN)
     | dict.fromkeys(MISSING, BLANK)
 )

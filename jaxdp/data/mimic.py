@@ -116,6 +116,7 @@ def load_mimic(
     if "No Finding" in labels:
         column = table[:, list(labels).index("No Finding")]
         column[np.isnan(column)] = 0
+    counts.update(policy.tally(table))
     return ReportDataset(
         name="MIMIC-CXR",
         texts=texts,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anyone's labelled reports: CSV, TSV, JSON lines, Parquet, or a `datasets` data set."""
+"""Anyone's labelled reports: CSV, TSV, JSON, Parquet, Excel, or a `datasets` data set."""
 
 import ast
 import re
@@ -77,8 +77,10 @@ def load_table(
     wanted = [*text_columns, *label_columns, *optional.values()]
     counts = Counter({"rows read": 0, "reports without text, dropped": 0})
     texts, cells, ids, patients, splits = [], [], {}, [], []
-    for part, number, values in stream_rows(source, wanted, counts):
+    for part, number, values, problem in stream_rows(source, wanted, counts):
         where = f"{source}{f' ({part})' if part else ''}: row {number}"
+        if problem:
+            raise DataError(f"{where} {problem}")
         counts["rows read"] += 1
         text = "\n".join(filter(None, (_text(v, where) for v in values[: len(text_columns)])))
         if not text:
@@ -102,6 +104,7 @@ def load_table(
         patients.append(extra.get("patient", report))
         splits.append(_SPLITS.get(split, ""))
     table = np.array(cells, float).reshape(len(texts), len(labels))
+    counts.update(policy.tally(table))
     if label_column and texts:
         for label, column in zip(labels, table.T, strict=True):
             if not column.any():
@@ -152,6 +155,8 @@ def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> l
             raise DataError(f"{where} has {len(names)} numbers as labels, not {len(labels)}")
         return names
     positive = {str(name).strip() for name in names} - {""}
+    if not positive:
+        counts["reports that list no label, taken as negative in all"] += 1
     counts["labels not in data.labels, ignored"] += len(positive - set(labels))
     return [int(label in positive) for label in labels]
 

@@ -56,9 +56,8 @@ def apply_teacher(
     given = np.zeros(len(dataset), bool)
     counts = Counter(dataset.counts)
     seen: set[str] = set()
-    delimiter = "\t" if Path(table).name.removesuffix(".gz").endswith(".tsv") else ","
     for number, (name, *values) in read_rows(
-        Path(table), (id_column, *dataset.label_names), counts, delimiter=delimiter
+        Path(table), (id_column, *dataset.label_names), counts
     ):
         name = clean_text(name).removesuffix(".0")  # as programs write ids with gaps among them
         # MIMIC-CXR's ids are s50414267, in tables 50414267
@@ -78,6 +77,7 @@ def apply_teacher(
         counts[what] = number
         if number > limit:
             raise DataError(f"{table}: {number} {what}, more than data.{field} = {limit}")
+    counts.update({f"teacher's {what}": n for what, n in policy.tally(cells[given]).items()})
     return _merge(dataset, policy.apply(cells), given, mode, dict(counts), f"{origin} ({policy})")
 
 

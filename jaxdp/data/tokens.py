@@ -1,52 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts -> token ids, packed without padding."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import Tokenizer
 
-from jaxdp.models.checkpoints import read_json
+from jaxdp.models.pretrained import read_config
 
 from .dataset import DataError
 from .packed import Packed
 from .store import key_of, stored
 
+if TYPE_CHECKING:
+    from transformers import TokenizersBackend
+
 _FORMAT = 1
 """Of a cache entry; part of its key."""
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a model directory: tokenizer.json, or BERT's vocab.txt.
+def read_tokenizer(directory: Path) -> "TokenizersBackend":
+    """The tokenizer of a model directory as transformers reads it: tokenizer.json, vocab.txt or
+    spiece.model, with what tokenizer_config.json says of case and accents.
 
     Raises:
-        DataError: neither file is there, or config.json beside it has fewer rows of embeddings than
-            the tokenizer has ids: JAX would quietly take the last row for the others.
+        DataError: there is none, or config.json beside it has fewer rows of embeddings than the
+            tokenizer has ids: JAX would quietly take the last row for the others.
     """
+    from transformers import AutoTokenizer, BertConfig  # a second, or two where torch is installed
+
     directory = Path(directory)
-    if (directory / "tokenizer.json").exists():
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    config, rows = None, math.inf
+    if (directory / "config.json").exists():
+        config = read_config(directory)
+        rows = config.vocab_size
     elif (directory / "vocab.txt").exists():
-        config_path = directory / "tokenizer_config.json"
-        config = json.loads(config_path.read_text()) if config_path.exists() else {}
-        tokenizer = BertWordPieceTokenizer(
-            str(directory / "vocab.txt"),
-            lowercase=config.get("do_lower_case", True),
-            strip_accents=config.get("strip_accents"),
-            handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        )._tokenizer
-    else:
-        raise DataError(f"{directory} holds neither tokenizer.json nor vocab.txt")
-    config_path = directory / "config.json"
-    rows = read_json(config_path).get("vocab_size") if config_path.exists() else None
+        config = BertConfig()  # older releases do not name the class
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, config=config, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds, some of them Rust's
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{directory}: transformers cannot read its tokenizer: {reason}") from None
+    kind, names = type(tokenizer).__name__, sorted(tokenizer.vocab_files_names.values())
+    if not any((directory / name).exists() for name in names):
+        # where there is no file, transformers makes up a vocabulary of nothing but special tokens
+        raise DataError(
+            f"{directory} holds neither {' nor '.join(names)}, which a {kind} is read from; "
+            "tokenizer_class in tokenizer_config.json may name another"
+        )
+    if not tokenizer.is_fast:
+        raise DataError(f"{directory}: a {kind} has no fast form, hence is not supported")
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if isinstance(rows, int) and ids > rows:
+    if ids > rows:
         raise DataError(
             f"{directory}: the tokenizer has {ids} ids, but vocab_size in config.json is {rows}; "
             "they belong to different models"
         )
+    return tokenizer
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The fast core of `read_tokenizer`, for `tokenize`."""
+    tokenizer = read_tokenizer(directory).backend_tokenizer
     tokenizer.no_padding()
     return tokenizer
 

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tokenizers import Tokenizer
 from jaxdp.backbone import load_finetuned
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
+from jaxdp.data.readers import clean_text
+from jaxdp.data.table_rows import stream_rows
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.models import lora
 
@@ -31,76 +34,32 @@ class Row:
     """One input row: a text, or what is wrong with it."""
 
     number: int
-    """Of the data row, from 1."""
+    """Of the data row, from 1; empty lines are none."""
     text: str = dataclasses.field(repr=False)
     problem: str | None = None
     id: str = dataclasses.field(default="", repr=False)
 
 
 def read_rows(path: Path, text_column: str, id_column: str | None = None) -> Iterator[Row]:
-    """Rows of a CSV (.csv, .tsv) or JSON-lines (.jsonl) file, one at a time.
+    """Rows of a file in one of `table_rows.FORMATS`, one at a time.
 
     A row without usable text is yielded with its problem; texts are never part of a message.
 
     Raises:
-        DataError: missing file, unknown type, no such column, or bytes that are not UTF-8.
+        DataError: missing or damaged file, unknown type, or no such column.
     """
-    path = Path(path)
-    columns = [text_column] if id_column is None else [text_column, id_column]
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: expected a .csv, .tsv or .jsonl file")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, (values, problem) in enumerate(readers[path.suffix](file, columns), 1):
-                text, name = (*values, "", "")[:2]
-                if problem is None and not text.strip():
-                    problem = "has no text"
-                yield Row(number, text, problem, name)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8") from None
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _read_csv(file, columns: list[str]) -> Iterator[tuple[list[str], str | None]]:
-    rows = csv.reader(file, delimiter="\t" if file.name.endswith(".tsv") else ",", strict=True)
-    header = next(rows, [])
-    for name in columns:
-        if name not in header:
-            # their names are not shown: without a header row, they are a report
-            raise DataError(f"row 1 has no column {name!r} among its {len(header)}")
-    wanted = [header.index(name) for name in columns]
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield [], f"is not CSV: {error}"
-            continue
-        if len(row) != len(header):
-            yield [], f"has {len(row)} fields, the header {len(header)}"
-        else:
-            yield [row[i] for i in wanted], None
-
-
-def _read_jsonl(file, columns: list[str]) -> Iterator[tuple[list[str], str | None]]:
-    for line in file:
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            yield [], "is not JSON"
-            continue
-        values = [value.get(name) if isinstance(value, dict) else None for name in columns]
-        if not isinstance(values[0], str):
-            yield [], f"has no string field {columns[0]!r}"
-        elif not all(isinstance(v, str | int) for v in values[1:]):
-            yield [], f"has no string or integer field {columns[1]!r}"
-        else:
-            yield [str(v) for v in values], None
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist, or is no file")
+    columns = (text_column,) if id_column is None else (text_column, id_column)
+    rows = stream_rows(str(path), columns, Counter())
+    for number, (_, _, values, problem) in enumerate(rows, start=1):
+        text, name = ("", "") if problem else (*values, "")[:2]
+        if not isinstance(text, str | None):
+            text, problem = "", f"has no string in {text_column!r}"
+        elif not isinstance(name, str | int):
+            name, problem = "", f"has no string or integer in {id_column!r}"
+        text = clean_text(text)
+        yield Row(number, text, problem or (None if text else "has no text"), str(name))
 
 
 class ReleasedClassifier:

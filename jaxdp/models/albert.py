@@ -5,7 +5,7 @@ A narrow embedding is widened once, and few groups of layers are applied many ti
 a group, or an adapter on it, is one, and acts at every depth that uses the group.
 """
 
-import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,19 @@ from .classifier import ReportClassifier
 from .layers import (
     ACTIVATIONS,
     Embeddings,
-    EncoderConfig,
     SelfAttention,
     dense,
     layer_norm,
 )
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlbertConfig(EncoderConfig):
-    """What ALBERT adds."""
-
-    embedding_size: int = 128
-    num_hidden_groups: int = 1
-    inner_group_num: int = 1
-    hidden_act: str = "gelu_new"
+if TYPE_CHECKING:
+    from transformers import AlbertConfig
 
 
 class Attention(SelfAttention):
     """Self-attention with its projection, residual and layer norm: ALBERT keeps them in one."""
 
-    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
         super().__init__(cfg.hidden_size, cfg.num_attention_heads, dtype, rngs=rngs)
         self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
         self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
@@ -47,7 +39,7 @@ class Attention(SelfAttention):
 class Layer(nnx.Module):
     """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
 
-    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[cfg.hidden_act]
         self.attention = Attention(cfg, dtype, rngs=rngs)
         self.ffn = dense(cfg.hidden_size, cfg.intermediate_size, dtype, rngs=rngs)
@@ -60,14 +52,14 @@ class Layer(nnx.Module):
 
 
 class Group(nnx.Module):
-    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
         self.albert_layers = nnx.List(
             Layer(cfg, dtype, rngs=rngs) for _ in range(cfg.inner_group_num)
         )
 
 
 class Encoder(nnx.Module):
-    def __init__(self, cfg: AlbertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
         self.embedding_hidden_mapping_in = dense(
             cfg.embedding_size, cfg.hidden_size, dtype, rngs=rngs
         )
@@ -77,7 +69,7 @@ class Encoder(nnx.Module):
 
 
 class AlbertBackbone(nnx.Module):
-    def __init__(self, cfg: AlbertConfig, pooling: str, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "AlbertConfig", pooling: str, dtype, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(cfg, cfg.embedding_size, rngs=rngs)
         self.encoder = Encoder(cfg, dtype, rngs=rngs)
         if pooling == "cls":
@@ -88,7 +80,7 @@ class AlbertClassifier(ReportClassifier):
     """transformers' AlbertForSequenceClassification ("cls"), or the same with mean pooling."""
 
     def __init__(
-        self, cfg: AlbertConfig, num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
+        self, cfg: "AlbertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
     ):
         self.depth = cfg.num_hidden_layers
         # Which group each depth uses, in the floating-point form that defines it upstream.

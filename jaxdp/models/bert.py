@@ -5,6 +5,8 @@ Module and attribute names follow the published checkpoints (`encoder.layer.N.at
 that tensor names in `pretrained.py` and PEFT's in `peft.py` are read off the module paths.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,21 +15,19 @@ from .classifier import ReportClassifier
 from .layers import (
     ACTIVATIONS,
     Embeddings,
-    EncoderConfig,
     SelfAttention,
     dense,
     layer_norm,
 )
 
-
-class BertConfig(EncoderConfig):
-    """BERT has no fields of its own."""
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 
 class SelfOutput(nnx.Module):
     """Projection, residual, layer norm."""
 
-    def __init__(self, in_features: int, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
         self.dense = dense(in_features, cfg.hidden_size, dtype, rngs=rngs)
         self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
 
@@ -36,20 +36,20 @@ class SelfOutput(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
         self.self = SelfAttention(cfg.hidden_size, cfg.num_attention_heads, dtype, rngs=rngs)
         self.output = SelfOutput(cfg.hidden_size, cfg, dtype, rngs=rngs)
 
 
 class Intermediate(nnx.Module):
-    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
         self.dense = dense(cfg.hidden_size, cfg.intermediate_size, dtype, rngs=rngs)
 
 
 class Layer(nnx.Module):
     """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
 
-    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[cfg.hidden_act]
         self.attention = Attention(cfg, dtype, rngs=rngs)
         self.intermediate = Intermediate(cfg, dtype, rngs=rngs)
@@ -62,14 +62,14 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
         self.layer = nnx.List(Layer(cfg, dtype, rngs=rngs) for _ in range(cfg.num_hidden_layers))
 
 
 class Pooler(nnx.Module):
     """tanh(dense(first token)): [H] -> [H]."""
 
-    def __init__(self, cfg: BertConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
         self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ class Pooler(nnx.Module):
 
 
 class BertBackbone(nnx.Module):
-    def __init__(self, cfg: BertConfig, pooling: str, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "BertConfig", pooling: str, dtype, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(cfg, cfg.hidden_size, rngs=rngs)
         self.encoder = Encoder(cfg, dtype, rngs=rngs)
         if pooling == "cls":
@@ -91,7 +91,7 @@ class BertClassifier(ReportClassifier):
     """
 
     def __init__(
-        self, cfg: BertConfig, num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
+        self, cfg: "BertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
     ):
         self.depth = cfg.num_hidden_layers
         self.bert = BertBackbone(cfg, pooling, dtype, rngs=rngs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What BERT-family encoders share: the fields of config.json, embeddings, attention.
+"""What BERT-family encoders share: activations, embeddings, attention.
 
 Every module here works on ONE report, [L, H]; batches are made with `jax.vmap`. A model built from
 them cannot mix two reports, which is what per-report clipping relies on.
@@ -8,15 +8,17 @@ them cannot mix two reports, which is what per-report clipping relies on.
 softmax and logits stay in the parameters' own type, float32 or wider.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def elementwise(
@@ -76,44 +78,6 @@ ACTIVATIONS = {
 """`hidden_act` of a config.json -> function, as transformers defines them."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The fields of a config.json that decide the numbers, with transformers' defaults."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int = 2
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Reads a parsed config.json; ValueError names a missing or unsupported field."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        missing = [
-            n for n, f in fields.items() if n not in config and f.default is dataclasses.MISSING
-        ]
-        if missing:
-            raise ValueError(f"config.json lacks {', '.join(missing)}")
-        for name, field in fields.items():
-            value = config.get(name, field.default)
-            if field.type is int and not (isinstance(value, int) and value > 0):
-                raise ValueError(f"config.json: {name} must be a positive integer, not {value!r}")
-        for name, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-            if config.get(name, wanted) != wanted:
-                raise ValueError(f"config.json: {name} must be {wanted}, not {config[name]!r}")
-        self = cls(**{n: config[n] for n in fields if n in config})
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"config.json: hidden_act must be one of {', '.join(ACTIVATIONS)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError("config.json: hidden_size must be a multiple of num_attention_heads")
-        return self
-
-
 def layer_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over [..., width], with the two-pass variance that the reference uses."""
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
@@ -127,7 +91,7 @@ def dense(in_features: int, out_features: int, dtype, *, rngs: nnx.Rngs) -> nnx.
 class Embeddings(nnx.Module):
     """Word + position + segment embeddings (segment 0 throughout), normalised: [L] -> [L, E]."""
 
-    def __init__(self, cfg: EncoderConfig, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "PreTrainedConfig", width: int, *, rngs: nnx.Rngs):
         def table(rows):
             embed = nnx.Embed(rows, width, rngs=rngs)
             embed.dtype = None  # that of the weights that will be loaded, not of these

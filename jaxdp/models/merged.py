@@ -6,9 +6,9 @@ transformers has no mean-pooled classifier, so one with pooling "mean" announces
 encoder; its head is in the file all the same. `jaxdp.json` says which it is.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
@@ -19,13 +19,16 @@ from .classifier import ReportClassifier
 from .lora import LoRALinear
 from .pretrained import load_classifier, relayout, source_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 _CLASS_PREFIX = {"bert": "Bert", "albert": "Albert"}
 
 
 def save_checkpoint(
     directory: Path,
     model: ReportClassifier,
-    config: Mapping[str, Any],
+    config: "PreTrainedConfig",
     label_names: Iterable[str],
 ) -> None:
     """Writes config.json, model.safetensors and jaxdp.json; `model` is left as it is.
@@ -54,8 +57,8 @@ def save_checkpoint(
     write_json(
         directory / "config.json",
         {
-            **{name: value for name, value in config.items() if name != "_name_or_path"},
-            "architectures": [_CLASS_PREFIX[config["model_type"]] + task],
+            **config.to_diff_dict(),
+            "architectures": [_CLASS_PREFIX[config.model_type] + task],
             "problem_type": "multi_label_classification",
             "id2label": {str(i): name for i, name in enumerate(label_names)},
             "label2id": {name: i for i, name in enumerate(label_names)},

@@ -7,24 +7,35 @@ initialised by an explicit rule; anything else is an error that names the tensor
 
 import dataclasses
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from huggingface_hub.errors import StrictDataclassError
 
-from .albert import AlbertClassifier, AlbertConfig
-from .bert import BertClassifier, BertConfig
+from .albert import AlbertClassifier
+from .bert import BertClassifier
 from .checkpoints import WeightsError, read_json, read_tensors
 from .classifier import HEAD, POOLINGS, ReportClassifier
-from .layers import EncoderConfig
+from .layers import ACTIVATIONS
 
-MODELS = {"bert": (BertConfig, BertClassifier), "albert": (AlbertConfig, AlbertClassifier)}
-"""model_type of a config.json, which is also the prefix of its tensors -> our classes."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Where torch is absent, transformers would say so as it is imported, here or in data.tokens.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+MODELS = {"bert": BertClassifier, "albert": AlbertClassifier}
+"""model_type of a config.json, which is also the prefix of its tensors -> our class."""
+
+_SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
 
 # Tensors of pretraining heads and buffers, which a classifier has no use for.
 _SURPLUS = re.compile(
@@ -42,25 +53,43 @@ class LoadReport:
     """Source tensors left out by rule."""
 
 
-def read_config(directory: Path) -> dict:
-    """The parsed config.json of a model directory; WeightsError if it is none of `MODELS`."""
-    path = Path(directory) / "config.json"
-    config = read_json(path)
-    if config.get("model_type") not in MODELS:
-        raise WeightsError(
-            f"{path}: model_type must be {' or '.join(MODELS)}, not {config.get('model_type')!r}"
-        )
+def as_config(values: Mapping[str, Any]) -> "PreTrainedConfig":
+    """A parsed config.json as transformers' configuration, with its defaults for what is left out.
+
+    Raises:
+        ValueError: it is of none of `MODELS`, or has a field that we cannot use, by name.
+    """
+    from transformers import AutoConfig  # takes a second, or two where torch is installed
+
+    values = dict(values)
+    kind = values.pop("model_type", None)
+    if kind is None and _SIZES <= values.keys():
+        # Older than that field. Other families that look alike, RoBERTa's, name tensors otherwise.
+        kind = "albert" if "num_hidden_groups" in values else "bert"
+    if kind not in MODELS:
+        raise ValueError(f"model_type must be {' or '.join(MODELS)}, not {kind!r}")
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    for name, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        if getattr(config, name, wanted) != wanted:
+            raise ValueError(f"{name} must be {wanted}, not {getattr(config, name)!r}")
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}")
+    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
+        raise ValueError("hidden_size must be a multiple of num_attention_heads")
     return config
 
 
-def read_encoder_config(directory: Path) -> EncoderConfig:
-    """config.json as our class for its model_type; WeightsError names a field we cannot use."""
-    config = read_config(directory)
-    config_class, _ = MODELS[config["model_type"]]
+def read_config(directory: Path) -> "PreTrainedConfig":
+    """config.json of a model directory, read by `as_config`; WeightsError if it cannot be used."""
+    path = Path(directory) / "config.json"
+    values = read_json(path)
     try:
-        return config_class.from_json(config)
+        return as_config(values)
     except ValueError as error:
-        raise WeightsError(f"{directory}: {error}") from None
+        raise WeightsError(f"{path}: {error}") from None
 
 
 def source_name(path: tuple) -> str:
@@ -115,10 +144,10 @@ def load_classifier(
         raise ValueError(f"model.pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
     directory = Path(directory)
     config = read_config(directory)
-    prefix = config["model_type"]
-    cfg, model_class = read_encoder_config(directory), MODELS[prefix][1]
+    prefix = config.model_type
+    model_class = MODELS[prefix]
     graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: model_class(cfg, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
     )
 
     tensors = {_canonical(name, prefix): read for name, read in read_tensors(directory).items()}
@@ -142,7 +171,7 @@ def load_classifier(
                 digest.update(f"{name} {shape} {zlib.crc32(value)}\n".encode())
         elif path[0] in HEAD or "pooler" in path:
             initialised.append(name)
-            value = _initial(path, shape, config.get("initializer_range", 0.02), rngs)
+            value = _initial(path, shape, config.initializer_range, rngs)
         else:
             missing.append(name)
             continue

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdp.config import Config
 from jaxdp.models.presets import find_preset
-from jaxdp.models.pretrained import read_encoder_config
+from jaxdp.models.pretrained import read_config
 
 from .accounting import SweepPlan
 from .execute import programs
@@ -93,7 +93,7 @@ def _size(backbone: str) -> tuple[int, int] | None:
     """(layers, width) of a backbone, without fetching anything."""
     directory = Path(backbone).expanduser()
     if directory.is_dir():
-        found = read_encoder_config(directory)
+        found = read_config(directory)
         return found.num_hidden_layers, found.hidden_size
     preset = find_preset(backbone)
     match = re.search(r"L-(\d+)_H-(\d+)", preset.hub_id if preset else backbone)

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxdp.backbone import Backbone
+from jaxdp.data.tokens import read_tokenizer
 from jaxdp.dp import statement_markdown
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import read_config
 
-from .release_check import ReleaseError, check_release
+from .release_check import PATHS, TOKENIZER_FILES, ReleaseError, check_release
 from .rundir import sync_folder, write_json
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "special_tokens_map.json")
-_PATHS = ("name_or_path", "special_tokens_map_file", "tokenizer_file")
-"""Fields of a tokenizer_config.json in which transformers keeps paths of whoever saved it."""
 
 
 def write_release(
@@ -71,13 +68,15 @@ def write_release(
             label_names=label_names,
             initialised=initialised,
         )
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (backbone.directory / name).exists():
             shutil.copyfile(backbone.directory / name, adapter / name)
     config_file = backbone.directory / "tokenizer_config.json"
     config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
-    config = {name: value for name, value in config.items() if name not in _PATHS}
-    write_json(adapter / "tokenizer_config.json", config | {"model_max_length": max_length})
+    config = {name: value for name, value in config.items() if name not in PATHS}
+    # What the backbone's config.json says of the tokenizer, which an adapter has not.
+    kind = {"tokenizer_class": type(read_tokenizer(backbone.directory)).__name__}
+    write_json(adapter / "tokenizer_config.json", kind | config | {"model_max_length": max_length})
     write_json(scratch / "privacy.json", statement)
     (scratch / "PRIVACY.md").write_text(statement_markdown(statement), encoding="utf-8")
     for path in [scratch, *scratch.rglob("*")]:

@@ -13,17 +13,21 @@ import numpy as np
 import safetensors
 
 from jaxdp import dp
+from jaxdp.data.dataset import DataError
+from jaxdp.data.tokens import load_tokenizer
 from jaxdp.models.checkpoints import WeightsError, read_tensors
 from jaxdp.models.classifier import HEAD, POOLINGS
 from jaxdp.models.peft import TORCH_CLASS
+from jaxdp.models.pretrained import read_config
 
 _BUNDLE = {"PRIVACY.md", "privacy.json"}
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 _WHOLE = {"config.json", "model.safetensors"}
 _BESIDE_WEIGHTS = {"jaxdp.json", "tokenizer_config.json"}
-_TOKENIZER = {"tokenizer.json", "vocab.txt", "special_tokens_map.json"}
+_VOCABULARIES = {"tokenizer.json", "vocab.txt", "spiece.model"}
+TOKENIZER_FILES = _VOCABULARIES | {"special_tokens_map.json", "added_tokens.json"}
 
-_PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
+PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 """Where transformers keeps paths of whoever saved a file."""
 _NAME = r"[^/\\\s][^/\\\n]{0,199}"
 _PREFIX = "base_model.model."
@@ -100,7 +104,7 @@ def check_release(release: Path, base: Path | None = None) -> list[Finding]:
     for name in ("files", "statement", "settings", "tensors", "trained", "tokenizer"):
         try:
             findings.append(Finding(name, True, getattr(bundle, name)()))
-        except (ReleaseError, WeightsError, safetensors.SafetensorError) as error:
+        except (ReleaseError, DataError, WeightsError, safetensors.SafetensorError) as error:
             findings.append(Finding(name, False, str(error)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # Fields of another kind than they should be.
@@ -125,7 +129,7 @@ class _Bundle:
         weights = _WHOLE if self.whole else _ADAPTER
         needed = _BUNDLE | {f"adapter/{name}" for name in weights | _BESIDE_WEIGHTS}
         code = f"adapter/{TORCH_CLASS.name}"
-        allowed = needed | {"adapter", code} | {f"adapter/{name}" for name in _TOKENIZER}
+        allowed = needed | {"adapter", code} | {f"adapter/{name}" for name in TOKENIZER_FILES}
         found = {}
         for path in self.release.rglob("*"):
             found[str(path.relative_to(self.release))] = path
@@ -138,8 +142,8 @@ class _Bundle:
             raise ReleaseError(f"links or folders where files belong: {', '.join(sorted(odd))}")
         if code in found and found[code].read_bytes() != TORCH_CLASS.read_bytes():
             raise ReleaseError(f"{code} is not the class that belongs there")
-        if not {"adapter/tokenizer.json", "adapter/vocab.txt"} & found.keys():
-            raise ReleaseError("neither tokenizer.json nor vocab.txt is there")
+        if not {f"adapter/{name}" for name in _VOCABULARIES} & found.keys():
+            raise ReleaseError(f"none of {', '.join(sorted(_VOCABULARIES))} is there")
         return f"{len(found) - 1} files, each of them allowed"
 
     def statement(self) -> str:
@@ -184,8 +188,9 @@ class _Bundle:
             if list(config["id2label"].values()) != labels:
                 raise ReleaseError("config.json: id2label must be the label names")
             if self.base is not None:
-                own = {"architectures", "problem_type", "id2label", "label2id"} | _PATHS
-                if _without(config, own) != _without(_read(self.base / "config.json"), own):
+                own = {"architectures", "problem_type", "id2label", "label2id"} | PATHS
+                ours, theirs = (read_config(d).to_dict() for d in (self.adapter, self.base))
+                if _without(ours, own) != _without(theirs, own):
                     raise ReleaseError("config.json differs from the backbone's")
             return f"whole model, {len(labels)} labels"
         config = _read(self.adapter / "adapter_config.json")
@@ -290,18 +295,18 @@ class _Bundle:
         _no_paths("tokenizer_config.json", config)
         if not isinstance(config.get("model_max_length"), int):
             raise ReleaseError("tokenizer_config.json has no model_max_length")
-        present = [n for n in sorted(_TOKENIZER) if (self.adapter / n).exists()]
-        for name in present:
-            if name.endswith(".json"):
-                _read(self.adapter / name)
+        present = [n for n in sorted(TOKENIZER_FILES) if (self.adapter / n).exists()]
+        load_tokenizer(self.adapter)
         if self.base is None:
             return f"{', '.join(present)}: readable, not compared"
         for name in present:
             theirs = self.base / name
             if not theirs.exists() or theirs.read_bytes() != (self.adapter / name).read_bytes():
                 raise ReleaseError(f"{name} is not the backbone's")
-        path, own = self.base / "tokenizer_config.json", {"model_max_length"} | _PATHS
-        if _without(config, own) != _without(_read(path) if path.exists() else {}, own):
+        path = self.base / "tokenizer_config.json"
+        theirs = _read(path) if path.exists() else {}
+        own = PATHS | {"model_max_length"} | ({"tokenizer_class"} - theirs.keys())
+        if _without(config, own) != _without(theirs, own):
             raise ReleaseError("tokenizer_config.json differs from the backbone's")
         return f"{', '.join(present)}: the backbone's"
 
@@ -324,7 +329,7 @@ def _known(file: str, value: Mapping[str, Any], needed: set[str], optional: set[
 
 
 def _no_paths(file: str, value: Mapping[str, Any]) -> None:
-    if found := sorted(value.keys() & _PATHS):
+    if found := sorted(value.keys() & PATHS):
         raise ReleaseError(f"{file}: {', '.join(found)} may be paths of this machine")
 
 

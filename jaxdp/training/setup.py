@@ -22,7 +22,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, Watch, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.pretrained import LoadReport, load_classifier, read_encoder_config
+from jaxdp.models.pretrained import LoadReport, load_classifier, read_config
 
 from .members import stack, stack_differing
 from .mesh import make_mesh
@@ -70,7 +70,7 @@ def load_inputs(config: Config) -> Inputs:
     # First, as the backbone may have to be downloaded.
     dataset = load_reports(config.data, config.teacher)
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
-    positions = read_encoder_config(backbone.directory).max_position_embeddings
+    positions = read_config(backbone.directory).max_position_embeddings
     if config.data.max_length > positions:
         raise ConfigError(
             f"config.data.max_length must be at most {positions}, the positions of "
