@@ -166,9 +166,15 @@ class Constant:
     [
         ("in.csv", "study,text\ns1,good\n007,too\ns3,\n", "has no text"),
         (
+            "in.json",
+            '[{"text": "good", "study": "s1"}, {"text": "too", "study": "007"}, '
+            '{"text": "x", "study": [1]}]',
+            "has no string or integer in 'study'",
+        ),
+        (
             "in.jsonl",
             '{"text": "good", "study": "s1"}\n{"text": "too", "study": "007"}\n{"text": "x"}\n',
-            "has no string or integer field 'study'",
+            "lacks 'study'",
         ),
     ],
 )
@@ -191,7 +197,7 @@ def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem)
 
 def test_an_id_column_that_is_not_there_is_named(tmp_path):
     write_csv(tmp_path / "in.csv", TEXTS)
-    with pytest.raises(DataError, match="row 1 has no column 'accession' among its 2"):
+    with pytest.raises(DataError, match="it has 2 columns, none of them 'accession'"):
         list(read_rows(tmp_path / "in.csv", "text", "accession"))
 
 

@@ -134,27 +134,14 @@ def _train(
     mesh: Mesh | None,
     watch: Watch,
 ) -> nnx.State:
-    """What `mode` trains of the model, trained: AdamW with linear decay on batches of like length.
-
-    With label attention a second head, on the mean, learns beside the first from the same adapters,
-    and is then dropped: before queries have found their tokens, the mean is what teaches adapters.
-    """
+    """What `mode` trains, trained: AdamW with linear decay, on batches of like length."""
     graphdef, trained, frozen = lora.split(model, mode)
     level = model.start_level(trained)
     states = prefix.at(level)["train"]
-    params = {"model": trained}
-    if model.pooling == "label-attention":
-        head = nnx.state(model.classifier)
-        params["mean"] = jax.tree.map(jnp.copy, head)
 
     def report_loss(params, frozen, values, length, labels):
-        model = nnx.merge(graphdef, params["model"], frozen)
-        loss = multilabel_loss(packed_logits(model, values, length, level), labels)
-        if "mean" in params:
-            mean = model.mean(model.last_states(values, length, level), length)
-            head = params["mean"]
-            loss += multilabel_loss(mean @ head["kernel"][...] + head["bias"][...], labels)
-        return loss
+        model = nnx.merge(graphdef, params, frozen)
+        return multilabel_loss(packed_logits(model, values, length, level), labels)
 
     size = min(settings.batch_size, len(states))
     shared = mesh is not None and size % mesh.shape[DATA] == 0
@@ -181,7 +168,7 @@ def _train(
         return optax.apply_updates(params, updates), state
 
     params, state, frozen = place(
-        (jax.tree.map(jnp.copy, params), optimizer.init(params), frozen), mesh
+        (jax.tree.map(jnp.copy, trained), optimizer.init(trained), frozen), mesh
     )
     with watch(settings.steps, "steps") as stepped:
         for width, chosen in _batches(states.lengths, size, settings.steps):
@@ -191,7 +178,7 @@ def _train(
             params, state = step(params, state, frozen, *reports)
             jax.block_until_ready(params)  # no queue of steps with collectives in them
             stepped(1)
-    return jax.tree.map(jnp.asarray, to_host(params["model"]))
+    return jax.tree.map(jnp.asarray, to_host(params))
 
 
 def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
