@@ -12,6 +12,5 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "ctrate_eps1")
     config.privacy.epsilon = 0.01
-    config.train.learning_rate = 0.01
     config.run.name = "ctrate_eps001"
     return config

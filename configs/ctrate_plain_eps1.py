@@ -12,10 +12,8 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "ctrate_eps1")
     # Fresh adapters and a random head, trained together in one stage.
-    config.warm_start.phrasebook = None
-    config.model.pooling = None
-    config.centering.l2_clip_norm = None
-    config.train.mode = "lora"
+    config.train.recipe = None
+    config.lora.layers = "all"
     config.train.steps = 400
     config.train.expected_batch_size = 2048.0
     config.train.learning_rate = 1e-3

@@ -12,6 +12,5 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "mimic_eps1")
     config.privacy.epsilon = 0.1
-    config.train.learning_rate = 0.1
     config.run.name = "mimic_eps01"
     return config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open-I, MiniLM, a head alone on frozen features, epsilon 8 at delta 1e-5 per report.
+"""Open-I, MiniLM, a head alone on frozen features without a public start, epsilon 8 per report.
 
 python scripts/train.py --config configs/openi_head_eps8.py
 
@@ -12,13 +12,14 @@ from jaxdp.config import inherit
 
 def get_config():
     config = inherit(__file__, "openi_eps8")
-    # Without the public start, and with the preset's own pooling: what private reports alone give.
-    config.warm_start.phrasebook = None
-    config.model.pooling = None
+    config.train.recipe = None
+    # Pooled features have norms of about 4.
     config.centering.l2_clip_norm = 4.0
+    config.train.mode = "head"
+    config.train.steps = 200
+    config.train.expected_batch_size = 3100.0
     config.train.learning_rate = 0.3
-    config.privacy.epsilon = 8.0
+    config.train.schedule = "linear"
+    config.privacy.l2_clip_norm = 0.03
     config.run.name = "openi_head_eps8"
-    config.run.eval_every = 50
-    config.run.checkpoint_every = 50
     return config

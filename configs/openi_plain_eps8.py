@@ -11,13 +11,12 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "openi_eps8")
     # Fresh adapters in the last two layers and a random head, trained together in one stage.
-    config.warm_start.phrasebook = None
-    config.model.pooling = None
-    config.centering.l2_clip_norm = None
+    config.train.recipe = None
     config.train.mode = "lora"
     config.train.steps = 36
     config.train.expected_batch_size = 256.0
     config.train.learning_rate = 1e-2
+    config.train.schedule = "linear"
     config.privacy.l2_clip_norm = 0.1
     config.run.name = "openi_plain_eps8"
     config.run.eval_every = 12

@@ -3,8 +3,7 @@
 
 python scripts/train.py --config configs/padchest_patient_eps1.py
 
-Result: test weighted F1 0.917 (0.916 to 0.918),
-mean and range over 3 runs (configs/sweep_padchest.py).
+Result: RESULT
 """
 
 from jaxdp.config import inherit
@@ -14,6 +13,5 @@ def get_config():
     config = inherit(__file__, "padchest_eps1")
     config.privacy.unit = "patient"
     config.privacy.units = 53_000
-    config.train.expected_batch_size = 53_000.0
     config.run.name = "padchest_patient_eps1"
     return config

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from . import recipe
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the field and what would be right."""
@@ -198,6 +200,24 @@ class LoraConfig:
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
+PLAIN = {
+    "train": {
+        "mode": "lora",
+        "queries": False,
+        "steps": 100,
+        "expected_batch_size": 512.0,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+    },
+    "privacy": {"l2_clip_norm": 0.1},
+}
+"""What settings are that are None, and that no recipe has chosen."""
+
+
+def _fill(section: Any, values: Mapping[str, Any]) -> None:
+    for field, value in values.items():
+        if getattr(section, field) is None:
+            object.__setattr__(section, field, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,18 +328,21 @@ class HeadStageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The main stage."""
+    """The main stage. What is None is the recipe's to choose, or without one `PLAIN`'s."""
 
-    mode: str = "lora"
+    recipe: str | None = None
+    """"auto" chooses what is left open, here and in model, warm_start and privacy, by public
+    numbers: see `recipe.choices`. None chooses nothing."""
+    mode: str | None = None
     """What is trained: see `models.lora.MODES`."""
-    queries: bool = False
+    queries: bool | None = None
     """Train the queries of label attention as well."""
-    steps: int = 100
-    expected_batch_size: float = 512.0
+    steps: int | None = None
+    expected_batch_size: float | None = None
     """Expected reports (or patients) per step; the number drawn varies."""
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     optimizer: str = "adam"
-    schedule: str = "constant"
+    schedule: str | None = None
     """Of the learning rate: constant, or to zero linearly or by a half cosine."""
     microbatch_tokens: int | None = None
     """Token positions that a device computes at once, padding included; memory grows with it. None
@@ -329,6 +352,8 @@ class TrainConfig:
     wider than the next: smaller pads less, larger compiles fewer programs."""
 
     def __post_init__(self):
+        _fill(self, PLAIN["train"])
+        _require(self.recipe in (None, "auto"), "train.recipe", "auto or None", self.recipe)
         _require(self.mode in MODES, "train.mode", "one of " + ", ".join(MODES), self.mode)
         _check_stage("train", self, least_steps=1)
         tokens = self.microbatch_tokens
@@ -377,8 +402,8 @@ class PrivacyConfig:
     configuration, so that the true count is not released (design rule 3)."""
     max_reports_per_patient: int | None = None
     """Keep at most this many training reports of each patient; None keeps all."""
-    l2_clip_norm: float = 0.1
-    """Of the main stage."""
+    l2_clip_norm: float | None = None
+    """Of the main stage; None as in train."""
     noise_multiplier: float | None = None
     """Of the main stage; None is calibrated to epsilon."""
     secure_noise: bool = False
@@ -390,6 +415,7 @@ class PrivacyConfig:
     """Epsilon, at delta, that all runs in the ledger on these data may cost together."""
 
     def __post_init__(self):
+        _fill(self, PLAIN["privacy"])
         if self.epsilon == math.inf:  # as flags say None; JSON has no infinity
             object.__setattr__(self, "epsilon", None)
         _require(
@@ -514,11 +540,25 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """Validates nested plain values; ConfigError names an unknown or ill-typed field."""
-        return _build(cls, values, "config")
+        return _build(cls, _by_recipe(values), "config")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready nested dictionaries."""
         return dataclasses.asdict(self)
+
+
+def _by_recipe(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values with what the recipe chooses, where they ask for one, in place of None."""
+    train = values.get("train")
+    if not isinstance(train, Mapping) or train.get("recipe") != "auto":
+        return values
+    filled = {n: dict(v) if isinstance(v, Mapping) else v for n, v in values.items()}
+    defaults = default_config()
+    whole = {n: s.to_dict() | dict(values.get(n) or {}) for n, s in defaults.items()}
+    for section, field, value, _ in recipe.choices(whole):
+        if whole[section][field] in (None, defaults[section][field]):
+            filled.setdefault(section, {})[field] = value
+    return filled
 
 
 def _build(cls, values: Mapping[str, Any], path: str):
@@ -566,7 +606,8 @@ def default_config() -> config_dict.ConfigDict:
                 (inner,) = (h for h in typing.get_args(hint) if h is not type(None))
                 inner = typing.get_origin(inner) or inner
                 result[section.name][name] = config_dict.placeholder(inner)
-            result[section.name][name] = getattr(section.default, name)
+            field = section.type.__dataclass_fields__[name]
+            result[section.name][name] = field.default
     return result.lock()
 
 

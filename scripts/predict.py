@@ -7,7 +7,8 @@
 
 Output: one CSV row per report, with its row number in the input (from 1, the header and empty lines
 not counted), its id where --id_column names one, the decision (0 or 1) and the probability of each
-label. The predictions are about the reports given: they are as private as those are.
+label, and with --evidence the sentence that each label found has read. The predictions are about
+the reports given: they are as private as those are.
 """
 
 import sys
@@ -35,6 +36,7 @@ _INPUT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
 _TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Column or field with the report.")
 _ID_COLUMN = flags.DEFINE_string("id_column", None, "Column or field to keep in the output.")
+_EVIDENCE = flags.DEFINE_bool("evidence", False, "Show the sentence that each label found read.")
 _BAD_ROWS = flags.DEFINE_enum("bad_rows", "fail", ["fail", "skip"], "What to do with bad rows.")
 
 
@@ -61,6 +63,7 @@ def main(argv) -> None:
             text_column=_TEXT_COLUMN.value,
             skip_bad_rows=_BAD_ROWS.value == "skip",
             id_column=_ID_COLUMN.value,
+            evidence=_EVIDENCE.value,
         )
     except USER_ERRORS as error:
         fail(error)

@@ -26,6 +26,7 @@ LEVELS = {
     "models": 0,
     "dp": 0,
     "config": 0,
+    "recipe": -1,
     "assets": 0,
     "runtime": 1,
     "page": 0,

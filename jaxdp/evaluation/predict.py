@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from jaxdp.data.table_rows import stream_rows
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.models import lora
 
+from .evidence import Evidence
 from .inference import Predictor
 from .metrics import DECISION_THRESHOLD
 
@@ -93,6 +95,7 @@ class ReleasedClassifier:
         graphdef, *self._states = lora.split(model, "head")
         buckets = Buckets.for_lengths(self._max_length, microbatch_tokens)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
+        self._evidence = partial(Evidence, model, self._tokenizer, self._max_length, buckets)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Probabilities [n, num_labels] of non-empty texts, float64: none is 0 or 1, as it would be
@@ -100,6 +103,10 @@ class ReleasedClassifier:
         tokens, _ = tokenize(texts, self._tokenizer, self._max_length)
         probabilities = expit(self._logits(*self._states, tokens).astype(np.float64))
         return np.clip(probabilities, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
+
+    def evidence(self) -> Evidence:
+        """Shows what each label read; DataError if this classifier has no label attention."""
+        return self._evidence()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +125,10 @@ def label_file(
     text_column: str,
     skip_bad_rows: bool,
     id_column: str | None = None,
+    evidence: bool = False,
 ) -> Outcome:
     """Labels every row of `source`: CSV with row, the id if `id_column` names one, then decision
-    and probability of each label.
+    and probability of each label, and with `evidence` the sentence that each label found has read.
 
     `target` appears when all rows are done; memory does not grow with their number.
 
@@ -132,6 +140,8 @@ def label_file(
     labelled, skipped = 0, []
     names = classifier.label_names
     header = ["row", *names, *(f"probability_{name}" for name in names)]
+    show = classifier.evidence() if evidence else None
+    header += [f"evidence_{name}" for name in names] if show else []
     if id_column is not None:
         if id_column in header:
             raise DataError(
@@ -151,10 +161,13 @@ def label_file(
                 good = [row for row in chunk if not row.problem]
                 if not good:
                     continue
-                for row, values in zip(good, classifier([r.text for r in good]), strict=True):
+                texts = [row.text for row in good]
+                read = show(texts) if show else [()] * len(texts)
+                for row, values, said in zip(good, classifier(texts), read, strict=True):
                     decisions = (values >= DECISION_THRESHOLD).astype(int)
                     own = [row.number] if id_column is None else [row.number, row.id]
-                    writer.writerow([*own, *decisions, *values.tolist()])
+                    said = [text if yes else "" for text, yes in zip(said, decisions, strict=False)]
+                    writer.writerow([*own, *decisions, *values.tolist(), *said])
                 labelled += len(good)
         scratch.replace(target)
     finally:

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxdp import recipe
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.inference import unwatched
@@ -80,6 +81,10 @@ class Monitor:
         """Noise is calibrated."""
         target = config.privacy.epsilon if config.privacy.private else None
         self._say(f"run [bold]{config.run.name}[/], target epsilon {_epsilon(target)}")
+        settings = config.to_dict()
+        for section, field, value, reason in recipe.choices(settings):
+            if config.train.recipe and settings[section][field] == value:
+                self._say(f"  by the recipe: {section}.{field} = {value} ({reason})")
         for stage in plan.stages:
             self._say(f"  {stage.name}: {stage.mode}, {stage.steps} steps")
         for name, m in plan.mechanisms().items():

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open-I, MiniLM, epsilon 1 per report, where nobody has written a phrasebook: the labels' names alone.
+
+python scripts/train.py --config configs/openi_labels_eps1.py
+
+Result: RESULT
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "openi_eps1")
+    config.warm_start.phrasebook = "labels"
+    config.run.name = "openi_labels_eps1"
+    return config

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open-I, MiniLM, epsilon 8 per report, where nobody has written a phrasebook: the labels' names alone.
+
+python scripts/train.py --config configs/openi_labels_eps8.py
+
+Result: RESULT
+"""
+
+from jaxdp.config import inherit
+
+
+def get_config():
+    config = inherit(__file__, "openi_eps8")
+    config.warm_start.phrasebook = "labels"
+    config.run.name = "openi_labels_eps8"
+    return config

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sentence of a report that a label read, for the person who reads the label.
+
+It is computed from the released classifier and the new report alone, so it costs no privacy.
+"""
+
+import re
+
+import jax
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer
+
+from jaxdp.data.batching import Buckets
+from jaxdp.data.dataset import DataError
+from jaxdp.data.tokens import tokenize
+from jaxdp.models.classifier import ReportClassifier
+
+from .inference import in_batches
+
+_SENTENCE = re.compile(r"\S.*?(?:[.!?;](?=\s)|$)", re.MULTILINE)
+"""Up to a mark that ends one, or the end of the line; "1.5 cm" holds none."""
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each in `text`, in order."""
+    found = _SENTENCE.finditer(text)
+    return [(m.start(), m.start() + len(m.group().rstrip())) for m in found]
+
+
+class Evidence:
+    """Gives, for every label, the sentence that gets most of its attention.
+
+    Args:
+        model: with label attention.
+        tokenizer, max_length: of the release; what is cut off is no evidence.
+        buckets: shapes to run in.
+
+    Raises:
+        DataError: the model pools otherwise, so no label has tokens of its own.
+    """
+
+    def __init__(
+        self, model: ReportClassifier, tokenizer: Tokenizer, max_length: int, buckets: Buckets
+    ):
+        if model.pooling != "label-attention":
+            raise DataError(
+                f"evidence needs label attention; this release pools by {model.pooling}"
+            )
+        graphdef, state = nnx.split(model)
+
+        @jax.jit
+        def attention(state, values, lengths):
+            def one(ids, length):
+                model = nnx.merge(graphdef, state)
+                return model.label_attention.weights(model.last_states(ids, length, 0), length)
+
+            return jax.vmap(one)(values, lengths)
+
+        self._attention = lambda values, lengths: attention(state, values, lengths)
+        self._tokenizer, self._max_length, self._buckets = tokenizer, max_length, buckets
+
+    def __call__(self, texts: list[str]) -> list[list[str]]:
+        """[n][labels] sentences of non-empty texts; "" where no sentence was read."""
+        tokens, _ = tokenize(texts, self._tokenizer, self._max_length)
+        encodings = self._tokenizer.encode_batch(texts)
+        found: list[list[str]] = [[] for _ in texts]
+        for rows, lengths, weights in in_batches(self._attention, tokens, self._buckets):
+            for row, length, attended in zip(rows, lengths, weights, strict=True):
+                offsets = np.array(encodings[row].offsets[:length]).reshape(-1, 2)
+                found[row] = _most_read(texts[row], offsets, attended[:, :length])
+        return found
+
+
+def _most_read(text: str, offsets: np.ndarray, attended: np.ndarray) -> list[str]:
+    """offsets [L, 2] of the tokens in `text` (those that are in none are empty), attended
+    [labels, L] -> for each label a sentence."""
+    spans = sentences(text)
+    if not spans:
+        return [""] * len(attended)
+    starts, ends = np.array(spans).T
+    begin, end = offsets[:, :1], offsets[:, 1:]
+    inside = (begin >= starts) & (end <= ends) & (begin < end)
+    totals = attended @ inside  # [labels, sentences]
+    return [text[slice(*spans[i])] for i in totals.argmax(axis=1)]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe: what a run does where its configuration leaves that open, from public numbers alone.
+
+Nothing here looks at a report, so nothing here costs privacy. Where the numbers come from, and what
+each was measured on: docs/recipe.md.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+PHRASEBOOKS = {"openi": "chest_en", "padchest": "chest_es", "mimic": "mimic_en", "ctrate": "ct_en"}
+"""Source -> the book that is written for its labels; a table's is made of its labels' names."""
+SHAPES = {
+    # Short notes of what is there; what is not there is rarely said.
+    "padchest": {"normal": 0.3, "denied": 0.12, "repeated": 0.05, "other": 0.3},
+    # CT shows several findings in most patients, and reports go through the organs.
+    "ctrate": {"normal": 0.1, "findings": 3.5},
+}
+"""Source -> settings of warm_start that say what its reports look like, as its makers describe
+them."""
+RATES = ((0, 0.003), (150, 0.03), (1_500, 0.05), (10_000, 0.1), (100_000, 0.3))
+"""units x epsilon, at least -> learning rate of the head: the less the reports can tell through the
+noise, the less far from its public start a head should move."""
+
+
+class Choice(NamedTuple):
+    """One setting that the recipe fills in."""
+
+    section: str
+    field: str
+    value: Any
+    reason: str
+
+
+def learning_rate(units: int, epsilon: float) -> float:
+    """Of a private head after a public start, see `RATES`."""
+    return [rate for least, rate in RATES if units * epsilon >= least][-1]
+
+
+def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
+    """What the recipe is for these settings; of a run without privacy, adapters learn as well.
+
+    Args:
+        config: all settings, by section.
+    """
+    source, privacy = config["data"]["source"], config["privacy"]
+    units, epsilon = privacy["units"], privacy["epsilon"]
+    made_up = "findings are put in words before a private report is seen"
+    found = [
+        Choice("model", "pooling", "label-attention", "each label reads its own tokens"),
+        Choice("warm_start", "phrasebook", PHRASEBOOKS.get(source, "labels"), made_up),
+    ]
+    shape = SHAPES.get(source, {})
+    found += [Choice("warm_start", f, v, f"reports of {source}") for f, v in shape.items()]
+    if not epsilon or epsilon == float("inf"):
+        return found + [
+            Choice("train", "queries", True, "nothing is noised"),
+            Choice("train", "expected_batch_size", 64.0, "nothing is noised"),
+        ]
+    if not all(isinstance(number, int | float) for number in (units, epsilon)):
+        return found  # `Config` says what is wrong
+    return found + [
+        Choice("model", "label_dimensions", 128, "fewer numbers to noise"),
+        Choice("train", "mode", "head", "fewest numbers to noise"),
+        Choice("train", "steps", 200, "of the head alone"),
+        Choice("train", "expected_batch_size", float(units), "every unit at every step"),
+        Choice("train", "schedule", "linear", "less noise at the end"),
+        Choice("train", "learning_rate", learning_rate(units, epsilon), "units x epsilon"),
+        Choice("privacy", "l2_clip_norm", 0.03, "Adam does not see the scale"),
+    ]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sentence that a label is said to have read is the one that it did read."""
+
+import csv
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers_models import load
+from helpers_training import write_backbone
+
+from jaxdp.data.batching import Buckets
+from jaxdp.data.dataset import DataError
+from jaxdp.data.tokens import load_tokenizer
+from jaxdp.evaluation.evidence import Evidence, sentences
+from jaxdp.evaluation.predict import label_file
+
+LABELS = 3
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    return write_backbone(tmp_path / "backbone")
+
+
+def evidence(backbone, queries):
+    model = load(backbone, LABELS, "label-attention")
+    model.label_attention.queries[...] = jnp.asarray(queries(model), jnp.float32)
+    return Evidence(model, load_tokenizer(backbone), 16, Buckets.for_lengths(16, 64))
+
+
+def asks_for(backbone, *words):
+    """Queries that point at the state of a word, as it is when alone."""
+
+    def queries(model):
+        tokenizer = load_tokenizer(backbone)
+        states = []
+        for word in words:
+            ids = jnp.asarray(tokenizer.encode(word).ids)
+            states.append(np.asarray(model.last_states(ids, len(ids), 0))[1])
+        states = np.stack(states)
+        return 8 * (states - states.mean(axis=0))
+
+    return queries
+
+
+def test_sentences_end_where_a_reader_would_end_them():
+    text = "Heart normal.  A 1.5 cm nodule!\nNo effusion; lungs clear\n\nStable"
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "Heart normal.", "A 1.5 cm nodule!", "No effusion;", "lungs clear", "Stable"
+    ]  # fmt: skip
+    assert sentences("") == [] and sentences(" \n ") == []
+
+
+def test_each_label_is_shown_its_sentence(backbone):
+    show = evidence(backbone, asks_for(backbone, "effusion", "opacity", "heart"))
+    texts = ["Enlarged heart. Small left effusion. No opacity.", "opacity. heart. effusion."]
+    found = show(texts)
+    assert found[0] == ["Small left effusion.", "No opacity.", "Enlarged heart."]
+    assert found[1] == ["effusion.", "opacity.", "heart."]
+
+
+def test_without_queries_the_longest_sentence_is_read_and_what_is_cut_off_is_not(backbone):
+    show = evidence(backbone, lambda model: np.zeros((LABELS, 16)))
+    text = "heart. small left effusion. " + "no " * 30
+    assert show([text, "heart"]) == [["no " * 29 + "no"] * LABELS, ["heart"] * LABELS]
+    late = "lungs clear " * 7 + ". acute acute acute acute."
+    assert show([late])[0][0].startswith("lungs clear")
+
+
+def test_another_pooling_has_no_evidence(backbone):
+    model = load(backbone, LABELS, "mean")
+    with pytest.raises(DataError, match="needs label attention; this release pools by mean"):
+        Evidence(model, load_tokenizer(backbone), 16, Buckets.for_lengths(16, 64))
+
+
+def test_only_labels_that_were_found_are_explained(tmp_path):
+    class Classifier:
+        label_names = ("a", "b")
+
+        def __call__(self, texts):
+            return np.array([[0.9, 0.2]] * len(texts))
+
+        def evidence(self):
+            return lambda texts: [[f"{t} for a", f"{t} for b"] for t in texts]
+
+    (tmp_path / "in.csv").write_text("text\none\ntwo\n")
+    label_file(
+        Classifier(),
+        tmp_path / "in.csv",
+        tmp_path / "out.csv",
+        text_column="text",
+        skip_bad_rows=False,
+        evidence=True,
+    )
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [(r["evidence_a"], r["evidence_b"]) for r in rows] == [
+        ("one for a", ""),
+        ("two for a", ""),
+    ]

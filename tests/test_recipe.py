@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe: fills what is open from public numbers, keeps what is set, and is the same again."""
+
+import pytest
+
+from jaxdp import recipe
+from jaxdp.config import PLAIN, Config, ConfigError, WarmStartConfig
+from jaxdp.data.phrasebook import SHIPPED
+
+
+def config(**sections) -> Config:
+    values = {"privacy": {"units": 3100, "epsilon": 1.0}, "train": {"recipe": "auto"}}
+    for name, fields in sections.items():
+        values[name] = values.get(name, {}) | fields
+    return Config.from_dict(values)
+
+
+def test_it_fills_what_is_open():
+    found = config()
+    assert found.model.pooling == "label-attention" and found.warm_start.phrasebook == "chest_en"
+    train = found.train
+    assert (train.mode, train.expected_batch_size, train.learning_rate) == ("head", 3100.0, 0.05)
+    assert found.privacy.l2_clip_norm == 0.03
+    chosen = recipe.choices(found.to_dict())
+    assert all(getattr(getattr(found, c.section), c.field) == c.value for c in chosen)
+    assert all(c.reason for c in chosen)
+
+
+def test_what_is_set_is_kept_whatever_it_is():
+    found = config(
+        train=PLAIN["train"], privacy={"l2_clip_norm": 1.0}, warm_start={"phrasebook": "mimic_en"}
+    )
+    assert {field: getattr(found.train, field) for field in PLAIN["train"]} == PLAIN["train"]
+    assert found.privacy.l2_clip_norm == 1.0 and found.warm_start.phrasebook == "mimic_en"
+
+
+def test_a_finished_configuration_is_read_as_it_is():
+    for found in (config(), config(data={"source": "padchest"}), config(privacy={"epsilon": None})):
+        assert Config.from_dict(found.to_dict()) == found
+
+
+def test_without_a_recipe_nothing_is_chosen():
+    found = config(train={"recipe": None})
+    assert {field: getattr(found.train, field) for field in PLAIN["train"]} == PLAIN["train"]
+    assert found.model.pooling is None and found.warm_start == WarmStartConfig()
+
+
+@pytest.mark.parametrize(
+    ("units", "epsilon", "rate"),
+    [
+        (3100, 0.01, 0.003),
+        (3100, 0.1, 0.03),
+        (3100, 1.0, 0.05),
+        (3100, 8.0, 0.1),
+        (53000, 8.0, 0.3),
+    ],
+)
+def test_rates_are_those_that_were_measured(units, epsilon, rate):
+    assert recipe.learning_rate(units, epsilon) == rate
+    assert config(privacy={"units": units, "epsilon": epsilon}).train.learning_rate == rate
+
+
+def test_every_source_has_a_book_and_a_table_that_of_its_labels():
+    assert set(recipe.PHRASEBOOKS.values()) <= set(SHIPPED)
+    assert config(data={"source": "table"}).warm_start.phrasebook == "labels"
+    for source, shape in recipe.SHAPES.items():
+        found = config(data={"source": source}).warm_start
+        assert shape == {field: getattr(found, field) for field in shape}
+
+
+def test_without_privacy_adapters_and_queries_learn():
+    found = config(privacy={"epsilon": None})
+    assert found.train.trained == "lora+queries" and found.warm_start.phrasebook == "chest_en"
+    assert found.model.label_dimensions is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"recipe": "best"}}, "train.recipe must be auto or None"),
+        ({"privacy": {"units": None}}, "privacy.units must be set"),
+        ({"privacy": {"units": "many"}}, "privacy.units must be of type int"),
+        ({"privacy": {"epsilon": "1"}}, "privacy.epsilon must be of type float"),
+        ({"train": {"stps": 3}}, "train.stps is not a setting"),
+        ({"tran": {}}, "tran is not a setting"),
+    ],
+)
+def test_mistakes_are_named_with_a_recipe_too(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
