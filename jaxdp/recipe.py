@@ -18,9 +18,11 @@ SHAPES = {
 }
 """Source -> settings of warm_start that say what its reports look like, as its makers describe
 them."""
-RATES = ((0, 0.003), (150, 0.03), (1_500, 0.05), (10_000, 0.1), (100_000, 0.3))
+RATES = ((0, 0.003), (150, 0.03), (1_500, 0.05), (5_000, 0.1))
 """units x epsilon, at least -> learning rate of the head: the less the reports can tell through the
 noise, the less far from its public start a head should move."""
+DIMENSIONS = ((0, 128), (30_000, 256), (200_000, None))
+"""units x epsilon, at least -> model.label_dimensions; None is all of the feature."""
 
 
 class Choice(NamedTuple):
@@ -34,7 +36,11 @@ class Choice(NamedTuple):
 
 def learning_rate(units: int, epsilon: float) -> float:
     """Of a private head after a public start, see `RATES`."""
-    return [rate for least, rate in RATES if units * epsilon >= least][-1]
+    return _from(RATES, units * epsilon)
+
+
+def _from(table: tuple[tuple[int, Any], ...], value: float) -> Any:
+    return [choice for least, choice in table if value >= least][-1]
 
 
 def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
@@ -60,7 +66,7 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     if not all(isinstance(number, int | float) for number in (units, epsilon)):
         return found  # `Config` says what is wrong
     return found + [
-        Choice("model", "label_dimensions", 128, "fewer numbers to noise"),
+        Choice("model", "label_dimensions", _from(DIMENSIONS, units * epsilon), "units x epsilon"),
         Choice("train", "mode", "head", "fewest numbers to noise"),
         Choice("train", "steps", 200, "of the head alone"),
         Choice("train", "expected_batch_size", float(units), "every unit at every step"),

@@ -19,7 +19,6 @@ def command(config, root, units):
         f"--config.data.root={root}",
         "--config.data.max_length=32",
         "--config.warm_start.reports=60",
-        "--config.warm_start.head_steps=5",
         "--config.warm_start.steps=2",
         f"--config.privacy.units={units}",
         "--config.train.steps=3",

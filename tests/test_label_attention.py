@@ -3,6 +3,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from jaxdp import dp
 from jaxdp.models import lora
 from jaxdp.models.albert import AlbertClassifier
 from jaxdp.models.bert import BertClassifier
+from jaxdp.training import trainer
+from jaxdp.training.step import multilabel_loss
 
 SIZES = dict(
     vocab_size=40,
@@ -162,3 +165,22 @@ def test_a_tiny_column_counts_beside_a_huge_one():
     right = jnp.asarray([[1e20, 1e-20]])
     norm = dp.clipping.per_report_norms({"kernel": dp.ColumnProducts(left, right)})
     np.testing.assert_allclose(norm, [1e5], rtol=1e-6)
+
+
+def test_a_label_heads_gradient_is_its_products(model):
+    """What a stage on cached features clips, beside the gradient of the whole head."""
+    head = nnx.state(model.classifier)
+    feature = jnp.asarray(np.random.default_rng(0).standard_normal((1, LABELS, 16)), jnp.float32)
+    labels = jnp.asarray([1, 0, 1, -1, 0])
+    graphdef = nnx.graphdef(model.classifier)
+
+    def loss(head, feature, labels):
+        return multilabel_loss(nnx.merge(graphdef, head)(feature[0]), labels)
+
+    value, gradient = jax.value_and_grad(loss)(head, feature, labels)
+    found_value, found = trainer._head_value_and_grad(loss)(head, feature, labels)
+    assert found_value == value
+    np.testing.assert_allclose(found["bias"][...], gradient["bias"][...], rtol=1e-6)
+    products = found["kernel"].get_value()
+    formed = (products.left * products.right[:, None]).T
+    np.testing.assert_allclose(formed, gradient["kernel"][...], rtol=1e-5, atol=1e-7)

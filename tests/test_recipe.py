@@ -52,7 +52,8 @@ def test_without_a_recipe_nothing_is_chosen():
         (3100, 0.1, 0.03),
         (3100, 1.0, 0.05),
         (3100, 8.0, 0.1),
-        (53000, 8.0, 0.3),
+        (53000, 0.1, 0.1),
+        (53000, 8.0, 0.1),
     ],
 )
 def test_rates_are_those_that_were_measured(units, epsilon, rate):

@@ -18,6 +18,7 @@ from rich.console import Console
 from jaxdp import dp
 from jaxdp.backbone import Backbone
 from jaxdp.config import ConfigError, WarmStartConfig
+from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
 from jaxdp.training import warm_start as warm_start_module
 from jaxdp.training.interrupt import Interrupt
@@ -140,21 +141,26 @@ def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(workspace, bo
         {"warm_start__reports": 199},
         {"warm_start__denied": 0.1},
         {"lora__alpha": 3.0},
-        {"model__label_dimensions": None},
         {"pooling": "mean", "model__label_dimensions": None},
     ):
         other = kept(**{"model__label_dimensions": 4} | changes)
         assert other.keys() != wanted.keys() or not same(other)
-    assert len(trained) == 6
+    assert len(trained) == 5
+    # How many of its directions a head uses is no matter of what was learnt.
+    assert kept(model__label_dimensions=2)["basis.directions"].shape[-1] == 2
+    assert "basis.directions" not in kept(model__label_dimensions=None)
+    assert len(trained) == 5
 
 
 def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, book):
     # The head alone learns in private, on adapters that have learnt in public.
     changes = settings(book, steps=3, train__mode="head", head_stage__steps=0)
+    changes |= {"model__pooling": "label-attention", "model__label_dimensions": 4}
     config = smoke_config(workspace, **changes)
     result, printed = run(config)
     warm = result["privacy"]
-    plan = plan_run(dataclasses.replace(config, warm_start=WarmStartConfig()))
+    model = dataclasses.replace(config.model, label_dimensions=None)
+    plan = plan_run(dataclasses.replace(config, warm_start=WarmStartConfig(), model=model))
     plain = dp.privacy_statement(
         plan.mechanisms(),
         delta=config.privacy.delta,
@@ -180,6 +186,11 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
     assert "Public start: head and adapters" in (release / "PRIVACY.md").read_text()
     assert all(finding.passed for finding in check_release(release, workspace / "backbone"))
     released = safetensors.numpy.load_file(release / "adapter" / "adapter_model.safetensors")
+    # An ordinary head is released, which says what the one in training coordinates did.
+    found = ReleasedClassifier(release, base_model=str(workspace / "backbone"))
+    own = np.load(workspace / "runs" / "smoke" / "private" / "test_predictions.npz")
+    texts = load_inputs(config).dataset.subset("test").texts
+    np.testing.assert_allclose(found(texts), own["probabilities"], atol=1e-5)
     b = [value for name, value in released.items() if "lora_B" in name]
     assert len(b) == 2 and all(np.any(value) for value in b)
 
@@ -195,17 +206,18 @@ def test_adapters_need_a_mode_that_releases_them(workspace, book):
 
 def test_the_basis_is_the_made_up_mean_and_holds_the_head_and_the_widest_directions():
     rng = np.random.default_rng(0)
-    labels, width, k = 3, 6, 4
+    labels, width = 3, 6
     scales = np.array([5.0, 0.1, 3.0, 0.2, 4.0, 0.3])
     features = (2 + scales * rng.standard_normal((400, labels, width))).astype(np.float32)
     kernel = rng.standard_normal((width, labels)).astype(np.float32)
-    center, directions = warm_start_module.public_basis(features, kernel, k)
+    center, directions = warm_start_module.public_basis(features, kernel)
     np.testing.assert_allclose(center, features.mean(axis=0), rtol=1e-5)
     for label in range(labels):
         d = np.asarray(directions[label])
-        np.testing.assert_allclose(d.T @ d, np.eye(k), atol=1e-5)
-        # The head is among them, and so, up to it, are the three that vary most.
-        np.testing.assert_allclose(d @ (d.T @ kernel[:, label]), kernel[:, label], atol=1e-5)
-        assert (np.linalg.norm(d[[0, 2, 4]], axis=1) > 0.9).all()
-    center, directions = warm_start_module.public_basis(features[:, 0], kernel, None)
+        np.testing.assert_allclose(d.T @ d, np.eye(width), atol=1e-5)
+        # The head is the first, and so, up to it, the next three are those that vary most.
+        own = kernel[:, label] / np.linalg.norm(kernel[:, label])
+        np.testing.assert_allclose(np.abs(d[:, 0]), np.abs(own), atol=1e-5)
+        assert (np.linalg.norm(d[[0, 2, 4], :4], axis=1) > 0.9).all()
+    center, directions = warm_start_module.public_basis(features[:, 0], kernel)
     assert directions is None and center.shape == (width,)

@@ -122,22 +122,21 @@ def sum_clipped(
     # A norm of 0 gives 1 (its gradient is zero); no stability constant, so nothing is over-clipped.
     factors = jnp.where(norms > l2_clip_norm, l2_clip_norm / norms, 1.0)
 
-    def counted(x):
-        # Select before scaling: 0 * nan is nan.
-        return jnp.where(counts.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0.0)
+    def by_row(x, like):
+        return x.reshape((-1,) + (1,) * (like.ndim - 1))
 
     def reduce(g):
         if _is_product(g):
-            left, right = (counted(_wide(x)) for x in g)
+            left, right = (jnp.where(by_row(counts, x), _wide(x), 0.0) for x in g)
             scaled = right * factors[:, None]
             if isinstance(g, OuterProducts):
                 # sum_i factor_i * outer(left_i, right_i) is a matrix product.
                 return jnp.matmul(left.T, scaled, precision=jax.lax.Precision.HIGHEST)
             return jnp.sum(left * scaled[..., None], axis=0).T
-        # The factors make products and sum float32 or wider. An elementwise product and a sum: a
-        # matmul may round to bf16 or tf32 on accelerators.
-        g = counted(g)
-        return jnp.sum(g * factors.reshape((-1,) + (1,) * (g.ndim - 1)), axis=0)
+        # Select before scaling: 0 * nan is nan. The factors make products and sum float32 or wider.
+        g = jnp.where(by_row(counts, g), g, 0.0) * by_row(factors, g)
+        # An elementwise product and a sum: a matmul may round to bf16 or tf32 on accelerators.
+        return jnp.sum(g, axis=0)
 
     return jax.tree.map(reduce, gradients, is_leaf=_is_product), norms
 

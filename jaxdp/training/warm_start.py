@@ -6,9 +6,11 @@ whatever it leaves is public: adapters, queries and head, and the coordinates (`
 head is then trained in private. It does the same again in a resumed run.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +74,8 @@ def warm_start(
     texts, labels = _book(settings, label_names).write_reports(settings.reports, label_names, shape)
     tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
     mode = _mode(config, model)
-    dimensions = config.model.label_dimensions
 
-    def learn() -> None:
+    def learn() -> _Public:
         prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
         learnt = _train(model, mode, prefix, labels, settings, mesh, watch)
         nnx.update(model, learnt)
@@ -82,29 +83,47 @@ def warm_start(
         level = model.start_level(learnt)
         prefix = FrozenPrefix(model, prefix.at(level), buckets, mesh=mesh, watch=watch, level=level)
         features = prefix.at(model.feature_level)["train"].values
-        model.set_basis(*public_basis(features, model.classifier.kernel[...], dimensions))
+        return _Public(learnt, *public_basis(features, model.classifier.kernel[...]))
 
     if folder is None:
-        learn()
-        return
+        public = learn()
+    else:
+        kept = lambda: (_vector(learn()), 0)  # noqa: E731
+        devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
+        versions = (__version__, jax.__version__, jax.default_backend(), devices)
+        backbone = dataclasses.replace(config.model, label_dimensions=None)
+        depends = (versions, backbone, model.pooling, mode, config.lora, settings, buckets)
+        weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+        key = key_of(repr(depends), (tokens.values, labels, *weights))
+        public = _read(stored(folder, key, kept)[0], model, mode)
+        nnx.update(model, public.learnt)
+    directions, dimensions = public.directions, config.model.label_dimensions
+    model.set_basis(public.center, None if dimensions is None else directions[..., :dimensions])
 
-    def kept() -> tuple[Packed, int]:
-        learn()
-        vector = np.asarray(ravel_pytree(_public(model, mode))[0])
-        return Packed.from_lengths(vector, [vector.size]), 0
 
-    devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
-    versions = (__version__, jax.__version__, jax.default_backend(), devices)
-    depends = (versions, config.model, model.pooling, mode, config.lora, settings, buckets)
-    weights = jax.tree.leaves(nnx.state(model, nnx.Param))
-    found, _ = stored(folder, key_of(repr(depends), (tokens.values, labels, *weights)), kept)
-    if model.basis is None:
-        kernel = model.classifier.kernel[...].T
-        shape = kernel.shape if model.pooling == "label-attention" else kernel.shape[1:]
-        directions = None if dimensions is None else jnp.zeros((*kernel.shape, dimensions))
-        model.set_basis(jnp.zeros(shape), directions)
-        _, read = ravel_pytree(_public(model, mode))
-        nnx.update(model, read(jnp.asarray(found.values)))
+class _Public(NamedTuple):
+    """What a public start leaves."""
+
+    learnt: nnx.State
+    center: jax.Array
+    directions: jax.Array | None
+
+
+def _vector(public: _Public) -> Packed:
+    vector = np.asarray(ravel_pytree(public)[0])
+    return Packed.from_lengths(vector, [vector.size])
+
+
+def _read(kept: Packed, model: ReportClassifier, mode: str) -> _Public:
+    """`_vector`'s inverse, for a model like the one that learnt."""
+    kernel = model.classifier.kernel[...].T
+    by_label = model.pooling == "label-attention"
+    like = _Public(
+        lora.split(model, mode)[1],
+        jnp.zeros(kernel.shape if by_label else kernel.shape[1:]),
+        jnp.zeros((*kernel.shape, kernel.shape[1])) if by_label else None,
+    )
+    return ravel_pytree(like)[1](jnp.asarray(kept.values))
 
 
 def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
@@ -118,11 +137,6 @@ def _mode(config: Config, model: ReportClassifier) -> str:
     """What a public start trains, as `lora.split` takes it."""
     mode = "lora" if config.warm_start.trains_adapters else "head"
     return f"{mode}+queries" if model.pooling == "label-attention" else mode
-
-
-def _public(model: ReportClassifier, mode: str) -> nnx.State:
-    """All that a public start leaves in a model."""
-    return nnx.state(model, nnx.Any(lora.trainable(mode), nnx.PathContains("basis")))
 
 
 def _train(
@@ -219,19 +233,19 @@ def _batches(lengths: np.ndarray, size: int, steps: int) -> Iterator[tuple[int, 
             yield int(widths[fits[rows[0]]]), rows
 
 
-def public_basis(
-    features: np.ndarray, kernel: jax.Array, dimensions: int | None
-) -> tuple[jax.Array, jax.Array | None]:
+def public_basis(features: np.ndarray, kernel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """(center, directions) for `ReportClassifier.set_basis`, of made-up reports' features.
 
     Args:
-        features: [n, H], or [n, labels, H].
+        features: [n, H], for which there are no directions, or [n, labels, H].
         kernel: of the head, [H, labels].
-        dimensions: K directions for each label: that of its head, so that nothing of it is lost,
-            then the K - 1 along which its features vary most. None keeps all of the feature.
+
+    Returns:
+        The mean, and for each label an orthonormal basis [labels, H, H]: the direction of its head
+        first, so that nothing of it is lost, then those along which its features vary most.
     """
     center = features.mean(axis=0, dtype=np.float32)
-    if dimensions is None:
+    if features.ndim == 2:
         return jnp.asarray(center), None
     directions = []
     for label, column in enumerate(np.asarray(kernel).T):
@@ -239,8 +253,8 @@ def public_basis(
         own = column[:, None] / np.linalg.norm(column)
         x = x - (x @ own) @ own.T
         _, vectors = np.linalg.eigh(x.T @ x)
-        widest = vectors[:, ::-1][:, : dimensions - 1]
-        directions.append(np.linalg.qr(np.concatenate([own, widest], axis=1))[0])
+        # The narrowest one is what the head takes the place of.
+        directions.append(np.linalg.qr(np.concatenate([own, vectors[:, :0:-1]], axis=1))[0])
     return jnp.asarray(center), jnp.asarray(np.stack(directions))
 
 

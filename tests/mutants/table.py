@@ -17,6 +17,7 @@ STAGES, PREFIX = "training/stages.py", "training/prefix.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "training/processes.py"
 RELEASE_CHECK = "training/release_check.py"
+LORA, WARM_START = "models/lora.py", "training/warm_start.py"
 
 
 class Mutant(NamedTuple):
@@ -33,6 +34,7 @@ LOOP = "test_step.py::test_equals_the_loop_over_reports_whatever_the_microbatche
     "Buckets(widths=(16,), rows=(7,))"
 )
 EDGES = "test_clipping.py::test_edge_table"
+COLUMNS = "test_label_attention.py::test_column_products_are_the_gradients_of_the_label_head"
 OUTER = "test_clipping.py::test_outer_products_are_clipped_as_if_they_were_formed"
 SIGMA = "test_noise.py::test_noise_on_the_sum_has_the_mechanisms_stddev"
 INDEPENDENT = "test_noise.py::test_noise_is_independent_between_steps_leaves_and_keys"
@@ -100,7 +102,7 @@ MUTANTS = [
         "clip after the sum",
         CLIPPING,
         "return jnp.sum(g, axis=0)",
-        "return jnp.sum(g / factors.reshape(by_row), axis=0) * jnp.min(factors)",
+        "return jnp.sum(g / by_row(factors, g), axis=0) * jnp.min(factors)",
         "test_clipping.py::test_no_report_influences_how_another_is_clipped",
     ),
     Mutant(
@@ -113,8 +115,8 @@ MUTANTS = [
     Mutant(
         "clip each leaf by itself",
         CLIPPING,
-        "g, 0.0) * factors.reshape(by_row)",
-        "g, 0.0) * jnp.minimum(1.0, l2_clip_norm / per_report_norms([g])).reshape(by_row)",
+        "g, 0.0) * by_row(factors, g)",
+        "g, 0.0) * by_row(jnp.minimum(1.0, l2_clip_norm / per_report_norms([g])), g)",
         "test_clipping.py::test_sensitivity_is_the_clip_norm_over_all_leaves_together",
     ),
     Mutant(
@@ -162,8 +164,8 @@ MUTANTS = [
     Mutant(
         "non-finite gradients multiplied by zero",
         CLIPPING,
-        "jnp.where(counts.reshape(by_row), g, 0.0) * factors.reshape(by_row)",
-        "g * jnp.where(counts, factors, 0.0).reshape(by_row)",
+        "jnp.where(by_row(counts, g), g, 0.0) * by_row(factors, g)",
+        "g * by_row(jnp.where(counts, factors, 0.0), g)",
         EDGES,
     ),
     Mutant(
@@ -183,8 +185,8 @@ MUTANTS = [
     Mutant(
         "sum kept in half precision",
         CLIPPING,
-        "g, 0.0) * factors.reshape(by_row)",
-        "g, 0.0) * factors.reshape(by_row).astype(g.dtype)",
+        "g, 0.0) * by_row(factors, g)",
+        "g, 0.0) * by_row(factors, g).astype(g.dtype)",
         "test_clipping.py::test_half_precision_gradients_are_measured_and_summed_in_float32",
     ),
     Mutant(
@@ -211,7 +213,7 @@ MUTANTS = [
     Mutant(
         "non-finite outer products kept",
         CLIPPING,
-        "(jnp.where(counts[:, None], _wide(x), 0.0) for x in g)",
+        "(jnp.where(by_row(counts, x), _wide(x), 0.0) for x in g)",
         "map(_wide, g)",
         "test_clipping.py::test_edge_table_of_outer_products",
     ),
@@ -1068,6 +1070,92 @@ MUTANTS = [
         "int(widths[-1] / ratio)",
         "int(widths[-1] / 1.15)",
         "test_batching.py::test_shapes_cover_every_length",
+    ),
+    # Label attention: what a label reads, in which coordinates, and how its head is clipped.
+    Mutant(
+        "norm of column products from one factor",
+        CLIPPING,
+        "norm(norm(_wide(g.left)) * _wide(g.right))",
+        "norm(_wide(g.right))",
+        COLUMNS,
+    ),
+    Mutant(
+        "column products of one label alone count",
+        CLIPPING,
+        "norm(norm(_wide(g.left)) * _wide(g.right))",
+        "jnp.max(norm(_wide(g.left)) * jnp.abs(_wide(g.right)), axis=-1)",
+        COLUMNS,
+    ),
+    Mutant(
+        "column products summed without clipping",
+        CLIPPING,
+        "left * scaled[..., None]",
+        "left * right[..., None]",
+        COLUMNS,
+    ),
+    Mutant(
+        "a label's head in place of another's",
+        TRAINER,
+        "dp.OuterProducts if feature[0].ndim == 1 else dp.ColumnProducts",
+        "lambda f, g: dp.ColumnProducts(f[::-1], g)",
+        "test_label_attention.py::test_a_label_heads_gradient_is_its_products",
+    ),
+    Mutant(
+        "padding is attended to",
+        "models/label_attention.py",
+        "jnp.where(real, scores, jnp.finfo(jnp.float32).min)",
+        "scores",
+        "test_label_attention.py::test_padding_is_not_read_and_an_empty_row_is_finite",
+    ),
+    Mutant(
+        "queries are trained unasked",
+        LORA,
+        "if more else filters[mode]",
+        "if True else filters[mode]",
+        "test_label_attention.py::test_queries_are_trained_where_the_mode_says_so_and_a_basis_never",
+    ),
+    Mutant(
+        "the public basis is trained in private",
+        LORA,
+        'nnx.Not(nnx.PathContains("basis")), ',
+        "",
+        "test_label_attention.py::test_queries_are_trained_where_the_mode_says_so_and_a_basis_never",
+    ),
+    Mutant(
+        "a folded head forgets the centre",
+        "models/classifier.py",
+        "self.classifier.bias[...] - jnp.sum(center * kernel.T, axis=-1)",
+        "self.classifier.bias[...]",
+        "test_label_attention.py::test_a_basis_changes_coordinates_and_nothing_else",
+    ),
+    Mutant(
+        "directions lose the public head",
+        WARM_START,
+        "np.concatenate([own, vectors[:, :0:-1]], axis=1)",
+        "vectors[:, ::-1]",
+        "test_warm_start.py::test_the_basis_is_the_made_up_mean_and_holds_the_head_and_the_widest_"
+        "directions",
+    ),
+    Mutant(
+        "released in training coordinates",
+        COURSE,
+        "        model.fold_basis()\n",
+        "        pass\n",
+        "test_warm_start.py::test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from",
+    ),
+    Mutant(
+        "the recipe overrides what is set",
+        "config.py",
+        "if whole[section][field] in (None, defaults[section][field]):",
+        "if True:",
+        "test_recipe.py::test_what_is_set_is_kept_whatever_it_is",
+    ),
+    Mutant(
+        "evidence from another sentence",
+        "evaluation/evidence.py",
+        "totals.argmax(axis=1)",
+        "totals.argmin(axis=1)",
+        "test_evidence.py::test_each_label_is_shown_its_sentence",
     ),
     # Streams of one secret: none is used twice, none is narrower than it says.
     Mutant(
