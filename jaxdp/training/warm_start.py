@@ -38,8 +38,6 @@ from .step import multilabel_loss
 
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
-_WIDTH_RATIO = 1.35
-"""Between the widths of its batches: each costs a program."""
 
 
 def warm_start(
@@ -77,7 +75,7 @@ def warm_start(
 
     def learn() -> _Public:
         prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
-        learnt = _train(model, mode, prefix, labels, settings, mesh, watch)
+        learnt = _train(model, mode, prefix, buckets, labels, settings, mesh, watch)
         nnx.update(model, learnt)
         # From the states below what was trained, which are still at hand.
         level = model.start_level(learnt)
@@ -143,6 +141,7 @@ def _train(
     model: ReportClassifier,
     mode: str,
     prefix: FrozenPrefix,
+    buckets: Buckets,
     labels: np.ndarray,
     settings: WarmStartConfig,
     mesh: Mesh | None,
@@ -152,6 +151,7 @@ def _train(
     graphdef, trained, frozen = lora.split(model, mode)
     level = model.start_level(trained)
     states = prefix.at(level)["train"]
+    widths = (1,) if level == model.feature_level else buckets.widths
 
     def report_loss(params, frozen, values, length, labels):
         model = nnx.merge(graphdef, params, frozen)
@@ -185,7 +185,7 @@ def _train(
         (jax.tree.map(jnp.copy, trained), optimizer.init(trained), frozen), mesh
     )
     with watch(settings.steps, "steps") as stepped:
-        for width, chosen in _batches(states.lengths, size, settings.steps):
+        for width, chosen in _batches(states.lengths, widths, size, settings.steps):
             reports = (*states.gather(chosen, width), labels[chosen])
             if mesh is not None:
                 reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
@@ -216,12 +216,13 @@ def _name(key) -> str:
     return str(getattr(key, "key", getattr(key, "name", key)))
 
 
-def _batches(lengths: np.ndarray, size: int, steps: int) -> Iterator[tuple[int, np.ndarray]]:
+def _batches(
+    lengths: np.ndarray, widths: Sequence[int], size: int, steps: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """(width, rows) of each step: batches of like length, each report once in an epoch but for the
     shortest that are left over; the batches in random order."""
     rng = np.random.default_rng(0)
-    widths = np.array(Buckets.for_lengths(int(lengths.max()), 1, _WIDTH_RATIO).widths)
-    fits = np.searchsorted(-widths, -lengths, side="right") - 1
+    fits = np.searchsorted(-np.array(widths), -lengths, side="right") - 1
     done = 0
     while done < steps:
         order = rng.permutation(len(lengths))
@@ -230,7 +231,7 @@ def _batches(lengths: np.ndarray, size: int, steps: int) -> Iterator[tuple[int, 
         for start in rng.permutation(starts)[: steps - done]:
             done += 1
             rows = order[start : start + size]
-            yield int(widths[fits[rows[0]]]), rows
+            yield widths[fits[rows[0]]], rows
 
 
 def public_basis(features: np.ndarray, kernel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
