@@ -18,8 +18,6 @@ from jaxdp.config import inherit
 from jaxdp.sweep.members import Grid, Sweep
 
 MODELS = ("bert-medium", "bert-small", "albert-base-v2")
-# ALBERT's one shared layer acts in all.
-LAYERS = {"albert-base-v2": "all"}
 EPSILONS = {
     "nonprivate": (None,),
     "plain_eps1": (10.0, 1.0, 0.1, 0.01),
@@ -31,12 +29,14 @@ def get_sweep():
     grids = []
     for source in ("mimic", "ctrate"):
         for recipe, epsilons in EPSILONS.items():
-            base = inherit(__file__, f"{source}_{recipe}")
-            layers = [LAYERS.get(model, base.lora.layers) for model in MODELS]
-            axes = {
-                "train.mode": ("head" if recipe == "eps1" else "lora",),
-                "model.backbone, lora.layers": tuple(zip(MODELS, layers, strict=True)),
-                "privacy.epsilon": epsilons,
-            }
-            grids.append(Grid(source, base, axes))
+            for model in MODELS:
+                base = inherit(__file__, f"{source}_{recipe}")
+                if model.startswith("albert"):
+                    base.lora.layers = "all"  # its one shared layer acts at every depth
+                axes = {
+                    "train.mode": ("head" if recipe == "eps1" else "lora",),
+                    "model.backbone": (model,),
+                    "privacy.epsilon": epsilons,
+                }
+                grids.append(Grid(source, base, axes))
     return Sweep(name="sweep_paper", grids=grids)

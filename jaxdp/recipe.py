@@ -51,10 +51,11 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     """
     source, privacy = config["data"]["source"], config["privacy"]
     units, epsilon = privacy["units"], privacy["epsilon"]
+    book = config["warm_start"]["phrasebook"] or PHRASEBOOKS.get(source, "labels")
     made_up = "findings are put in words before a private report is seen"
     found = [
         Choice("model", "pooling", "label-attention", "each label reads its own tokens"),
-        Choice("warm_start", "phrasebook", PHRASEBOOKS.get(source, "labels"), made_up),
+        Choice("warm_start", "phrasebook", book, made_up),
     ]
     shape = SHAPES.get(source, {})
     found += [Choice("warm_start", f, v, f"reports of {source}") for f, v in shape.items()]
@@ -65,8 +66,10 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         ]
     if not all(isinstance(number, int | float) for number in (units, epsilon)):
         return found  # `Config` says what is wrong
+    # Sentences of a fixed form do not show along which directions real ones vary.
+    dimensions = None if book == "labels" else _from(DIMENSIONS, units * epsilon)
     return found + [
-        Choice("model", "label_dimensions", _from(DIMENSIONS, units * epsilon), "units x epsilon"),
+        Choice("model", "label_dimensions", dimensions, "units x epsilon, and the phrasebook"),
         Choice("train", "mode", "head", "fewest numbers to noise"),
         Choice("train", "width_ratio", 1.35, "layers run once, so programs cost more than padding"),
         Choice("train", "steps", 200, "of the head alone"),

@@ -91,7 +91,7 @@ class Lab:
             self.log.append(("feature mean", arguments, options))
             return MEAN
 
-        model = types.SimpleNamespace(feature_level=3)
+        model = types.SimpleNamespace(feature_level=3, fold_basis=lambda: None)
         monkeypatch.setattr(course_module, "StageTrainer", Trainer)
         monkeypatch.setattr(course_module, "_build", lambda *_: ([model], None))
         monkeypatch.setattr(course_module, "_prefix", prefix)

@@ -143,6 +143,7 @@ def test_a_book_of_label_names_says_and_denies_every_label_by_its_names():
     names = ("No Finding", "pleural_effusion", "Nodule")
     book = Phrasebook.of_labels(names, "en", ["Nodule: nodule, mass"])
     assert book.normal == "No Finding" and set(book.labels) == set(names[1:])
+    assert list(book.names.values()) == ["no finding", "pleural effusion", "nodule"]
     assert "No evidence of pleural effusion." in book.labels["pleural_effusion"]["absent"]
     for key in ("present", "absent"):
         said = book.labels["Nodule"][key]

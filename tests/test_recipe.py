@@ -69,6 +69,14 @@ def test_every_source_has_a_book_and_a_table_that_of_its_labels():
         assert shape == {field: getattr(found, field) for field in shape}
 
 
+def test_directions_are_fewer_the_less_can_be_told_and_all_for_labels_names():
+    for units, epsilon, wanted in ((3100, 8.0, 128), (53_000, 1.0, 256), (53_000, 8.0, None)):
+        assert config(privacy={"units": units, "epsilon": epsilon}).model.label_dimensions == wanted
+    for changes in ({"warm_start": {"phrasebook": "labels"}}, {"data": {"source": "table"}}):
+        found = config(**changes)
+        assert found.warm_start.phrasebook == "labels" and found.model.label_dimensions is None
+
+
 def test_without_privacy_adapters_and_queries_learn():
     found = config(privacy={"epsilon": None})
     assert found.train.trained == "lora+queries" and found.warm_start.phrasebook == "chest_en"

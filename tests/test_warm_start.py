@@ -18,6 +18,7 @@ from rich.console import Console
 from jaxdp import dp
 from jaxdp.backbone import Backbone
 from jaxdp.config import ConfigError, WarmStartConfig
+from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
 from jaxdp.training import warm_start as warm_start_module
@@ -221,3 +222,34 @@ def test_the_basis_is_the_made_up_mean_and_holds_the_head_and_the_widest_directi
         assert (np.linalg.norm(d[[0, 2, 4], :4], axis=1) > 0.9).all()
     center, directions = warm_start_module.public_basis(features[:, 0], kernel)
     assert directions is None and center.shape == (width,)
+
+
+def test_queries_of_names_read_their_own_tokens(workspace):
+    model = built(workspace, smoke_config(workspace), pooling="label-attention")
+    tokenizer = load_tokenizer(workspace / "backbone")
+    names, _ = tokenize(["normal", "enlarged heart", "effusion"], tokenizer, 16)
+    queries = np.asarray(warm_start_module.name_queries(model, names))
+    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
+    states = []
+    for row in range(3):
+        ids, length = names.gather(np.array([row]), int(names.lengths[row]))
+        states.append(np.asarray(model.last_states(ids[0], length[0], 0))[1:-1].mean(axis=0))
+    apart = np.stack(states) - np.mean(states, axis=0)
+    expected = apart / np.linalg.norm(apart, axis=1, keepdims=True)
+    np.testing.assert_allclose(queries, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_book_of_names_begins_at_them(workspace, book):
+    config = smoke_config(workspace, **settings("labels", steps=1))
+    fresh = built(workspace, smoke_config(workspace), pooling="label-attention")
+    said = [label.replace("_", " ") for label in LABELS]
+    names, _ = tokenize(said, load_tokenizer(workspace / "backbone"), 16)
+    begun = np.asarray(warm_start_module.name_queries(fresh, names))
+
+    def alike(config):  # after one step of 0.1 for each number
+        found = parameters(built(workspace, config, pooling="label-attention"))
+        queries = np.asarray(found["label_attention.queries"])
+        return (queries * begun).sum(axis=1) / np.linalg.norm(queries, axis=1)
+
+    assert (alike(config) > 0.8).all()
+    assert (alike(smoke_config(workspace, **settings(book, steps=1))) < 0.8).any()

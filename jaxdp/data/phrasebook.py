@@ -66,6 +66,8 @@ class Phrasebook:
     close_abnormal: list[str]
     slots: dict[str, list[str]]
     origin: str
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Label -> what sentences call it, where they are made of that; else empty."""
 
     @classmethod
     def read(cls, name: str) -> "Phrasebook":
@@ -82,7 +84,7 @@ class Phrasebook:
             value = _shipped(name) if name in SHIPPED else json.loads(Path(name).read_text("utf-8"))
         except json.JSONDecodeError as error:
             raise DataError(f"{name}, line {error.lineno}: not JSON") from None
-        fields = {field.name for field in dataclasses.fields(cls)}
+        fields = {field.name for field in dataclasses.fields(cls)} - {"names"}
         if not isinstance(value, dict) or value.keys() != fields:
             raise DataError(f"{name} must hold exactly {', '.join(sorted(fields))}")
         book = cls(**value)
@@ -129,7 +131,7 @@ class Phrasebook:
             if label != normal
         }
         lists = {field: rule[field] for field in (*_LISTS, "slots", "origin")}
-        return cls(labels=labels, normal=normal, **lists)
+        return cls(labels=labels, normal=normal, names={n: s[0] for n, s in names.items()}, **lists)
 
     def _check(self, name: str) -> None:
         lists = {field: getattr(self, field) for field in _LISTS}

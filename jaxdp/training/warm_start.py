@@ -69,9 +69,13 @@ def warm_start(
     """
     settings = config.warm_start
     shape = Shape(*(getattr(settings, field) for field in Shape._fields))
-    texts, labels = _book(settings, label_names).write_reports(settings.reports, label_names, shape)
-    tokens, _ = tokenize(texts, load_tokenizer(directory), config.data.max_length)
+    book, tokenizer = _book(settings, label_names), load_tokenizer(directory)
+    texts, labels = book.write_reports(settings.reports, label_names, shape)
+    tokens, _ = tokenize(texts, tokenizer, config.data.max_length)
     mode = _mode(config, model)
+    if book.names and model.pooling == "label-attention":
+        names, _ = tokenize([book.names[label] for label in label_names], tokenizer, 32)
+        model.label_attention.queries[...] = name_queries(model, names)
 
     def learn() -> _Public:
         prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
@@ -129,6 +133,27 @@ def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
         synonyms = settings.synonyms if label_names else ()
         return Phrasebook.of_labels(label_names, settings.language, synonyms)
     return Phrasebook.read(settings.phrasebook)
+
+
+def name_queries(model: ReportClassifier, names: Packed) -> jax.Array:
+    """[labels, H]: where the names' tokens lie from the mean of all names, as unit vectors: every
+    label begins by asking for its name.
+
+    Args:
+        model: whose last states are read.
+        names: token ids, the first and last of each a special token.
+    """
+
+    def mean_state(ids, length):
+        position = jnp.arange(len(ids))
+        inside = (position > 0) & (position < length - 1)
+        states = model.last_states(ids, length, 0)
+        return inside @ states / jnp.maximum(inside.sum(), 1)
+
+    ids, lengths = names.gather(np.arange(len(names)), int(names.lengths.max()))
+    means = jax.jit(jax.vmap(mean_state))(ids, lengths)
+    apart = means - means.mean(axis=0)
+    return apart / jnp.maximum(jnp.linalg.norm(apart, axis=1, keepdims=True), 1e-12)
 
 
 def _mode(config: Config, model: ReportClassifier) -> str:
