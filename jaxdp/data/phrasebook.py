@@ -162,7 +162,10 @@ class Phrasebook:
         """
         findings = [label for label in label_names if label != self.normal]
         if missing := [label for label in findings if label not in self.labels]:
-            raise DataError(f"the phrasebook has no sentences for {', '.join(missing)}")
+            raise DataError(
+                f"the phrasebook has no sentences for {', '.join(missing)}; "
+                "warm_start.phrasebook = labels makes some of the labels' names"
+            )
         rng, chance = np.random.default_rng(seed), shape.findings / max(len(findings), 1)
         texts, labels = [], np.zeros((count, len(label_names)), np.int8)
         for row in labels:

@@ -87,17 +87,20 @@ def warm_start(
         features = prefix.at(model.feature_level)["train"].values
         return _Public(learnt, *public_basis(features, model.classifier.kernel[...]))
 
+    def vector() -> tuple[Packed, int]:
+        found = np.asarray(ravel_pytree(learn())[0])
+        return Packed.from_lengths(found, [found.size]), 0
+
     if folder is None:
         public = learn()
     else:
-        kept = lambda: (_vector(learn()), 0)  # noqa: E731
         devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
         versions = (__version__, jax.__version__, jax.default_backend(), devices)
         backbone = dataclasses.replace(config.model, label_dimensions=None)
         depends = (versions, backbone, model.pooling, mode, config.lora, settings, buckets)
         weights = jax.tree.leaves(nnx.state(model, nnx.Param))
         key = key_of(repr(depends), (tokens.values, labels, *weights))
-        public = _read(stored(folder, key, kept)[0], model, mode)
+        public = _read(stored(folder, key, vector)[0], model, mode)
         nnx.update(model, public.learnt)
     directions, dimensions = public.directions, config.model.label_dimensions
     model.set_basis(public.center, None if dimensions is None else directions[..., :dimensions])
@@ -111,13 +114,8 @@ class _Public(NamedTuple):
     directions: jax.Array | None
 
 
-def _vector(public: _Public) -> Packed:
-    vector = np.asarray(ravel_pytree(public)[0])
-    return Packed.from_lengths(vector, [vector.size])
-
-
-def _read(kept: Packed, model: ReportClassifier, mode: str) -> _Public:
-    """`_vector`'s inverse, for a model like the one that learnt."""
+def _read(vector: Packed, model: ReportClassifier, mode: str) -> _Public:
+    """What a public start of a model like this has left, from one vector of it all."""
     kernel = model.classifier.kernel[...].T
     by_label = model.pooling == "label-attention"
     like = _Public(
@@ -125,7 +123,7 @@ def _read(kept: Packed, model: ReportClassifier, mode: str) -> _Public:
         jnp.zeros(kernel.shape if by_label else kernel.shape[1:]),
         jnp.zeros((*kernel.shape, kernel.shape[1])) if by_label else None,
     )
-    return ravel_pytree(like)[1](jnp.asarray(kept.values))
+    return ravel_pytree(like)[1](jnp.asarray(vector.values))
 
 
 def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
