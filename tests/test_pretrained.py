@@ -204,7 +204,9 @@ def test_mean_pooling_has_no_pooler(saved):
     _, report = load_classifier(saved[0], 5, "mean", rngs=nnx.Rngs(0))
     assert not report.initialised
     assert len(report.dropped) == 2 and all("pooler" in name for name in report.dropped)
-    with pytest.raises(ValueError, match="model.pooling must be one of cls, mean, mean-last2, label-attention, not"):
+    with pytest.raises(
+        ValueError, match="model.pooling must be one of cls, mean, mean-last2, label-attention, not"
+    ):
         load(saved[0], pooling="max")
 
 
