@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open-I, MiniLM, epsilon 1 per report, where nobody has written a phrasebook: the labels' names alone.
+"""Open-I, MiniLM, epsilon 1 per report, without a phrasebook: from the labels' names alone.
 
 python scripts/train.py --config configs/openi_labels_eps1.py
 

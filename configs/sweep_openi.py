@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open-I, MiniLM: four epsilons with a phrasebook, three without, none by its own; three seeds each.
+"""Open-I, MiniLM: four epsilons with a phrasebook, three without, and none; three seeds each.
 
 python scripts/sweep.py --config configs/sweep_openi.py
 python scripts/report.py --sweep runs/sweep_openi

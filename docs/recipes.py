@@ -9,10 +9,9 @@ EPSILONS = (0.01, 0.1, 1, 8)
 # collection -> (without privacy, {recipe: weighted F1 by epsilon})
 SCORES = {
     "Open-I: 3,159 reports": (
-        NONPRIVATE,
+        0.904,
         {
-            "recipe, with a phrasebook": BOOK,
-            "recipe, labels' names alone": LABELS,
+            "recipe, with a phrasebook": {0.01: 0.782, 0.1: 0.826, 1: 0.875, 8: 0.900},
             "recipe of 0.5: mean of tokens": {0.01: 0.717, 0.1: 0.748, 1: 0.803, 8: 0.862},
             "head, no public start": {0.1: 0.217, 1: 0.619, 8: 0.809},
             "LoRA in private": {1: 0.204, 8: 0.233},
