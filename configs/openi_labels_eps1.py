@@ -3,7 +3,8 @@
 
 python scripts/train.py --config configs/openi_labels_eps1.py
 
-Result: RESULT
+Result: test weighted F1 0.734 (0.727 to 0.745),
+mean and range over 3 runs (configs/sweep_openi.py).
 """
 
 from jaxdp.config import inherit

@@ -3,7 +3,8 @@
 
 python scripts/train.py --config configs/openi_labels_eps8.py
 
-Result: RESULT
+Result: test weighted F1 0.828 (0.815 to 0.835),
+mean and range over 3 runs (configs/sweep_openi.py).
 """
 
 from jaxdp.config import inherit
