@@ -38,9 +38,10 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=["bert", "labels", pytest.param("albert", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("labels", "albert")]
+
+
+@pytest.fixture(scope="module", params=["bert", *SLOW])
 def job(request, tmp_path_factory) -> Job:
     """A job with LoRA on every layer, whose clip norm is in the midst of the gradients' norms."""
     return tiny_job(tmp_path_factory.mktemp(request.param), request.param)
