@@ -92,9 +92,8 @@ def build(job: Job, device: str) -> PeftModel:
         parameter.requires_grad = any(mark in name for mark in marks)
     head = base.classifier.modules_to_save["default"]
     with torch.no_grad():
-        head.bias += (head.weight * base.center).sum(
-            -1
-        )  # the same logits, now that features are centred
+        # The same logits, now that features are centred.
+        head.bias += (head.weight * base.center).sum(-1)
     return model
 
 

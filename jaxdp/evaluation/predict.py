@@ -95,7 +95,8 @@ class ReleasedClassifier:
         graphdef, *self._states = lora.split(model, "head")
         buckets = Buckets.for_lengths(self._max_length, microbatch_tokens)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
-        self._evidence = partial(Evidence, model, self._tokenizer, self._max_length, buckets)
+        # Called, it shows what each label read; DataError if there is no label attention.
+        self.evidence = partial(Evidence, model, self._tokenizer, self._max_length, buckets)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Probabilities [n, num_labels] of non-empty texts, float64: none is 0 or 1, as it would be
@@ -103,10 +104,6 @@ class ReleasedClassifier:
         tokens, _ = tokenize(texts, self._tokenizer, self._max_length)
         probabilities = expit(self._logits(*self._states, tokens).astype(np.float64))
         return np.clip(probabilities, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
-
-    def evidence(self) -> Evidence:
-        """Shows what each label read; DataError if this classifier has no label attention."""
-        return self._evidence()
 
 
 @dataclasses.dataclass(frozen=True)
