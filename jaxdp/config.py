@@ -513,6 +513,12 @@ class Config:
             self.train.mode,
         )
         _require(
+            not self.train.queries or self.model.pooling == "label-attention",
+            "train.queries",
+            "false where model.pooling is not label-attention: there are none",
+            self.train.queries,
+        )
+        _require(
             self.model.label_dimensions is None or self.warm_start.phrasebook is not None,
             "warm_start.phrasebook",
             "set where model.label_dimensions is: made-up reports choose the directions",

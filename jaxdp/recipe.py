@@ -2,7 +2,7 @@
 """The recipe: what a run does where its configuration leaves that open, from public numbers alone.
 
 Nothing here looks at a report, so nothing here costs privacy. Where the numbers come from, and what
-each was measured on: docs/recipe.md.
+each was measured on: docs/measurements/recipe.md.
 """
 
 from collections.abc import Mapping
