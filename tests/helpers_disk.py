@@ -28,7 +28,10 @@ class Disk:
         def moving(name):
             def move(source, target):
                 inode = os.stat(source).st_ino
-                if self._contents.get(inode) != Path(source).read_bytes():
+                if (
+                    Path(source).is_file()
+                    and self._contents.get(inode) != Path(source).read_bytes()
+                ):
                     self.torn.append(Path(target).name)
                 real[name](source, target)
 

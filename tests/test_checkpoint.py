@@ -55,7 +55,7 @@ def test_the_newest_are_kept_in_the_order_of_stages_and_steps(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for position in [Position(0, 9), Position(0, 10), Position(1, 0), Position(1, 2)]:
         checkpoints.save(position, state())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-0.safetensors", "1-2.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-0", "1-2"]
     assert checkpoints.latest() == Position(1, 2)
 
 
@@ -63,19 +63,26 @@ def test_a_checkpoint_that_is_damaged_anywhere_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     position = Position(1, 4)
     checkpoints.save(position, state())
-    (path,) = tmp_path.iterdir()
-    whole, rng = path.read_bytes(), random.Random(0)
-    damaged = [b"", whole[:7], bytes(len(whole)), whole + b"\0"]
-    damaged += [whole[: rng.randrange(len(whole))] for _ in range(30)]
-    for _ in range(150):
-        changed = bytearray(whole)
-        changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
-        damaged.append(bytes(changed))
-    for content in damaged:
-        path.write_bytes(content)
-        with pytest.raises(DamagedCheckpoint, match="stage 1 step 4"):
-            checkpoints.restore(position, state())
-    path.write_bytes(whole)
+    files = [path for path in (tmp_path / "1-4").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    rng = random.Random(0)
+    for path in files:
+        whole = path.read_bytes()
+        damaged = [b"", whole[:-1], bytes(len(whole)), whole + b"\0", None]
+        damaged += [whole[: rng.randrange(len(whole))] for _ in range(5)]
+        for _ in range(15):
+            changed = bytearray(whole)
+            changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            damaged.append(bytes(changed))
+        for content in damaged:
+            path.unlink() if content is None else path.write_bytes(content)
+            with pytest.raises(DamagedCheckpoint, match="stage 1 step 4"):
+                checkpoints.restore(position, state())
+        path.write_bytes(whole)
+    (tmp_path / "1-4" / "more").touch()
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.restore(position, state())
+    (tmp_path / "1-4" / "more").unlink()
     assert_identical(checkpoints.restore(position, state()), state())
 
 
@@ -85,7 +92,7 @@ def test_a_checkpoint_of_another_position_or_shape_is_refused(tmp_path):
     other = TrainState({**state().adapters, "a": jnp.zeros((5, 3))}, state().optimizer)
     with pytest.raises(DamagedCheckpoint):
         checkpoints.restore(Position(0, 1), other)
-    (tmp_path / "0-1.safetensors").rename(tmp_path / "0-2.safetensors")
+    (tmp_path / "0-1").rename(tmp_path / "0-2")
     with pytest.raises(DamagedCheckpoint):
         checkpoints.restore(Position(0, 2), state())
 
@@ -105,9 +112,30 @@ def test_a_checkpoint_survives_a_power_loss_once_it_is_saved(tmp_path, monkeypat
     disk, checkpoints = Disk(monkeypatch, tmp_path), Checkpoints(tmp_path, keep=1)
     for step in (1, 2):
         checkpoints.save(Position(0, step), state(step))
-        path = tmp_path / f"0-{step}.safetensors"
-        assert disk.kept(path) == path.read_bytes()
-    assert not disk.torn
+        files = [path for path in (tmp_path / f"0-{step}").rglob("*") if path.is_file()]
+        assert all(disk.kept(path) == path.read_bytes() for path in files) and len(files) > 5
+
+
+def test_a_checkpoint_counts_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
+    disk, checkpoints = Disk(monkeypatch, tmp_path), Checkpoints(tmp_path, keep=1)
+    checkpoints.save(Position(0, 1), state(1))
+
+    def power_loss(path, content):
+        assert path.parent == tmp_path / "0-2" and checkpoints.latest() == Position(0, 1)
+        files = [file for file in path.parent.rglob("*") if file.is_file()]
+        assert all(disk.kept(file) == file.read_bytes() for file in files) and len(files) > 5
+        raise OSError
+
+    monkeypatch.setattr(checkpoint_module, "write_whole", power_loss)
+    with pytest.raises(OSError):
+        checkpoints.save(Position(0, 2), state(2))
+    monkeypatch.undo()
+    assert_identical(Checkpoints(tmp_path, 1).restore(Position(0, 1), state()), state(1))
+    # What was seen nowhere is written anew, and counts as a step that may have been taken.
+    assert checkpoints.furthest() == Position(0, 2)
+    checkpoints.save(Position(0, 2), state(2))
+    assert_identical(checkpoints.restore(Position(0, 2), state()), state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["0-2"]
 
 
 def test_the_one_before_is_in_force_until_the_new_one_is_there(tmp_path, monkeypatch):

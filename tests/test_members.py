@@ -372,7 +372,7 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bits(workspace):
             run_sweep(sweep, interrupt=AtTheFirstStep())
     # The newest is damaged: the one before leads to the same.
     states = Checkpoints(sweep.path / "private" / "group0-0", 2)
-    newest = sweep.path / "private" / "group0-0" / "0-2.safetensors"
+    newest = sweep.path / "private" / "group0-0" / "0-2" / "manifest.ocdbt"
     assert states.latest() == (0, 2)
     newest.write_bytes(newest.read_bytes()[:-1] + b"x")
     found = adapters(run_sweep(sweep))

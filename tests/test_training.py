@@ -257,7 +257,7 @@ def test_sigterm_exits_with_a_way_to_go_on(workspace):
     settings = smoke_settings(workspace, **steps, **quick)
     process = start_script("train.py", *as_flags(settings))
     checkpoints = workspace / "runs" / "smoke" / "private" / "checkpoints"
-    while process.poll() is None and not (checkpoints / "0-100.safetensors").exists():
+    while process.poll() is None and not (checkpoints / "0-100").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -377,7 +377,7 @@ def test_a_run_that_is_given_up_counts_with_the_steps_it_took(workspace):
     assert done.returncode == 0 and "settled after 3 steps of stage 1" in done.stdout, done.stderr
     assert counted() == 3
     # What was set aside as damaged has been seen all the same.
-    newest = path / "private" / "checkpoints" / "0-3.safetensors"
+    newest = path / "private" / "checkpoints" / "0-3"
     newest.rename(newest.with_suffix(".damaged"))
     assert settle(path, ledger) == (0, 3)
 

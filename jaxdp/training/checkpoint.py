@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: whole or absent, checked when read, and enough to continue bit for bit."""
 
+import errno
 import hashlib
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
+import orbax.checkpoint as ocp
 
 from .mesh import put
-from .rundir import write_whole
+from .rundir import sync, sync_tree, write_whole
 from .step import TrainState
+
+_DIGEST = "blake2b"
+"""File in each checkpoint: hash of the rest of it."""
+_DAMAGED = ".damaged"
 
 
 class Position(NamedTuple):
@@ -33,12 +40,17 @@ class DamagedCheckpoint(Exception):
 
 
 class Checkpoints:
-    """One file for each saved state, under private/.
+    """One folder for each saved state, in Orbax's format, under private/.
 
-    Guarantee: a file appears whole (fsync, then rename) or not at all, and `restore` gives what was
-    saved, bit for bit, or fails: the file carries a hash of position, names, types and values. A
+    Guarantee: a checkpoint appears whole or not at all, also through a power loss, and `restore`
+    gives what was saved, bit for bit, or fails: beside the arrays there is a hash of their position
+    and of every file, written last, since Orbax gives changed bytes back without noticing. A
     crash while saving leaves the previous checkpoint in force; the steps after it are then repeated
     with the same units and the same noise, so nothing is released twice with different noise.
+
+    Orbax's manager is not used: it returns without an error where a step is there already, and
+    deletes the old checkpoint before the new one is on disk. Process 0 alone saves; every process
+    holds the whole state, so nothing has to be gathered.
 
     Args:
         directory: created if missing.
@@ -46,25 +58,43 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int):
-        self._directory = directory
-        self._keep = keep
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory.resolve()
+        self._keep = keep
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoints"
+        )
+        self._orbax = ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
 
     def save(self, position: Position, state: TrainState) -> None:
         """Writes the state of `position`; OSError if there is no room, and nothing is lost then."""
-        tensors = _tensors(state)
-        content = safetensors.numpy.save(tensors, {"blake2b": _digest(position, tensors)})
-        write_whole(self._path(position), content)
-        for old in self._positions()[: -self._keep]:
-            self._path(old).unlink()
+        path = self._path(position)
+        shutil.rmtree(path, ignore_errors=True)  # what a crash may have left
+        try:
+            self._orbax.save(path, {n: v for n, v in _tensors(state).items() if v.size})
+            sync_tree(path)
+            sync(self._directory)
+            write_whole(path / _DIGEST, _digest(position, path).encode())
+        except Exception as error:  # Orbax's are of any type, and long
+            for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES):
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(path)) from None
+            raise
+        kept = {self._path(p) for p in self._positions()[-self._keep :]}
+        for other in set(self._directory.iterdir()) - kept:
+            if other.is_dir() and other.suffix != _DAMAGED:
+                shutil.rmtree(other)
 
     def latest(self) -> Position | None:
         """The newest checkpoint's position; None if there is none."""
         return max(self._positions(), default=None)
 
     def furthest(self) -> Position | None:
-        """As `latest`, but counting those that were set aside: how far the run ever got."""
-        return max(self._positions("*"), default=None)
+        """As `latest`, but counting damaged ones: how far the run ever got."""
+        return max(self._positions(damaged=True), default=None)
 
     def restore(self, position: Position, like: TrainState) -> TrainState:
         """The state saved at `position`; `like` gives structure, shapes, dtypes, devices.
@@ -77,19 +107,20 @@ class Checkpoints:
         """`values` of the state saved at `position`, which is one like `like`.
 
         Raises:
-            DamagedCheckpoint: the file does not hold such a state, whole and unchanged.
+            DamagedCheckpoint: the folder does not hold such a state, whole and unchanged.
         """
+        path, wanted = self._path(position), _tensors(like)
         try:
-            with safetensors.safe_open(self._path(position), framework="numpy") as file:
-                claimed = (file.metadata() or {}).get("blake2b")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError:
-            raise DamagedCheckpoint(position) from None
-        expected = {name: (leaf.dtype, leaf.shape) for name, leaf in _tensors(like).items()}
-        found = {name: (value.dtype, value.shape) for name, value in tensors.items()}
-        if found != expected or claimed != _digest(position, tensors):
+            sound = (path / _DIGEST).read_text() == _digest(position, path)
+        except (FileNotFoundError, ValueError):
+            sound = False
+        if not sound:
             raise DamagedCheckpoint(position)
-        return [tensors[name] for name in expected]
+        found = self._orbax.restore(path)
+        found |= {name: value for name, value in wanted.items() if not value.size}
+        if _types(found) != _types(wanted):
+            raise DamagedCheckpoint(position)
+        return [np.asarray(found[name]) for name in wanted]
 
     @staticmethod
     def values(state: TrainState) -> list[np.ndarray]:
@@ -106,15 +137,23 @@ class Checkpoints:
     def set_aside(self, position: Position) -> None:
         """Renames a damaged checkpoint, so that the one before it is the latest."""
         path = self._path(position)
-        path.rename(path.with_suffix(".damaged"))
+        aside = path.with_suffix(_DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
 
     def _path(self, position: Position) -> Path:
-        return self._directory / f"{position.stage}-{position.step}.safetensors"
+        return self._directory / f"{position.stage}-{position.step}"
 
-    def _positions(self, suffix: str = "safetensors") -> list[Position]:
-        """Ascending."""
-        names = (path.stem.split("-") for path in self._directory.glob(f"[0-9]*-*.{suffix}"))
-        return sorted(Position(int(stage), int(step)) for stage, step in names)
+    def _positions(self, damaged: bool = False) -> list[Position]:
+        """Ascending; with `damaged`, also those that were set aside or lack their hash."""
+        names = (
+            re.fullmatch(r"(\d+)-(\d+)(\.damaged)?", p.name) for p in self._directory.iterdir()
+        )
+        return sorted(
+            Position(int(name[1]), int(name[2]))
+            for name in names
+            if name and (damaged or (self._directory / name[0] / _DIGEST).exists() and not name[3])
+        )
 
 
 def _tensors(state: TrainState) -> dict[str, np.ndarray]:
@@ -128,15 +167,20 @@ def _tensors(state: TrainState) -> dict[str, np.ndarray]:
     return {f"{i:06d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
+def _types(tensors: dict[str, np.ndarray]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    return {name: (value.dtype, value.shape) for name, value in tensors.items()}
+
+
 def _leaf(value: np.ndarray, like: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
     return put(value, like.sharding)
 
 
-def _digest(position: Position, tensors: dict[str, np.ndarray]) -> str:
+def _digest(position: Position, path: Path) -> str:
     digest = hashlib.blake2b(repr(tuple(position)).encode(), digest_size=32)
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
-        digest.update(value.tobytes())
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != _DIGEST:
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(path)} {len(content)} ".encode() + content)
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 """The release bundle: everything that may be shared under the statement, and nothing else."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import read_config
 
 from .release_check import PATHS, TOKENIZER_FILES, ReleaseError, check_release
-from .rundir import sync_folder, write_json
+from .rundir import sync, sync_tree, write_json
 
 
 def write_release(
@@ -79,12 +78,7 @@ def write_release(
     write_json(adapter / "tokenizer_config.json", kind | config | {"model_max_length": max_length})
     write_json(scratch / "privacy.json", statement)
     (scratch / "PRIVACY.md").write_text(statement_markdown(statement), encoding="utf-8")
-    for path in [scratch, *scratch.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    sync_tree(scratch)
     failed = [f for f in check_release(scratch, backbone.directory) if not f.passed]
     if failed:
         raise ReleaseError(
@@ -93,5 +87,5 @@ def write_release(
     if release.exists():
         release.rename(old)
     scratch.rename(release)
-    sync_folder(release.parent)
+    sync(release.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -39,18 +39,24 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:  # does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder last through power loss, as fsync does contents."""
-    folder = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, last through power loss."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` of a folder and of all that is below it."""
+    for each in (path, *path.rglob("*")):
+        sync(each)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

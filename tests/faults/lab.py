@@ -219,7 +219,7 @@ class Run:
 
     def check_meanwhile(self) -> None:
         """Whatever a broken run has saved is in the ledger, in full."""
-        if any((self.private / "checkpoints").glob("*.safetensors")):
+        if any((self.private / "checkpoints").glob("[0-9]*")):
             self.check_ledger()
 
     def check_ledger(self) -> None:

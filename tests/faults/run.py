@@ -129,7 +129,7 @@ def run_out_of_room(lab: Lab, folder: Path, room: int) -> None:
 def half_done(lab: Lab) -> Run:
     """A run that was killed in its second stage, right before its twelfth step was saved."""
     run = lab.run()
-    before = kill_at(run.folder, lambda number, name: name == "1-12.safetensors")
+    before = kill_at(run.folder, lambda number, name: name == "1-12")
     assert run.killed(run.start(1, before), None)
     return run
 
@@ -152,8 +152,9 @@ def damaged_checkpoints(lab: Lab, rng: random.Random, options) -> str:
     ]
     for number, way in enumerate(itertools.islice(itertools.cycle(ways), options.damages)):
         with run.restored_after():
-            saved = sorted((run.private / "checkpoints").glob("*.safetensors"))
-            assert [p.name for p in saved] == ["1-10.safetensors", "1-8.safetensors"]
+            checkpoints = run.private / "checkpoints"
+            assert sorted(p.name for p in checkpoints.glob("?-*[0-9]")) == ["1-10", "1-8"]
+            saved = [rng.choice(sorted(checkpoints.glob(f"{n}/**/*.*"))) for n in ("1-10", "1-8")]
             # every third time the one before as well
             for path in saved if number % 3 == 2 else saved[:1]:
                 path.unlink() if way is None else path.write_bytes(way(path.read_bytes()))

@@ -732,8 +732,8 @@ MUTANTS = [
     Mutant(
         "checkpoints not checked",
         CHECKPOINT,
-        "if found != expected or claimed != _digest(position, tensors):",
-        "if found != expected:",
+        "        if not sound:\n",
+        "        if False:\n",
         "test_checkpoint.py::test_a_checkpoint_that_is_damaged_anywhere_is_refused",
     ),
     Mutant(
@@ -1590,9 +1590,30 @@ MUTANTS = [
         CHECKPOINT_POWER,
     ),
     Mutant(
+        "a checkpoint counts before its arrays are on disk",
+        CHECKPOINT,
+        "            sync_tree(path)\n            sync(self._directory)\n",
+        "",
+        "test_checkpoint.py::test_a_checkpoint_counts_once_all_of_it_is_on_disk",
+    ),
+    Mutant(
+        "a checkpoint's name is not synced before its hash",
+        CHECKPOINT,
+        "            sync(self._directory)\n",
+        "",
+        "test_checkpoint.py::test_a_checkpoint_counts_once_all_of_it_is_on_disk",
+    ),
+    Mutant(
+        "a checkpoint is taken for that of another step",
+        CHECKPOINT,
+        "hashlib.blake2b(repr(tuple(position)).encode(), digest_size=32)",
+        "hashlib.blake2b(digest_size=32)",
+        "test_checkpoint.py::test_a_checkpoint_of_another_position_or_shape_is_refused",
+    ),
+    Mutant(
         "a new checkpoint's name is not synced",
         RUNDIR,
-        "        sync_folder(path.parent)\n",
+        "        sync(path.parent)\n",
         "",
         CHECKPOINT_POWER,
     ),
@@ -1613,10 +1634,10 @@ MUTANTS = [
     Mutant(
         "the old checkpoint goes before the new one is there",
         CHECKPOINT,
-        "        write_whole(self._path(position), content)\n",
+        "        try:\n            self._orbax.save(",
         "        for old in self._positions():\n"
-        "            self._path(old).unlink()\n"
-        "        write_whole(self._path(position), content)\n",
+        "            shutil.rmtree(self._path(old))\n"
+        "        try:\n            self._orbax.save(",
         "test_checkpoint.py::test_the_one_before_is_in_force_until_the_new_one_is_there",
     ),
     Mutant(
