@@ -25,8 +25,9 @@ from table import MUTANTS, SLOW, Mutant
 ROOT = Path(__file__).resolve().parents[2]
 # Imported before forking. Nothing here may start JAX's backend, which does not survive a fork.
 LIBRARIES = (
-    *("jax", "optax", "chex", "flax.nnx", "scipy.stats", "dp_accounting", "sklearn.metrics"),
-    *("huggingface_hub", "ml_collections", "pyarrow", "rich.console", "safetensors.numpy"),
+    *("jax", "optax", "chex", "flax.nnx", "scipy.stats", "dp_accounting"),
+    *("huggingface_hub", "ml_collections", "orbax.checkpoint", "pyarrow", "rich.console"),
+    *("safetensors.numpy", "sklearn.metrics"),
     *("hypothesis", "pytest"),
 )
 KILLED, SURVIVED = 1, 0  # pytest's exit statuses; any other means that the test could not run
