@@ -4,7 +4,7 @@
 python scripts/train.py --config configs/padchest_patient_eps1.py
 
 Result: not run whole with this recipe; the one before it had 0.917 (0.916 to 0.918) on test, and
-a trial of this one 0.945 (BUILD_NOTES.md).
+a trial of this one 0.945 (docs/results.md).
 """
 
 from jaxdp.config import inherit

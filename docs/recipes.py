@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws recipes.png from the test scores in BUILD_NOTES.md: python docs/recipes.py"""
+"""Draws recipes.png from the test scores in measurements/: python docs/recipes.py"""
 
 from pathlib import Path
 

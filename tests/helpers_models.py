@@ -112,7 +112,7 @@ def randomise(model: nnx.Module, mode: str = "lora", noise: float = 0.1) -> None
 
 def mean_pooled(model: torch.nn.Module, layers: int = 1) -> torch.nn.Module:
     """The same classifier with the head on the mean over real tokens of the last layers' average,
-    as in the README."""
+    as in docs/backbones.md."""
 
     class MeanPooled(type(model)):
         def forward(self, input_ids, attention_mask, **kwargs):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users bring as a backbone: names, weight formats, tokenizers, files that do not fit.
 
-With the cells of the README's table that no other file tests: MiniLM's real weights, and the sizes
-of the study with random ones (slow).
+With the cells of the table in docs/backbones.md that no other file tests: MiniLM's real weights,
+and the sizes of the study with random ones (slow).
 """
 
 import dataclasses

@@ -37,7 +37,7 @@ def statement(mechanisms=None, **changes):
 
 
 def recomputed(text: str) -> float:
-    """The README's recipe: epsilon from privacy.json by dp-accounting alone."""
+    """The recipe of docs/privacy.md: epsilon from privacy.json by dp-accounting alone."""
 
     def event(value):
         if isinstance(value, list):

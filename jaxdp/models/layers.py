@@ -154,7 +154,7 @@ def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
 
     Scores and softmax in float32 or wider. cuDNN's fused attention where it exists (GPU, half
     precision), plain products elsewhere: on XLA's CPU backend no other order of axes, gradient in
-    one piece or late normalisation was faster (BUILD_NOTES.md).
+    one piece or late normalisation was faster (docs/measurements/speed.md).
     """
     if _fused(q_QxNxD, k_LxNxD):
         # A row of padding has length 0, whose softmax would be NaN. Given for queries too, since
