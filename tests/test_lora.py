@@ -38,7 +38,8 @@ def test_fresh_adapters_change_no_bit(directory):
     assert len(paths) == 18
     plain = load(directory)
     # Operation by operation, as the model is defined: XLA may fuse and so round the two apart.
-    np.testing.assert_array_equal(model(ids[0], lengths[0]), plain(ids[0], lengths[0]))
+    with jax.disable_jit():
+        np.testing.assert_array_equal(model(ids[0], lengths[0]), plain(ids[0], lengths[0]))
     np.testing.assert_allclose(
         our_logits(model, ids, lengths), our_logits(plain, ids, lengths), rtol=0, atol=2e-7
     )

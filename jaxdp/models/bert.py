@@ -5,6 +5,7 @@ Module and attribute names follow the published checkpoints (`encoder.layer.N.at
 that tensor names in `pretrained.py` and PEFT's in `peft.py` are read off the module paths.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -101,7 +102,13 @@ class BertClassifier(ReportClassifier):
         return self.bert.embeddings(token_ids_L)
 
     def apply_layer(self, index, x_LxH, length, rows):
-        return self.bert.encoder.layer[index](x_LxH, length, rows)
+        return _apply(*nnx.split(self.bert.encoder.layer[index]), x_LxH, length, rows)
 
     def pool_first(self, x_H):
         return self.bert.pooler(x_H)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _apply(graphdef: nnx.GraphDef, state: nnx.State, x_LxH, length, rows: int) -> jax.Array:
+    """A layer applied. A function of its own, so that layers of one kind are traced once."""
+    return nnx.merge(graphdef, state)(x_LxH, length, rows)
