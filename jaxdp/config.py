@@ -208,6 +208,7 @@ PLAIN = {
         "expected_batch_size": 512.0,
         "learning_rate": 1e-3,
         "schedule": "constant",
+        "temperature": 1.0,
     },
     "privacy": {"l2_clip_norm": 0.1},
 }
@@ -344,6 +345,9 @@ class TrainConfig:
     optimizer: str = "adam"
     schedule: str | None = None
     """Of the learning rate: constant, or to zero linearly or by a half cosine."""
+    temperature: float | None = None
+    """The finished head's logits are divided by it: clipping and noise make a head over-confident.
+    Decisions at 0.5 stay as they are, and a public number costs no privacy."""
     microbatch_tokens: int | None = None
     """Token positions that a device computes at once, padding included; memory grows with it. None
     is the platform's, see `PlatformDefaults`."""
@@ -360,6 +364,8 @@ class TrainConfig:
         _require(
             tokens is None or tokens >= 16, "train.microbatch_tokens", ">= 16, or None", tokens
         )
+        temperature = self.temperature
+        _require(0 < temperature < math.inf, "train.temperature", "positive", temperature)
         ratio = self.width_ratio
         _require(1 < ratio < math.inf, "train.width_ratio", "larger than 1", ratio)
 

@@ -40,7 +40,7 @@ class Lab:
     """A run of two stages, of 4 and 6 steps, that notes what is done in `log`."""
 
     def __init__(self, tmp_path, monkeypatch):
-        self.config = smoke_config(tmp_path, **FIXED, **RESTRICTED)
+        self.config = smoke_config(tmp_path, **FIXED, **RESTRICTED, train__temperature=2.0)
         self.log, self.interrupt, self.fails_at, lab = [], Interrupt(), None, self
         self.inputs = types.SimpleNamespace(
             units=UNITS,
@@ -91,7 +91,11 @@ class Lab:
             self.log.append(("feature mean", arguments, options))
             return MEAN
 
-        model = types.SimpleNamespace(feature_level=3, fold_basis=lambda: None)
+        model = types.SimpleNamespace(
+            feature_level=3,
+            fold_basis=lambda: self.log.append(("folded",)),
+            divide_logits=lambda temperature: self.log.append(("divided", temperature)),
+        )
         monkeypatch.setattr(course_module, "StageTrainer", Trainer)
         monkeypatch.setattr(course_module, "_build", lambda *_: ([model], None))
         monkeypatch.setattr(course_module, "_prefix", prefix)
@@ -166,6 +170,12 @@ def test_what_runs_is_what_was_planned(lab):
         assert options["secret"] is lab.course.secret and options["units"] is UNITS
         assert options["secure_noise"] and options["center"] is MEAN
     assert lab.noted("step") == ALL
+
+
+def test_in_the_end_the_head_is_an_ordinary_one_and_its_logits_are_divided_once(lab):
+    lab.train()
+    assert lab.log[-2:] == [("folded",), ("divided", 2.0)]
+    assert lab.log.count(("folded",)) == 1 and lab.noted("divided") == [2.0]
 
 
 def test_what_is_shown_is_saved_before_and_its_epsilon_is_of_that_step(lab):

@@ -131,6 +131,17 @@ def test_a_basis_changes_coordinates_and_nothing_else(pooling):
     model.fold_basis()  # nothing left to do
 
 
+@pytest.mark.parametrize("pooling", ["label-attention", "mean-last2"])
+def test_a_temperature_divides_all_logits(pooling):
+    model = classifier(pooling)
+    randomise(model, "head+queries", noise=1.0)
+    before = model(IDS, LENGTH)
+    model.divide_logits(2.0)
+    np.testing.assert_array_equal(model(IDS, LENGTH), before / 2)
+    model.divide_logits(1.0)
+    np.testing.assert_array_equal(model(IDS, LENGTH), before / 2)
+
+
 def test_column_products_are_the_gradients_of_the_label_head(model):
     """Norms and clipped sums as of the gradients themselves, report by report."""
     rng = np.random.default_rng(0)

@@ -20,7 +20,8 @@ def test_it_fills_what_is_open():
     assert found.model.pooling == "label-attention" and found.warm_start.phrasebook == "chest_en"
     train = found.train
     assert (train.mode, train.expected_batch_size, train.learning_rate) == ("head", 3100.0, 0.05)
-    assert found.privacy.l2_clip_norm == 0.03
+    assert found.privacy.l2_clip_norm == 0.03 and train.temperature == recipe.TEMPERATURE
+    assert config(privacy={"epsilon": None}).train.temperature == 1.0
     chosen = recipe.choices(found.to_dict())
     assert all(getattr(getattr(found, c.section), c.field) == c.value for c in chosen)
     assert all(c.reason for c in chosen)

@@ -116,7 +116,7 @@ def test_the_page_is_whole_escaped_and_loads_nothing(report):
     found = Nesting()
     found.feed(text)
     assert not found.open
-    assert found.seen.count("svg") == 2 and found.seen.count("script") == 1
+    assert found.seen.count("svg") == 3 and found.seen.count("script") == 1
     assert found.seen.count("th") > 20
     assert HOSTILE not in text and "&lt;script&gt;alert(1)" in text
     loaders = {"src", "href", "srcset", "action", "data", "poster"}
@@ -179,8 +179,9 @@ def test_training_curves_put_stages_one_after_the_other(report):
 def test_figures_are_files_for_a_paper(report, tmp_path):
     written = write_figures(report, tmp_path / "figures")
     names = {p.stem for p in written}
-    assert names == {f"{n}_openi_report" for n in ("curve", "labels", "differences", "training")}
-    assert len(written) == 8
+    kinds = ("curve", "labels", "differences", "calibration", "training")
+    assert names == {f"{n}_openi_report" for n in kinds}
+    assert len(written) == 2 * len(kinds)
     for path in written:
         magic = {".pdf": b"%PDF", ".png": b"\x89PNG"}[path.suffix]
         assert path.read_bytes().startswith(magic) and path.stat().st_size > 5000
@@ -196,7 +197,7 @@ def test_script_writes_page_figures_and_numbers(plan, tmp_path):
         f"--json={numbers}",
     )
     assert done.returncode == 0, done.stderr
-    assert "12 of 12 members, 8 figures" in done.stdout and done.stderr == ""
+    assert "12 of 12 members, 10 figures" in done.stdout and done.stderr == ""
     assert (tmp_path / "out" / "report.html").stat().st_size > 20_000
     settings = json.loads(numbers.read_text())["collections"][0]["settings"]
     assert len(settings) == 6 and settings[0]["scores"]["weighted_f1"][0] > 0

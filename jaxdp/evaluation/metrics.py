@@ -8,6 +8,7 @@ import numpy as np
 # scikit-learn takes a second to import, which a start need not wait for: where it is used.
 
 DECISION_THRESHOLD = 0.5
+RELIABILITY_BINS = 15
 
 
 def classification_metrics(
@@ -16,7 +17,8 @@ def classification_metrics(
     label_names: tuple[str, ...],
     threshold: float = DECISION_THRESHOLD,
 ) -> dict[str, Any]:
-    """F1 (weighted by support, micro, macro) and, per label, F1, AUROC, support and decisions.
+    """F1 (weighted by support, micro, macro) and, per label, F1, AUROC, support and decisions;
+    over all labels together, log loss and expected calibration error, see `reliability`.
 
     Args:
         probabilities: [n, num_labels] in [0, 1].
@@ -46,17 +48,46 @@ def classification_metrics(
             "predicted": int(predicted.sum()),
             "labelled": int(known.sum()),
         }
+    bins = reliability(probabilities, labels)
     f1 = np.array([row["f1"] for row in per_label.values()])
     support = np.array([row["support"] for row in per_label.values()])
     return {
         "weighted_f1": float(f1 @ support / max(support.sum(), 1)),
         "micro_f1": _f1(labels[known_all], decisions[known_all]),
         "macro_f1": float(f1.mean()),
+        "log_loss": _log_loss(labels[known_all], probabilities[known_all]),
+        "expected_calibration_error": float(
+            np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1)
+        ),
         "labels_without_positives": [n for n, r in per_label.items() if r["support"] == 0],
         "reports": int(len(labels)),
         "threshold": threshold,
         "per_label": per_label,
     }
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[RELIABILITY_BINS, 3]: of the answers to known labels whose probability is in each of so many
+    equal parts of [0, 1], the number, the sum of their probabilities, and how many are positive.
+
+    Args:
+        probabilities: [..., num_labels] in [0, 1].
+        labels: as many: 1, 0, or negative for unknown.
+    """
+    known = labels >= 0
+    p, positive = probabilities[known].astype(np.float64), labels[known] == 1
+    bins = np.minimum((p * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    counts = (np.bincount(bins, weights, RELIABILITY_BINS) for weights in (None, p, positive))
+    return np.stack(list(counts), axis=1)
+
+
+def _log_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """0 where nothing is labelled; a probability of 0 or 1 counts as float32's next to it."""
+    from sklearn.metrics import log_loss
+
+    if not len(truth):
+        return 0.0
+    return float(log_loss(truth, probabilities.astype(np.float32), labels=[0, 1]))
 
 
 def _f1(truth: np.ndarray, predicted: np.ndarray) -> float:

@@ -68,6 +68,11 @@ class ReportClassifier(nnx.Module):
         self._set_head(kernel, self.classifier.bias[...] - jnp.sum(center * kernel.T, axis=-1))
         self.basis = None
 
+    def divide_logits(self, temperature: float) -> None:
+        """All logits, hence the head, by a positive number; 1 changes no bit."""
+        head = self.classifier
+        self._set_head(head.kernel[...] / temperature, head.bias[...] / temperature)
+
     def _set_head(self, kernel: jax.Array, bias: jax.Array) -> None:
         head = self.classifier
         head.kernel, head.bias = nnx.Param(kernel), nnx.Param(bias)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxdp.config import Config
+from jaxdp.evaluation.metrics import reliability
 from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.evaluation.statistics import (
     F1_AVERAGES,
@@ -43,6 +44,7 @@ class Setting:
         scores: F1 average -> (mean over seeds, interval over reports and seeds).
         seeds: F1 average -> (mean, Student's interval over seeds).
         per_label: [num_labels] F1, mean over seeds.
+        reliability: [bins, 3] of all members' answers, see `metrics.reliability`.
         seconds, peak_memory: mean and maximum over members; None if not recorded.
     """
 
@@ -56,6 +58,7 @@ class Setting:
     scores: Mapping[str, Interval]
     seeds: Mapping[str, Interval]
     per_label: np.ndarray
+    reliability: np.ndarray
     seconds: float | None
     peak_memory: int | None
 
@@ -166,19 +169,19 @@ def _place(config: Config) -> tuple:
 
 
 def _recipes(configs: Mapping[str, Config]) -> dict[str, str]:
-    """Member -> the settings that tell it from others of the same data, model, mode and epsilon."""
-    places: dict[tuple, list[str]] = {}
-    for name, config in configs.items():
-        places.setdefault(_place(config), []).append(name)
-    varying: dict[str, None] = {}
-    for names in places.values():
-        settings = [flat(configs[n]) for n in names]
-        for field in settings[0]:
-            if field not in _NOT_RECIPE and any(s[field] != settings[0][field] for s in settings):
-                varying[field] = None
+    """Member -> the settings that tell it from others of the same data, model, mode and epsilon;
+    none that follows from those after it, as what a recipe has chosen does."""
+    settings = {name: flat(config) for name, config in configs.items()}
+    told = {name: _place(config) for name, config in configs.items()}
+    telling = []
+    for field in reversed(list(next(iter(settings.values())))):
+        more = {name: (told[name], settings[name][field]) for name in told}
+        if field not in _NOT_RECIPE and len(set(more.values())) > len(set(told.values())):
+            telling.insert(0, field)
+            told = more
     return {
-        name: ", ".join(f"{f.partition('.')[2].replace('_', ' ')} {flat(c)[f]}" for f in varying)
-        for name, c in configs.items()
+        name: ", ".join(f"{f.partition('.')[2].replace('_', ' ')} {own[f]}" for f in telling)
+        for name, own in settings.items()
     }
 
 
@@ -235,6 +238,7 @@ def _setting(key, names, members, side, labels, units, draws) -> Setting:
         },
         seeds={average: over_seeds(estimate[average].tolist()) for average in F1_AVERAGES},
         per_label=estimate["per_label"].mean(0),
+        reliability=reliability(side, np.broadcast_to(labels, side.shape)),
         seconds=float(np.mean(times)) if times else None,
         peak_memory=max(peaks, default=None),
     )  # fmt: skip

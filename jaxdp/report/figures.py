@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .analysis import Collection, SweepReport
-from .panels import Panel, curve, title, training
+from .panels import Panel, calibration, curve, title, training
 
 # Fonts as outlines of TrueType (42), which publishers accept and readers can search.
 _STYLE = {"pdf.fonttype": 42, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -37,13 +37,15 @@ def _figures(report: SweepReport, collection: Collection) -> Iterator[tuple[str,
     yield "labels", _heatmap(collection)
     if collection.comparisons:
         yield "differences", _matrix(collection)
+    yield "calibration", _lines(calibration(collection))
     panel = training(report, collection)
     if panel.lines:
         yield "training", _lines(panel)
 
 
 def _lines(panel: Panel) -> Figure:
-    figure = Figure((4.8, 3.2), layout="constrained")
+    names = len({line.name for line in panel.lines})
+    figure = Figure((4.8, 3.0 + 0.16 * names), layout="constrained")
     axes = figure.subplots()
     named = set()
     for line in panel.lines:
@@ -73,7 +75,7 @@ def _lines(panel: Panel) -> Figure:
         )
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label, ylim=panel.extent())
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    figure.legend(fontsize=7, frameon=False, loc="outside lower center")
     return figure
 
 

@@ -4,10 +4,14 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from .analysis import Collection, Setting, SweepReport
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's: told apart by colour-blind readers, and visible on light and on dark."""
+_FEW = 50
+"""Answers in a bin, below which their share says little."""
 DATASETS = {"mimic": "MIMIC-CXR", "ctrate": "CT-RATE", "padchest": "PadChest", "openi": "Open-I"}
 
 
@@ -93,6 +97,25 @@ def curve(collection: Collection) -> Panel:
         title(collection), "epsilon (smaller is more private)", "test weighted F1",
         tuple(lines), logarithmic=True, ticks=tuple(sorted(epsilons)),
     )  # fmt: skip
+
+
+def calibration(collection: Collection) -> Panel:
+    """How often labels are there over the probability that was given for them; a line for each
+    setting, and the diagonal, where the two agree."""
+    several = len({s.series for s in collection.settings}) > 1
+    even = tuple(Point(x, x, note="as often as was said") for x in (0.0, 1.0))
+    lines = [Line("as often as said", COLOURS[-1], even)]
+    for i, setting in enumerate(collection.settings):
+        counts, sums, positives = setting.reliability.T
+        most = np.maximum(counts, 1)
+        name = f"{setting.series}, {setting.level}" if several else setting.level
+        points = tuple(
+            Point(p, share, note=f"{name}: said {p:.2f}, is {share:.2f}, {int(n):,} answers")
+            for n, p, share in zip(counts, sums / most, positives / most, strict=True)
+            if n >= _FEW
+        )
+        lines.append(Line(name, COLOURS[i % (len(COLOURS) - 1)], points))
+    return Panel(title(collection), "probability", "share with the label", tuple(lines))
 
 
 def training(report: SweepReport, collection: Collection) -> Panel:

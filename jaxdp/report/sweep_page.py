@@ -10,7 +10,7 @@ from jaxdp.dp.statement import rounded_up
 from jaxdp.page import Html, element
 
 from .analysis import Collection, SweepReport, flat
-from .panels import curve, interval_text, title, training
+from .panels import calibration, curve, interval_text, title, training
 from .svg import line_chart
 from .theme import SCRIPT, STYLE
 
@@ -35,6 +35,9 @@ def sweep_page(report: SweepReport) -> str:
     parts.append(element("h2", "Which differences are more than chance"))
     for collection in report.collections:
         parts += [element("h3", title(collection)), *_matrix(collection, report.draws)]
+    parts.append(element("h2", "What a probability is worth"))
+    for i, collection in enumerate(report.collections):
+        parts.append(line_chart(calibration(collection), f"calibration{i}"))
     parts.append(element("h2", "Training"))
     for i, collection in enumerate(report.collections):
         panel = training(report, collection)

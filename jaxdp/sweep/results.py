@@ -15,7 +15,10 @@ from jaxdp.training.rundir import RunError, write_whole
 
 from .members import Member
 
-AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
+AVERAGES = (
+    *("weighted_f1", "micro_f1", "macro_f1"),
+    *("log_loss", "expected_calibration_error"),
+)
 PER_LABEL = ("f1", "auroc", "support", "predicted", "labelled")
 ALL_LABELS = "(all)"
 """In the column `label`, of metrics over all labels."""

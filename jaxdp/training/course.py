@@ -146,8 +146,9 @@ def train_stages(
             for course in courses:
                 showing.enter_context(course.monitor.stage(course.run, course.plan.stages, begin))
             trainer.install(loop.run(begin, state))
-    for model in models:
+    for course, model in zip(courses, models, strict=True):
         model.fold_basis()
+        model.divide_logits(course.config.train.temperature)
     return models, weights
 
 

@@ -245,7 +245,8 @@ class Monitor:
         self._console.print(table)
         self._say(
             f"weighted F1 [bold]{metrics['weighted_f1']:.4f}[/], micro {metrics['micro_f1']:.4f}, "
-            f"macro {metrics['macro_f1']:.4f}"
+            f"macro {metrics['macro_f1']:.4f}; log loss {metrics['log_loss']:.4f}, expected "
+            f"calibration error {metrics['expected_calibration_error']:.4f}"
         )
         if statement["epsilon"] is None:
             self._say("[yellow]trained without privacy: the adapter may reveal reports[/]")

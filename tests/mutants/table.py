@@ -1143,6 +1143,20 @@ MUTANTS = [
         "directions",
     ),
     Mutant(
+        "a head keeps how sure it was",
+        COURSE,
+        "        model.divide_logits(course.config.train.temperature)\n",
+        "",
+        "test_course.py::test_in_the_end_the_head_is_an_ordinary_one_and_its_logits_are_divided_once",
+    ),
+    Mutant(
+        "a temperature leaves the biases",
+        "models/classifier.py",
+        "head.bias[...] / temperature)",
+        "head.bias[...])",
+        "test_label_attention.py::test_a_temperature_divides_all_logits",
+    ),
+    Mutant(
         "released in training coordinates",
         COURSE,
         "        model.fold_basis()\n",
