@@ -5,7 +5,7 @@ python scripts/train.py --config configs/mimic_eps1.py --config.data.root=/data/
 
 Result: not run (the data are gated). Data, model, rank and epsilon are the study's; the recipe is
 the one that gave most on Open-I and PadChest, transferred and not measured. Trained in private: the
-head alone, 128 numbers and a bias for each of 14 labels, on every report at every step.
+head alone, 512 numbers and a bias for each of 14 labels, on every report at every step.
 mimic_plain_eps1.py is the study's own.
 """
 
