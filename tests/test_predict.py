@@ -66,7 +66,7 @@ def test_release_alone_repeats_the_runs_own_test_metrics(release, workspace):
     shutil.copytree(release, moved)
     with pytest.raises(ConfigError, match="backbone 'backbone' is no directory here.*--base_model"):
         ReleasedClassifier(moved)  # it does not know where this machine keeps the weights
-    probabilities = released_classifier(moved, workspace)(texts)
+    probabilities = released_classifier(moved, workspace).predict_proba(texts)
     decided = (probabilities >= 0.5).sum(axis=0)
     metrics = json.loads((release.parent / "metrics.json").read_text())["test"]["per_label"]
     assert [metrics[name]["predicted"] for name in LABELS] == decided.tolist()
@@ -91,7 +91,7 @@ def test_script_labels_csv_and_jsonl_alike(release, workspace):
     assert outputs[0] == outputs[1]
     rows = read_output(workspace / "csv.out.csv")
     assert [row["row"] for row in rows] == ["1", "2", "3", "4"]
-    expected = released_classifier(release, workspace)(TEXTS)
+    expected = released_classifier(release, workspace).predict_proba(TEXTS)
     for row, values in zip(rows, expected, strict=True):
         for name, value in zip(LABELS, values, strict=True):
             assert float(row[f"probability_{name}"]) == pytest.approx(value, abs=1e-6)
@@ -155,9 +155,9 @@ def test_bad_rows_are_named_by_number(tmp_path, name, content, problems):
 
 
 class Constant:
-    label_names = ("a",)
+    labels = ("a",)
 
-    def __call__(self, texts):
+    def predict_proba(self, texts):
         return np.full((len(texts), 1), 0.5)
 
 

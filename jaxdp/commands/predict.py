@@ -15,16 +15,14 @@ from pathlib import Path
 
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.data.table_rows import FORMATS
-from jaxdp.evaluation.predict import ReleasedClassifier, label_file
-from jaxdp.models.checkpoints import read_json
-from jaxdp.runtime import prepare
-from jaxdp.training.mesh import make_mesh
+from jaxdp.evaluation.predict import label_file
+from jaxdp.released import load
 
 from .define import Define
 
 DEFINE = Define()
 _RUN = DEFINE.string("run", None, "Directory of a finished run.")
-_RELEASE = DEFINE.string("release", None, "A release/ directory, instead of --run.")
+_RELEASE = DEFINE.string("release", None, "A release/ directory or hub id, instead of --run.")
 _BASE_MODEL = DEFINE.string(
     "base_model",
     None,
@@ -43,17 +41,8 @@ def main(argv) -> None:
         fail(f"unexpected argument {argv[1]!r}")
     if (_RUN.value is None) == (_RELEASE.value is None):
         fail("give either --run or --release")
-    prepare()
-    base_model = _BASE_MODEL.value
     try:
-        if _RELEASE.value:
-            release = Path(_RELEASE.value)
-        else:
-            release = Path(_RUN.value) / "release"
-            # A release names no path of this machine; the run's own configuration does.
-            configured = read_json(Path(_RUN.value) / "config.json")["model"]["backbone"]
-            base_model = base_model or configured
-        classifier = ReleasedClassifier(release, base_model=base_model, mesh=make_mesh())
+        classifier = load(_RUN.value or _RELEASE.value, base_model=_BASE_MODEL.value)
         outcome = label_file(
             classifier,
             Path(_INPUT.value),
