@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = {
     "scripts": 9,
     "commands": 8,
+    "estimator": 7,
+    "released": 6,
     "cli": 6,
     "sweep": 5,
     "audit": 5,
