@@ -63,7 +63,8 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         label_names: all labels, in order; None is for a DataFrame, whose columns name them, or
             numbers them.
         backbone: preset, directory or hub id of a BERT or ALBERT.
-        recipe: "auto" chooses what is left open from public numbers; None does not.
+        recipe: "auto" chooses what is left open from public numbers, and has the last two layers
+            learn in public (ALBERT: all, which are one); None does neither.
         max_length: tokens per text; longer ones are cut.
         settings: {"section.field": value} for anything else in `jaxdp.config`, say
             {"warm_start.phrasebook": "chest_en"}.
@@ -222,6 +223,10 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             "data": {"source": "table"},
             "run": {"dir": str(folder.parent), "name": folder.name},
         }
+        if self.recipe == "auto" and "albert" not in str(self.backbone).lower():
+            values["lora"] = {
+                "layers": "last:2"
+            }  # as in the shipped configs: a quicker public start
         extra = dict(self.settings or {})
         for name, value in ({_FIELDS[k]: v for k, v in given.items()} | extra).items():
             section, dot, field = str(name).partition(".")

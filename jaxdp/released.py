@@ -91,7 +91,7 @@ def push_to_hub(
             )
         card = model_card(repo_id, statement, bundle / "adapter")
         (bundle / "README.md").write_text(card, encoding="utf-8")
-        message = f"epsilon {statement['epsilon']} at delta {statement['delta']:g}"
+        message = f"epsilon {statement['epsilon']} at delta {statement['delta']}"
         return upload_folder(repo_id, bundle, private=private, message=message)
 
 

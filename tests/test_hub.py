@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers_training import LABELS, smoke_config
+from helpers_training import LABELS, smoke_config, write_backbone, write_collection
 
 from jaxdp.released import load
 from jaxdp.training.interrupt import Interrupt
@@ -268,16 +268,22 @@ print(classifier.labels, classifier.privacy["epsilon"])
 """
 
 
-@pytest.fixture
-def run(workspace):
-    """The folder of a finished private run."""
-    changes = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
-    config = smoke_config(workspace, run__research_seed=None, **changes)
+def trained(folder, **changes):
+    """The directory of a finished run of a head."""
+    write_collection(folder / "NLMCXR_reports.tgz")
+    write_backbone(folder / "backbone")
+    head = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
+    config = smoke_config(folder, **head, **changes)
     train(config, resume=False, interrupt=Interrupt(), monitor=SilentMonitor())
-    return workspace / "runs" / "smoke"
+    return folder / "runs" / "smoke"
 
 
-def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, run, workspace):
+@pytest.fixture
+def run(tmp_path):
+    return trained(tmp_path, run__research_seed=None)
+
+
+def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, run, tmp_path):
     repository, release = "someone/new", run / "release"
     hub.repositories[repository] = {"adapter/old.txt": b"of an earlier push", ".gitattributes": b""}
     assert client(PUSH, str(run), repository).endswith(f"/commit/{COMMIT['main']}")
@@ -292,10 +298,10 @@ def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, r
     assert fields == {name: statement[name] for name in fields} and fields["epsilon"] > 0
     assert files["PRIVACY.md"].decode() in card and ", ".join(LABELS) in card
 
-    said = client(LOAD, repository, str(workspace / "backbone"), str(workspace / "there.npy"))
+    said = client(LOAD, repository, str(tmp_path / "backbone"), str(tmp_path / "there.npy"))
     assert said == f"{LABELS} {statement['epsilon']}"
     here = load(run).predict_proba(["heart normal.", "small opacity left."])
-    np.testing.assert_array_equal(np.load(workspace / "there.npy"), here)
+    np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), here)
 
 
 @pytest.mark.parametrize(
@@ -315,13 +321,11 @@ def test_a_release_that_is_not_sound_is_not_pushed(hub, client, run, change, wor
     assert "someone/new" not in hub.repositories
 
 
-def test_what_protects_nobody_is_pushed_only_on_purpose(hub, client, workspace):
-    changes = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
-    train(
-        smoke_config(workspace, **changes),  # with a research seed
-        resume=False, interrupt=Interrupt(), monitor=SilentMonitor(),
-    )  # fmt: skip
-    release = str(workspace / "runs" / "smoke" / "release")
+@pytest.mark.parametrize(
+    "changes", [{}, {"privacy__epsilon": None, "run__research_seed": None}], ids=["seed", "none"]
+)
+def test_what_protects_nobody_is_pushed_only_on_purpose(hub, client, tmp_path, changes):
+    release = str(trained(tmp_path, **changes) / "release")
     assert "may reveal reports; push_to_hub(" in client(PUSH, release, "someone/new")
     assert not hub.requests
     assert "/commit/" in client(PUSH, release, "someone/new", "unprotected")
