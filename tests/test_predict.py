@@ -15,6 +15,8 @@ from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation import predict
 from jaxdp.evaluation.predict import ReleasedClassifier, Row, label_file, read_rows
+from jaxdp.models.checkpoints import WeightsError
+from jaxdp.released import load
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
@@ -257,5 +259,25 @@ def test_unreadable_inputs_are_one_error(tmp_path, name, content, words):
 
 
 def test_not_a_release_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"expected the release/ of a finished run"):
-        ReleasedClassifier(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    for place in (tmp_path / "nothing", tmp_path / "adapter"):
+        with pytest.raises(DataError, match=r"expected the release/ of a finished run"):
+            load(place)
+    with pytest.raises(WeightsError, match="privacy.json"):
+        load(tmp_path)  # without a statement
+
+
+def test_texts_are_asked_for_by_name(release, workspace):
+    classifier = load(release.parent)  # a run knows where its backbone was
+    wrong = (["secret", None], r"texts\[1\] has no text"), ("secret", "texts must be a list")
+    for ask in (classifier.predict, classifier.predict_proba, classifier.evidence):
+        for texts, words in wrong:
+            with pytest.raises(DataError, match=words) as error:
+                ask(texts)
+            assert "secret" not in str(error.value)
+    with pytest.raises(DataError, match="evidence needs label attention; this release pools by"):
+        classifier.evidence(TEXTS)
+    decided = classifier.predict(np.array(TEXTS))
+    np.testing.assert_array_equal(decided, classifier.predict_proba(TEXTS) >= 0.5)
+    assert classifier.privacy["epsilon"] is None
+    assert classifier.explain_privacy() == (release / "PRIVACY.md").read_text()
