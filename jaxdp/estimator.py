@@ -2,6 +2,7 @@
 """Private training as scikit-learn's users know it: `fit`, `predict`, `save`."""
 
 import contextlib
+import json
 import re
 import signal
 import sys
@@ -132,7 +133,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             prepare()
             history: list[dict[str, float]] = []
             monitor = _Shown(history) if self.verbose else _Silent(history)
-            interrupt = Interrupt()
+            interrupt = _Interrupt()
             try:
                 with _signals(interrupt):
                     train(
@@ -151,7 +152,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         self._release, self._base_model, self._loaded = files, config.model.backbone, None
         self.history_ = history
         self.classes_ = np.array(dataset.label_names)
-        self.privacy_ = self._released().privacy
+        self.privacy_ = json.loads(files["privacy.json"])
         for warning in self.privacy_["warnings"]:
             _warn(warning)
         return self
@@ -190,7 +191,8 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
 
     def _dataset(self, X: Any, Y: Any, groups: Any) -> ReportDataset:
         texts = texts_of(X, "X")
-        labels, names = labels_of(Y, len(texts), self.label_names)
+        names = None if self.label_names is None else list(map(str, self.label_names))
+        labels, names = labels_of(Y, len(texts), names)
         if self.unit == "patient" and groups is None:
             raise DataError("groups must give the patient of each text where unit is 'patient'")
         ids = np.arange(1, len(texts) + 1).astype(str)
@@ -217,7 +219,8 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             given["units"] = _two_figures(len(set(ids.tolist())))
             _warn(
                 f"units is not given: {given['units']:,}, the number of {self.unit}s in X rounded "
-                "down to two figures, is taken for public and stands in the statement"
+                "down to two figures, is taken for public and stands in the statement",
+                level=4,
             )
         values: dict[str, dict[str, Any]] = {
             "data": {"source": "table"},
@@ -271,6 +274,16 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.multi_label, tags.classifier_tags.multi_class = True, False
         tags.non_deterministic = True
         return tags
+
+
+class _Interrupt(Interrupt):
+    """A second Ctrl-C does what it did before `fit`: it must not end somebody's notebook."""
+
+    def _note(self, number, frame) -> None:
+        try:
+            super()._note(number, frame)
+        finally:
+            signal.signal(number, self._previous[number])
 
 
 class _Silent(SilentMonitor):
@@ -338,6 +351,6 @@ def _inside_a_search() -> bool:
     return False
 
 
-def _warn(text: str) -> None:
-    """PrivacyWarning at the caller of `fit`."""
-    warnings.warn(text, PrivacyWarning, stacklevel=4)
+def _warn(text: str, level: int = 3) -> None:
+    """PrivacyWarning at the caller of `fit`, so many calls up."""
+    warnings.warn(text, PrivacyWarning, stacklevel=level)

@@ -147,14 +147,15 @@ def test_a_run_leaves_nothing_behind(backbone, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def interrupted(monkeypatch, number=signal.SIGINT):
+def interrupted(monkeypatch, times=1):
     """From now on the second step of a fit is asked to stop."""
     keep = estimator._Silent.stepped
 
     def stepped(self, done, *rest):
         keep(self, done, *rest)
         if done.step == 1:
-            signal.raise_signal(number)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(estimator._Silent, "stepped", stepped)
 
@@ -170,6 +171,9 @@ def test_ctrl_c_stops_and_the_same_call_goes_on(backbone, tmp_path, monkeypatch)
             quick(backbone).fit(X, Y)
         with pytest.raises(KeyboardInterrupt, match="fit with the same data goes on from there"):
             kept.fit(X, Y)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted(patch, times=2)  # the second does not wait for the step
+        quick(backbone).fit(X, Y)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not list((tmp_path / "scratch").iterdir()) and not hasattr(kept, "classes_")
     with pytest.raises(Exception, match="started on other training reports"):

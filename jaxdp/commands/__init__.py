@@ -49,8 +49,8 @@ def run(name: str, arguments: list[str] | None = None) -> None:
 
     Args:
         name: of COMMANDS.
-        arguments: those of the command line, from which overrides of a configuration are read in
-            any case; None is all of them.
+        arguments: its flags; None is all that follows the script's name. Overrides of a
+            configuration are read from the command line itself.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

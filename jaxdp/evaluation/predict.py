@@ -121,7 +121,8 @@ class ReleasedClassifier:
 
     def evidence(self, texts: Any) -> list[list[str]]:
         """[n][labels] the sentence that each label read; DataError without label attention."""
-        return self._evidence()(texts_of(texts))
+        texts = texts_of(texts)
+        return self._evidence()(texts)
 
     def explain_privacy(self) -> str:
         """The statement in words, as in PRIVACY.md."""
