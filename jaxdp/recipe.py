@@ -66,7 +66,7 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
             Choice("train", "queries", True, "nothing is noised"),
             Choice("train", "expected_batch_size", 64.0, "nothing is noised"),
         ]
-    if not all(isinstance(number, int | float) for number in (units, epsilon)):
+    if not all(isinstance(number, int | float) and number > 0 for number in (units, epsilon)):
         return found  # `Config` says what is wrong
     # Sentences of a fixed form do not show along which directions real ones vary.
     dimensions = None if book == "labels" else _from(DIMENSIONS, units * epsilon)

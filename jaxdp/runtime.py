@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a process that trains uses its machine: devices, compiled programs, memory."""
 
+import contextlib
 import ctypes
+import functools
 import os
 import sys
 
@@ -18,11 +20,13 @@ _LONG_COMPILATION_SECONDS = 0.5
 """Shorter ones leave nothing worth keeping, and nothing worth clearing away."""
 
 
+@functools.cache  # once a process
 def prepare() -> None:
     """Quiets libraries, makes each core a device, frees what compiling leaves behind, and keeps
     compiled programs for quick starts: in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR
-    says where. To be called before JAX is first used."""
-    one_device_per_core()
+    says where. To be called before JAX is first used; afterwards its devices stay what they are."""
+    with contextlib.suppress(RuntimeError):
+        one_device_per_core()
     free_memory_after_compiling()
     logging.set_verbosity(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:

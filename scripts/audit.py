@@ -2,72 +2,11 @@
 """Attacks our own training with canaries, and proves lower bounds on its epsilon.
 
     python scripts/audit.py --config configs/audit_openi.py
-    python scripts/audit.py --config configs/audit_openi.py --config.audit.gradient_runs=1
 
-Trains the configured head as it is, at a small epsilon, without privacy, and deliberately broken
-in three ways; needs the extra `audit`. A table goes to the terminal; report.md, audit.json, roc.png
-and epsilon.png go to <config.run.dir>/<config.run.name>. Ends with status 1 if correct code exceeds
-its claim, or the attack is too weak to show what it has to.
+The same as `jaxdp audit`; --help shows all flags.
 """
 
-from pathlib import Path
-
-from absl import app, flags
-from ml_collections import config_flags
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from jaxdp.audit.config import AuditConfig
-from jaxdp.audit.report import HEADINGS, cells, summary, write_report
-from jaxdp.audit.run import Finding, run_audit, showings
-from jaxdp.cli import USER_ERRORS, fail
-from jaxdp.progress import Display
-from jaxdp.runtime import prepare
-from jaxdp.training.rundir import write_json
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
-_JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
-flags.mark_flag_as_required("config")
-
-
-def show(findings: list[Finding], config: AuditConfig, console: Console) -> None:
-    title = (
-        f"lower bounds on epsilon at delta {config.privacy.delta:g}, "
-        f"{config.audit.confidence:.0%} confidence"
-    )
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, no_wrap=heading == "trained")
-    for finding in findings:
-        table.add_row(*cells(finding))
-    console.print(table)
-
-
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
-    if _JSON.value is not None and not Path(_JSON.value).parent.is_dir():
-        fail(f"--json {_JSON.value}: its folder does not exist")
-    prepare()
-    console = Console()
-    try:
-        config = AuditConfig.from_dict(_CONFIG.value.to_dict())
-        directory = Path(config.run.dir) / config.run.name
-        directory.mkdir(parents=True, exist_ok=True)
-        with Display(console, "audit", status="starting") as display:
-            findings = run_audit(config, lambda status: display.update(0, status))
-        write_report(directory, config, findings)
-        if _JSON.value is not None:
-            write_json(Path(_JSON.value), summary(config, findings))
-    except USER_ERRORS as error:
-        fail(error)
-    show(findings, config, console)
-    console.print(f"report and plots: {directory}")
-    missing = [what for what, did in showings(findings).items() if not did]
-    if missing:
-        fail("not shown: " + "; ".join(missing))
-
+from jaxdp.commands import run
 
 if __name__ == "__main__":
-    app.run(main)
+    run("audit")

@@ -2,51 +2,11 @@
 """Checks that a release bundle holds what may be shared, and is what it claims to be.
 
     python scripts/check_release.py runs/openi_eps8/release
-    python scripts/check_release.py runs/openi_eps8/release --base bert-directory
 
-Opens every file: nothing is there that the release contract does not name, privacy.json recomputes,
-PRIVACY.md agrees with it, and the adapter's tensors are declared, finite and changed by training.
-With --base, the backbone's directory, it also compares tokenizer and biases with the backbone's.
-Ends with status 1 if a check fails. Training runs the same checks before it publishes a release.
+The same as `jaxdp check-release`; --help shows all flags.
 """
 
-import dataclasses
-import json
-import sys
-from pathlib import Path
-
-from absl import app, flags
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from jaxdp.cli import fail
-from jaxdp.training.release_check import check_release
-
-_BASE = flags.DEFINE_string("base", None, "Directory of the backbone, to compare with.")
-_JSON = flags.DEFINE_string("json", None, "Also write the findings to this file.")
-
-
-def main(argv) -> None:
-    if len(argv) != 2:
-        fail("give one release directory")
-    try:
-        base = None if _BASE.value is None else Path(_BASE.value)
-        findings = check_release(Path(argv[1]), base)
-        if _JSON.value is not None:
-            rows = [dataclasses.asdict(finding) for finding in findings]
-            Path(_JSON.value).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        fail(error)
-    table = Table("check", "result", "what was seen")
-    for finding in findings:
-        table.add_row(finding.check, "passed" if finding.passed else "FAILED", escape(finding.text))
-    Console().print(table)
-    failed = [finding for finding in findings if not finding.passed]
-    for finding in failed:
-        print(f"error: {finding.check}: {finding.text}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
-
+from jaxdp.commands import run
 
 if __name__ == "__main__":
-    app.run(main)
+    run("check-release")

@@ -1,101 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a released adapter elsewhere; or the whole model that train.mode full released.
+"""Takes a released adapter elsewhere.
 
-    python scripts/export.py --adapter runs/openi_eps8/release/adapter --format merged --output out
+    python scripts/export.py --adapter runs/openi_eps8/release/adapter --output merged
 
-Formats:
-    adapter     PEFT's, which the release already is, with the base model's name or place replaced
-                by --base_model for whoever receives it.
-    merged      one plain Hugging Face checkpoint: AutoModelForSequenceClassification loads it where
-                pooling is "cls".
-    stablehlo   one file, model.jax_export, with the weights inside: token ids [batch, length] int32
-                and lengths [batch] int32 -> probabilities [batch, labels], for CPU, CUDA and TPU;
-                `jax.export.deserialize` reads it. Needs the package flatbuffers.
+The same as `jaxdp export`; --help shows all flags.
 """
 
-import importlib.util
-import shutil
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-from absl import app, flags
-from flax import nnx
-from jax import export
-
-from jaxdp.backbone import load_finetuned
-from jaxdp.cli import USER_ERRORS, fail
-from jaxdp.models.checkpoints import read_json, write_json
-from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.merged import save_checkpoint
-from jaxdp.models.pretrained import read_config
-from jaxdp.runtime import prepare
-
-FORMATS = ("adapter", "merged", "stablehlo")
-# Of the adapter or of the whole model; what stays is the tokenizer and the labels.
-_REPLACED = shutil.ignore_patterns(
-    "adapter_config.json", "adapter_model.safetensors", "README.md", "config.json", "model.*"
-)
-
-_ADAPTER = flags.DEFINE_string("adapter", None, "Directory in PEFT's format.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to create.")
-_FORMAT = flags.DEFINE_enum("format", "merged", FORMATS, "What to write.")
-_BASE_MODEL = flags.DEFINE_string(
-    "base_model", None, "Preset, directory or hub id of the frozen weights, if not what it names."
-)
-flags.mark_flags_as_required(["adapter", "output"])
-
-
-def write_stablehlo(path: Path, model: ReportClassifier, positions: int) -> None:
-    """Serialises batched inference for any batch size and reports of up to `positions` tokens."""
-    graphdef, state = nnx.split(model)
-
-    def probabilities(token_ids, lengths):
-        return jax.nn.sigmoid(jax.vmap(nnx.merge(graphdef, state))(token_ids, lengths))
-
-    batch, length = export.symbolic_shape("batch, length", constraints=[f"length <= {positions}"])
-    exported = export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "tpu"))(
-        jax.ShapeDtypeStruct((batch, length), jnp.int32),
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-    )
-    path.write_bytes(exported.serialize())
-
-
-def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
-    """Does what the flags ask for; ValueError or a user error says what is wrong."""
-    if output.exists():
-        raise ValueError(f"{output} exists already")
-    if form == "stablehlo" and not importlib.util.find_spec("flatbuffers"):
-        raise ValueError("--format=stablehlo needs a package: pip install flatbuffers")
-    if form == "adapter":
-        if (adapter / "model.safetensors").exists():
-            raise ValueError(f"{adapter} is a whole model, not an adapter; use --format=merged")
-        config = read_json(adapter / "adapter_config.json")
-        shutil.copytree(adapter, output)
-        if base_model:
-            config["base_model_name_or_path"] = base_model
-        write_json(output / "adapter_config.json", config)
-        return
-
-    model, label_names, directory = load_finetuned(adapter, base_model)
-    config = read_config(directory)
-    shutil.copytree(adapter, output, ignore=_REPLACED)
-    if form == "merged":
-        save_checkpoint(output, model, config, label_names)
-    else:
-        write_stablehlo(output / "model.jax_export", model, config.max_position_embeddings)
-
-
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
-    prepare()
-    try:
-        run(Path(_ADAPTER.value), Path(_OUTPUT.value), _FORMAT.value, _BASE_MODEL.value)
-    except (*USER_ERRORS, ValueError) as error:
-        fail(error)
-    print(f"wrote {_OUTPUT.value}")
-
+from jaxdp.commands import run
 
 if __name__ == "__main__":
-    app.run(main)
+    run("export")

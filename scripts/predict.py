@@ -2,75 +2,11 @@
 """Labels new reports with a finished run, or with its release/ directory alone.
 
     python scripts/predict.py --run runs/openi_eps8 --input new.csv --output labels.csv
-    python scripts/predict.py --release release --base_model minilm/ --input new.jsonl \
-        --output labels.csv --bad_rows skip
 
-Output: one CSV row per report, with its row number in the input (from 1, the header and empty lines
-not counted), its id where --id_column names one, the decision (0 or 1) and the probability of each
-label, and with --evidence the sentence that each label found has read. The predictions are about
-the reports given: they are as private as those are.
+The same as `jaxdp predict`; --help shows all flags.
 """
 
-import sys
-from pathlib import Path
-
-from absl import app, flags
-
-from jaxdp.cli import USER_ERRORS, fail
-from jaxdp.data.table_rows import FORMATS
-from jaxdp.evaluation.predict import ReleasedClassifier, label_file
-from jaxdp.models.checkpoints import read_json
-from jaxdp.runtime import prepare
-from jaxdp.training.mesh import make_mesh
-
-_RUN = flags.DEFINE_string("run", None, "Directory of a finished run.")
-_RELEASE = flags.DEFINE_string("release", None, "A release/ directory, instead of --run.")
-_BASE_MODEL = flags.DEFINE_string(
-    "base_model",
-    None,
-    "Directory, hub id or preset of the frozen weights, if not what the run or the adapter says.",
-)
-_INPUT = flags.DEFINE_string(
-    "input", None, f"A file of reports: {', '.join(FORMATS)}.", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
-_TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Column or field with the report.")
-_ID_COLUMN = flags.DEFINE_string("id_column", None, "Column or field to keep in the output.")
-_EVIDENCE = flags.DEFINE_bool("evidence", False, "Show the sentence that each label found read.")
-_BAD_ROWS = flags.DEFINE_enum("bad_rows", "fail", ["fail", "skip"], "What to do with bad rows.")
-
-
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
-    if (_RUN.value is None) == (_RELEASE.value is None):
-        fail("give either --run or --release")
-    prepare()
-    base_model = _BASE_MODEL.value
-    try:
-        if _RELEASE.value:
-            release = Path(_RELEASE.value)
-        else:
-            release = Path(_RUN.value) / "release"
-            # A release names no path of this machine; the run's own configuration does.
-            configured = read_json(Path(_RUN.value) / "config.json")["model"]["backbone"]
-            base_model = base_model or configured
-        classifier = ReleasedClassifier(release, base_model=base_model, mesh=make_mesh())
-        outcome = label_file(
-            classifier,
-            Path(_INPUT.value),
-            Path(_OUTPUT.value),
-            text_column=_TEXT_COLUMN.value,
-            skip_bad_rows=_BAD_ROWS.value == "skip",
-            id_column=_ID_COLUMN.value,
-            evidence=_EVIDENCE.value,
-        )
-    except USER_ERRORS as error:
-        fail(error)
-    for row in outcome.skipped:
-        print(f"skipped row {row.number}: {row.problem}", file=sys.stderr)
-    print(f"{outcome.labelled:,} reports labelled, {len(outcome.skipped):,} rows skipped")
-
+from jaxdp.commands import run
 
 if __name__ == "__main__":
-    app.run(main)
+    run("predict")

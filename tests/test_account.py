@@ -37,6 +37,16 @@ def test_noise_for_several_epsilons_and_back(tmp_path):
     assert again == [row["epsilon"] for row in rows]
 
 
+def test_nothing_is_asked_for_that_the_arithmetic_does_not_use(tmp_path):
+    rows = []
+    for sampling in (["--units", 50, "--batch", 5], ["--sampling_probability", 0.1]):
+        out = tmp_path / "out.json"
+        result = account("--noise_multiplier", 3, "--steps", 10, *sampling, "--json", out)
+        assert result.returncode == 0, result.stderr
+        rows.append(json.loads(out.read_text())["rows"])
+    assert rows[0] == rows[1]
+
+
 def test_no_noise_is_infinite_also_in_json_and_a_large_delta_is_warned_about(tmp_path):
     out = tmp_path / "out.json"
     result = account("--noise_multiplier", "0", *RUN, "--delta", "1e-3", "--json", out)
@@ -90,6 +100,8 @@ def test_a_ledger_is_added_up(tmp_path):
         (["--epsilon", "1,x", *RUN], "numbers separated by commas"),
         (["--epsilon", "1", "--units", "10", "--batch", "11", "--steps", "1"], "at most 1"),
         (["--epsilon", "1"], "--units is needed"),
+        (["--epsilon", "1", "--sampling_probability", "0.1"], "--steps is needed"),
+        (["--epsilon", "1", *RUN, "--sampling_probability", "0.1"], "--sampling_probability alone"),
         ([], "give one of"),
         (["--statement", "no-such-file.json"], "No such file"),
         (["--ledger", "no-such-file.jsonl"], "no such ledger"),

@@ -343,7 +343,7 @@ def test_an_albert_with_spiece_model_alone_is_trained_and_used(workspace):
         for text in TEXTS:
             ids = getattr(reader.encode(text), "ids", None) or reader.encode(text)
             assert ids == [cls, *reference.encode(text.lower()), sep]
-    values = ReleasedClassifier(adapter.parent, base_model=str(directory))(TEXTS)
+    values = ReleasedClassifier(adapter.parent, base_model=str(directory)).predict_proba(TEXTS)
     assert values.shape == (len(TEXTS), len(LABELS)) and len(np.unique(values)) == values.size
 
 

@@ -396,9 +396,9 @@ def test_predictions_hold_row_numbers_instead_of_reports(outcomes):
 )
 def test_labelling_fails_on_the_row_and_tells_the_place_alone(tmp_path, name, content, message):
     class Constant:
-        label_names = ("a",)
+        labels = ("a",)
 
-        def __call__(self, texts):
+        def predict_proba(self, texts):
             return np.full((len(texts), 1), 0.5)
 
     (tmp_path / name).write_bytes(content.encode("latin-1"))

@@ -43,6 +43,7 @@ class Lab:
         self.config = smoke_config(tmp_path, **FIXED, **RESTRICTED, train__temperature=2.0)
         self.log, self.interrupt, self.fails_at, lab = [], Interrupt(), None, self
         self.inputs = types.SimpleNamespace(
+            tokens={"validation": None},
             units=UNITS,
             labels={"validation": np.ones((2, 1), np.int8)},
             dataset=types.SimpleNamespace(label_names=("normal",)),

@@ -76,13 +76,13 @@ def test_another_pooling_has_no_evidence(backbone):
 
 def test_only_labels_that_were_found_are_explained(tmp_path):
     class Classifier:
-        label_names = ("a", "b")
+        labels = ("a", "b")
 
-        def __call__(self, texts):
+        def predict_proba(self, texts):
             return np.array([[0.9, 0.2]] * len(texts))
 
-        def evidence(self):
-            return lambda texts: [[f"{t} for a", f"{t} for b"] for t in texts]
+        def evidence(self, texts):
+            return [[f"{t} for a", f"{t} for b"] for t in texts]
 
     (tmp_path / "in.csv").write_text("text\none\ntwo\n")
     label_file(

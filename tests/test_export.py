@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """scripts/export.py, run as users run it."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from helpers_models import (
     torch_logits,
 )
 
+from jaxdp.commands import export as command
 from jaxdp.config import ConfigError
 from jaxdp.models import lora
 from jaxdp.models.merged import load_checkpoint
@@ -33,14 +33,11 @@ LABELS = ["Edema", "Mass", "Nodule", "Fracture", "No Finding"]
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
-_spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
 
 
 def export(*arguments):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    line = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +98,15 @@ def test_stablehlo(released, tmp_path):
 def test_a_whole_model(released, tmp_path):
     # What a run with train.mode full has released: there is no adapter in it.
     whole = tmp_path / "whole"
-    script.run(released[0], whole, "merged", None)
-    script.run(whole, tmp_path / "out", "merged", None)
+    command.run(released[0], whole, "merged", None)
+    command.run(whole, tmp_path / "out", "merged", None)
     np.testing.assert_allclose(
         our_logits(load_checkpoint(tmp_path / "out")[0], *reports()), released[1], atol=2e-6
     )
     names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "out")]
     assert names[0] == names[1]
     with pytest.raises(ValueError, match="is a whole model, not an adapter; use --format=merged"):
-        script.run(whole, tmp_path / "adapter", "adapter", None)
+        command.run(whole, tmp_path / "adapter", "adapter", None)
     assert not (tmp_path / "adapter").exists()
 
 
@@ -135,6 +132,6 @@ def test_a_base_model_that_is_not_found(released, tmp_path, name, message):
     config["base_model_name_or_path"] = name
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
-        script.run(tmp_path / "adapter", tmp_path / "out", "merged", None)
+        command.run(tmp_path / "adapter", tmp_path / "out", "merged", None)
     base = str(released[0].parent / "base")
-    script.run(tmp_path / "adapter", tmp_path / "out", "merged", base)
+    command.run(tmp_path / "adapter", tmp_path / "out", "merged", base)

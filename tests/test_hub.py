@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hub, with its real client, against a server on this machine that speaks its protocol."""
 
+import base64
 import hashlib
 import json
 import os
@@ -11,7 +12,15 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from helpers_training import LABELS, smoke_config, write_backbone, write_collection
+
+from jaxdp.released import load
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import train
+from jaxdp.training.monitor import SilentMonitor
 
 COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 FILES = {
@@ -42,7 +51,7 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def do_GET(self):
@@ -52,9 +61,9 @@ class Hub(BaseHTTPRequestHandler):
         repository, rest = "/".join(path[:2]), path[2:]
         if repository == "someone/gated":
             return self.answer(status=403, X_Error_Code="GatedRepo")
-        if repository not in REPOSITORIES:
+        if repository not in self.server.repositories:
             return self.answer(status=404, X_Error_Code="RepoNotFound")
-        files = REPOSITORIES[repository]
+        files = self.server.repositories[repository]
         revision = rest[1] if len(rest) > 1 else "main"
         commit = COMMIT.get(revision, revision)
         if commit not in COMMIT.values():
@@ -68,16 +77,76 @@ class Hub(BaseHTTPRequestHandler):
         if api:
             info = {"id": repository, "sha": commit, "siblings": [{"rfilename": n} for n in files]}
             return self.answer(json.dumps(info).encode(), Content_Type="application/json")
-        body = files[rest[2]] + (b" v1" if commit == COMMIT["v1"] else b"")
+        body = files["/".join(rest[2:])] + (b" v1" if commit == COMMIT["v1"] else b"")
         return self.answer(body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=commit)
 
     do_HEAD = do_GET
+
+    def body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        content = b""  # in chunks, each with its length, until an empty one
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def do_POST(self):
+        """The parts that an upload uses: files of weights go as LFS objects, the rest inline."""
+        self.server.requests.append(f"{self.command} {self.path}")
+        path = urllib.parse.urlsplit(self.path).path.strip("/").split("/")
+        content = self.body()
+        where = f"http://127.0.0.1:{self.server.server_port}"
+        if path[-1] == "commit" or path[-2] == "commit":
+            files = self.server.repositories["/".join(path[2:4])]
+            for line in map(json.loads, content.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.server.objects[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
+            found = {
+                "commitUrl": f"{where}/{'/'.join(path[2:4])}/commit/{COMMIT['main']}",
+                "commitOid": COMMIT["main"],
+            }
+            return self.answer(json.dumps(found).encode())
+        given = json.loads(content)
+        if path[-1] == "create":
+            repository = f"{given['organization']}/{given['name']}"
+            if repository.startswith("other/"):
+                return self.answer(b'{"error": "You have no rights here"}', 403)
+            self.server.repositories.setdefault(repository, {})
+            self.server.private = given["visibility"] == "private"
+            found = {"url": f"{where}/{repository}"}
+        elif path[-2] == "preupload":
+            files = [(f["path"], f["path"].endswith(".safetensors")) for f in given["files"]]
+            found = {"files": [
+                {"path": p, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+                for p, lfs in files
+            ]}  # fmt: skip
+        elif path[-1] == "batch":
+            found = {"transfer": "basic", "objects": [
+                o | {"actions": {"upload": {"href": f"{where}/objects/{o['oid']}"}}}
+                for o in given["objects"]
+            ]}  # fmt: skip
+        else:
+            found = {"errors": [], "warnings": []}  # of the card's fields
+        self.answer(json.dumps(found).encode(), Content_Type="application/json")
+
+    def do_PUT(self):
+        content = self.body()
+        self.server.objects[hashlib.sha256(content).hexdigest()] = content
+        self.answer()
 
 
 @pytest.fixture
 def hub():
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        server.requests = []
+        server.requests, server.objects = [], {}
+        server.repositories = {name: dict(files) for name, files in REPOSITORIES.items()}
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -86,9 +155,36 @@ def hub():
 
 
 @pytest.fixture
-def download(hub, tmp_path):
-    """download(repo_id, revision, **environment) in a process of its own, as the client reads its
-    settings when it is imported -> (what it fetched by name, folder), or the error's text."""
+def client(hub, tmp_path):
+    """client(program, *arguments, **environment) -> what it prints, in a process of its own: the
+    hub's client reads its settings when it is imported."""
+
+    def run(program, *arguments, **environment):
+        result = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={
+                **{n: v for n, v in os.environ.items() if not n.startswith("HF_")},
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+                "HF_HOME": str(tmp_path / "hub"),
+                "HF_HUB_DISABLE_XET": "1",
+                "HF_TOKEN": "hf_test",
+                "NO_PROXY": "127.0.0.1",
+                "JAX_PLATFORMS": "cpu",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.removesuffix("\n")
+
+    return run
+
+
+@pytest.fixture
+def download(client):
+    """download(repo_id, revision, **environment) -> (what it fetched by name, folder), or the
+    error's text."""
 
     def run(repo_id, revision=None, **environment):
         program = (
@@ -97,20 +193,7 @@ def download(hub, tmp_path):
             "try: print(download(sys.argv[1], sys.argv[2] or None))\n"
             "except WeightsError as error: print('error:', error)"
         )
-        result = subprocess.run(
-            [sys.executable, "-c", program, repo_id, revision or ""],
-            env={
-                **{n: v for n, v in os.environ.items() if not n.startswith("HF_")},
-                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-                "HF_HOME": str(tmp_path),
-                "NO_PROXY": "127.0.0.1",
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return result.stdout.removesuffix("\n")
+        return client(program, repo_id, revision or "", **environment)
 
     return run
 
@@ -165,3 +248,94 @@ def test_errors_are_one_line_that_says_what_to_do(
 def test_no_server_and_no_cache(hub, download):
     output = download("someone/all-formats", HF_ENDPOINT="http://127.0.0.1:9")
     assert "not (completely) in the cache, and the hub cannot be reached" in output
+
+
+PUSH = """
+import sys, warnings
+from jaxdp import load, push_to_hub
+from jaxdp.cli import USER_ERRORS
+try:
+    print(push_to_hub(sys.argv[1], sys.argv[2], **dict.fromkeys(sys.argv[3:], True)))
+except USER_ERRORS as error:
+    print("error:", error)
+"""
+LOAD = """
+import sys, numpy
+from jaxdp import load
+classifier = load(sys.argv[1], base_model=sys.argv[2])
+numpy.save(sys.argv[3], classifier.predict_proba(["heart normal.", "small opacity left."]))
+print(classifier.labels, classifier.privacy["epsilon"])
+"""
+
+
+def trained(folder, **changes):
+    """The directory of a finished run of a head."""
+    write_collection(folder / "NLMCXR_reports.tgz")
+    write_backbone(folder / "backbone")
+    head = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
+    config = smoke_config(folder, **head, **changes)
+    train(config, resume=False, interrupt=Interrupt(), monitor=SilentMonitor())
+    return folder / "runs" / "smoke"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return trained(tmp_path, run__research_seed=None)
+
+
+def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, run, tmp_path):
+    repository, release = "someone/new", run / "release"
+    hub.repositories[repository] = {"adapter/old.txt": b"of an earlier push", ".gitattributes": b""}
+    assert client(PUSH, str(run), repository).endswith(f"/commit/{COMMIT['main']}")
+    held = dict(hub.repositories[repository])
+    assert held.pop(".gitattributes") == b""
+    card = held.pop("README.md").decode()
+    files = {str(p.relative_to(release)): p.read_bytes() for p in release.rglob("*.*")}
+    assert held == files
+    assert hub.private is True
+    statement = json.loads(files["privacy.json"])
+    fields = yaml.safe_load(card.split("---\n")[1])["differential_privacy"]
+    assert fields == {name: statement[name] for name in fields} and fields["epsilon"] > 0
+    assert files["PRIVACY.md"].decode() in card and ", ".join(LABELS) in card
+
+    said = client(LOAD, repository, str(tmp_path / "backbone"), str(tmp_path / "there.npy"))
+    assert said == f"{LABELS} {statement['epsilon']}"
+    here = load(run).predict_proba(["heart normal.", "small opacity left."])
+    np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), here)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: (r / "adapter" / "notes.txt").write_text("x"), "not belong in a release: adap"),
+        (lambda r: (r / "secret").symlink_to(r.parent / "private"), "does not belong in a release"),
+        (lambda r: (r / "PRIVACY.md").write_text("perfect privacy"), "does not say what privacy"),
+        (lambda r: (r / "privacy.json").unlink(), "missing: privacy.json"),
+    ],
+)
+def test_a_release_that_is_not_sound_is_not_pushed(hub, client, run, change, words):
+    change(run / "release")
+    said = client(PUSH, str(run / "release"), "someone/new")
+    assert said.startswith("error: not pushed, ") and words in said and "\n" not in said
+    assert not [r for r in hub.requests if not r.startswith("GET")]
+    assert "someone/new" not in hub.repositories
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"privacy__epsilon": None, "run__research_seed": None}], ids=["seed", "none"]
+)
+def test_what_protects_nobody_is_pushed_only_on_purpose(hub, client, tmp_path, changes):
+    release = str(trained(tmp_path, **changes) / "release")
+    assert "may reveal reports; push_to_hub(" in client(PUSH, release, "someone/new")
+    assert not hub.requests
+    assert "/commit/" in client(PUSH, release, "someone/new", "unprotected")
+
+
+def test_no_rights_to_push_are_said_in_one_line(client, run):
+    said = client(PUSH, str(run), "other/repository")
+    assert said.startswith("error: hub model other/repository: ") and "\n" not in said
+
+
+def test_no_server_to_push_to_is_said_in_one_line(client, run):
+    said = client(PUSH, str(run), "someone/new", HF_ENDPOINT="http://127.0.0.1:9")
+    assert said.startswith("error: hub model someone/new: ") and "\n" not in said

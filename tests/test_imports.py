@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Downhill only: a package imports packages of a lower level. Equal levels do not know each other.
 LEVELS = {
-    "scripts": 7,
+    "scripts": 9,
+    "commands": 8,
+    "estimator": 7,
+    "released": 6,
     "cli": 6,
     "sweep": 5,
     "audit": 5,
@@ -39,7 +42,7 @@ FOR_TORCH = "jaxdp.models.label_attention_torch"  # ships beside adapters; nothi
 
 def sources() -> list[Path]:
     files = [*ROOT.glob("jaxdp/**/*.py"), *ROOT.glob("scripts/*.py")]
-    assert len(files) > 20, "the tests do not stand beside the package"
+    assert len(files) > 100, "the tests do not stand beside the package"
     return files
 
 

@@ -15,6 +15,8 @@ from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation import predict
 from jaxdp.evaluation.predict import ReleasedClassifier, Row, label_file, read_rows
+from jaxdp.models.checkpoints import WeightsError
+from jaxdp.released import load
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
@@ -66,7 +68,7 @@ def test_release_alone_repeats_the_runs_own_test_metrics(release, workspace):
     shutil.copytree(release, moved)
     with pytest.raises(ConfigError, match="backbone 'backbone' is no directory here.*--base_model"):
         ReleasedClassifier(moved)  # it does not know where this machine keeps the weights
-    probabilities = released_classifier(moved, workspace)(texts)
+    probabilities = released_classifier(moved, workspace).predict_proba(texts)
     decided = (probabilities >= 0.5).sum(axis=0)
     metrics = json.loads((release.parent / "metrics.json").read_text())["test"]["per_label"]
     assert [metrics[name]["predicted"] for name in LABELS] == decided.tolist()
@@ -91,7 +93,7 @@ def test_script_labels_csv_and_jsonl_alike(release, workspace):
     assert outputs[0] == outputs[1]
     rows = read_output(workspace / "csv.out.csv")
     assert [row["row"] for row in rows] == ["1", "2", "3", "4"]
-    expected = released_classifier(release, workspace)(TEXTS)
+    expected = released_classifier(release, workspace).predict_proba(TEXTS)
     for row, values in zip(rows, expected, strict=True):
         for name, value in zip(LABELS, values, strict=True):
             assert float(row[f"probability_{name}"]) == pytest.approx(value, abs=1e-6)
@@ -155,9 +157,9 @@ def test_bad_rows_are_named_by_number(tmp_path, name, content, problems):
 
 
 class Constant:
-    label_names = ("a",)
+    labels = ("a",)
 
-    def __call__(self, texts):
+    def predict_proba(self, texts):
         return np.full((len(texts), 1), 0.5)
 
 
@@ -257,5 +259,25 @@ def test_unreadable_inputs_are_one_error(tmp_path, name, content, words):
 
 
 def test_not_a_release_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"expected the release/ of a finished run"):
-        ReleasedClassifier(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    for place in (tmp_path / "nothing", tmp_path / "adapter"):
+        with pytest.raises(DataError, match=r"expected the release/ of a finished run"):
+            load(place)
+    with pytest.raises(WeightsError, match="privacy.json"):
+        load(tmp_path)  # without a statement
+
+
+def test_texts_are_asked_for_by_name(release, workspace):
+    classifier = load(release.parent)  # a run knows where its backbone was
+    wrong = (["secret", None], r"texts\[1\] has no text"), ("secret", "texts must be a list")
+    for ask in (classifier.predict, classifier.predict_proba, classifier.evidence):
+        for texts, words in wrong:
+            with pytest.raises(DataError, match=words) as error:
+                ask(texts)
+            assert "secret" not in str(error.value)
+    with pytest.raises(DataError, match="evidence needs label attention; this release pools by"):
+        classifier.evidence(TEXTS)
+    decided = classifier.predict(np.array(TEXTS))
+    np.testing.assert_array_equal(decided, classifier.predict_proba(TEXTS) >= 0.5)
+    assert classifier.privacy["epsilon"] is None
+    assert classifier.explain_privacy() == (release / "PRIVACY.md").read_text()

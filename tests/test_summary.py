@@ -76,7 +76,8 @@ def test_script_asks_for_nothing_that_only_training_needs(workspace):
     settings = (f"root={table}", "source=table", "labels=('normal',)")
     flags = [f"--config.data.{setting}" for setting in settings]
     # As it is before the units are known: neither them, nor a batch that is below them.
-    result = run_script(workspace, *flags, "--config.train.expected_batch_size=-1", config=config)
+    unused = ("--config.train.expected_batch_size=-1", "--config.model.label_dimensions=8")
+    result = run_script(workspace, *flags, *unused, config=config)
     assert result.returncode == 0, result.stderr
     assert "40 reports" in result.stdout
     result = run_script(workspace, *flags, "--config.data.max_length=2", config=config)

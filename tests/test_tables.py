@@ -230,7 +230,7 @@ def test_columns_that_are_not_used_may_be_in_any_encoding(tmp_path):
 
 def test_excel_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(DataError, match=r"needs a package .*: pip install 'jaxdp\[excel\]'"):
+    with pytest.raises(DataError, match=r"needs a package .*: pip install 'jaxdp-text\[excel\]'"):
         load_table(str(tmp_path / "t.xlsx"), labels=("x",))
 
 

@@ -161,7 +161,8 @@ def test_every_mode_releases_what_it_trained(workspace, mode):
         assert (folder / "model.safetensors").exists()
     dataset = load_inputs(smoke_config(workspace)).dataset.subset("test")
     base_model = str(workspace / "backbone")
-    probabilities = ReleasedClassifier(folder.parent, base_model=base_model)(dataset.texts)
+    probabilities = ReleasedClassifier(folder.parent, base_model=base_model)
+    probabilities = probabilities.predict_proba(dataset.texts)
     decided = (probabilities >= 0.5).sum(axis=0)
     per_label = result["metrics"]["test"]["per_label"]
     assert [per_label[name]["predicted"] for name in LABELS] == decided.tolist()

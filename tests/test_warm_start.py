@@ -191,7 +191,7 @@ def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, 
     found = ReleasedClassifier(release, base_model=str(workspace / "backbone"))
     own = np.load(workspace / "runs" / "smoke" / "private" / "test_predictions.npz")
     texts = load_inputs(config).dataset.subset("test").texts
-    np.testing.assert_allclose(found(texts), own["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(found.predict_proba(texts), own["probabilities"], atol=1e-5)
     b = [value for name, value in released.items() if "lora_B" in name]
     assert len(b) == 2 and all(np.any(value) for value in b)
 

@@ -14,7 +14,7 @@ def load_auditor():
     try:
         from jax_privacy import auditing
     except ImportError:
-        raise ConfigError("an audit needs jax-privacy: pip install 'jaxdp[audit]'") from None
+        raise ConfigError("an audit needs jax-privacy: pip install 'jaxdp-text[audit]'") from None
     return auditing
 
 

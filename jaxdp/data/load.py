@@ -18,6 +18,19 @@ def _required_root(config: DataConfig, wanted: str) -> str:
     return config.root
 
 
+_LABELS = {
+    "openi": tuple(openi.LABELS),
+    "mimic": mimic.LABELS,
+    "ctrate": ctrate.LABELS,
+    "padchest": tuple(padchest.LABELS),
+}
+
+
+def label_names(config: DataConfig) -> tuple[str, ...]:
+    """The configured labels, or the source's own; nothing is read. Of a table none are known."""
+    return config.labels or _LABELS.get(config.source, ())
+
+
 def _openi(config: DataConfig) -> ReportDataset:
     root = Path(config.root) if config.root else assets.openi_archive()
     if root.is_dir():
@@ -25,7 +38,7 @@ def _openi(config: DataConfig) -> ReportDataset:
     return openi.load_openi(
         root,
         text=config.text,
-        labels=config.labels or tuple(openi.LABELS),
+        labels=label_names(config),
         split_seed=config.split_seed,
     )
 
@@ -34,7 +47,7 @@ def _mimic(config: DataConfig) -> ReportDataset:
     return mimic.load_mimic(
         Path(_required_root(config, "the folder that holds MIMIC-CXR and MIMIC-CXR-JPG's tables")),
         text=config.text,
-        labels=config.labels or mimic.LABELS,
+        labels=label_names(config),
         labeler=config.labeler,
         uncertain=config.uncertain,
         blank=config.blank,
@@ -45,7 +58,7 @@ def _ctrate(config: DataConfig) -> ReportDataset:
     return ctrate.load_ctrate(
         Path(_required_root(config, "the folder that holds CT-RATE's four tables")),
         text=config.text,
-        labels=config.labels or ctrate.LABELS,
+        labels=label_names(config),
         validation_fraction=config.validation_fraction,
         split_seed=config.split_seed,
     )
@@ -54,7 +67,7 @@ def _ctrate(config: DataConfig) -> ReportDataset:
 def _padchest(config: DataConfig) -> ReportDataset:
     return padchest.load_padchest(
         Path(config.root) if config.root else assets.padchest_table(),
-        labels=config.labels or tuple(padchest.LABELS),
+        labels=label_names(config),
         evaluate_on=config.evaluate_on,
         split_seed=config.split_seed,
     )
@@ -63,7 +76,7 @@ def _padchest(config: DataConfig) -> ReportDataset:
 def _table(config: DataConfig) -> ReportDataset:
     return load_table(
         _required_root(config, "a table, or the folder or hub id of a `datasets` data set"),
-        labels=config.labels or (),
+        labels=label_names(config),
         text_columns=config.text_columns,
         label_column=config.label_column,
         id_column=config.id_column,

@@ -135,7 +135,9 @@ def _excel(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     try:
         import openpyxl
     except ImportError:
-        raise DataError(f"{path} needs a package to be read: pip install 'jaxdp[excel]'") from None
+        raise DataError(
+            f"{path} needs a package to be read: pip install 'jaxdp-text[excel]'"
+        ) from None
 
     try:
         with warnings.catch_warnings(action="ignore"):  # of styles; and some quote a cell

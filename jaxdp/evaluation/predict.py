@@ -7,8 +7,9 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,12 +17,15 @@ from scipy.special import expit
 from tokenizers import Tokenizer
 
 from jaxdp.backbone import load_finetuned
+from jaxdp.data.arrays import texts_of
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
 from jaxdp.data.readers import clean_text
 from jaxdp.data.table_rows import stream_rows
 from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.dp import statement_markdown
 from jaxdp.models import lora
+from jaxdp.models.checkpoints import read_json
 
 from .evidence import Evidence
 from .inference import Predictor
@@ -65,7 +69,11 @@ def read_rows(path: Path, text_column: str, id_column: str | None = None) -> Ite
 
 
 class ReleasedClassifier:
-    """A release bundle, ready to label texts.
+    """A release bundle, ready to label texts: what `jaxdp.load` returns.
+
+    Attributes:
+        labels: names, in the order of the columns of what is predicted.
+        privacy: the statement, as in privacy.json.
 
     Args:
         release: a run's release/ directory.
@@ -88,22 +96,37 @@ class ReleasedClassifier:
         adapter = Path(release) / "adapter"
         if not adapter.is_dir():
             raise DataError(f"{adapter} does not exist; expected the release/ of a finished run")
-        model, self.label_names, _ = load_finetuned(adapter, base_model)
+        self.privacy: dict[str, Any] = read_json(Path(release) / "privacy.json")
+        model, self.labels, _ = load_finetuned(adapter, base_model)
         self._tokenizer: Tokenizer = load_tokenizer(adapter)
         config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
         self._max_length = int(config["model_max_length"])
         graphdef, *self._states = lora.split(model, "head")
         buckets = Buckets.for_lengths(self._max_length, microbatch_tokens)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
-        # Called, it shows what each label read; DataError if there is no label attention.
-        self.evidence = partial(Evidence, model, self._tokenizer, self._max_length, buckets)
+        self._evidence = cache(partial(Evidence, model, self._tokenizer, self._max_length, buckets))
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """Probabilities [n, num_labels] of non-empty texts, float64: none is 0 or 1, as it would be
-        in fewer bits."""
-        tokens, _ = tokenize(texts, self._tokenizer, self._max_length)
+    def predict_proba(self, texts: Any) -> np.ndarray:
+        """Probabilities [n, labels], float64: none is 0 or 1, as it would be in fewer bits.
+
+        `texts` is a list, an array or a column, see `arrays.texts_of`; DataError if one is empty.
+        """
+        tokens, _ = tokenize(texts_of(texts), self._tokenizer, self._max_length)
         probabilities = expit(self._logits(*self._states, tokens).astype(np.float64))
         return np.clip(probabilities, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
+
+    def predict(self, texts: Any) -> np.ndarray:
+        """Decisions [n, labels], 0 or 1."""
+        return (self.predict_proba(texts) >= DECISION_THRESHOLD).astype(int)
+
+    def evidence(self, texts: Any) -> list[list[str]]:
+        """[n][labels] the sentence that each label read; DataError without label attention."""
+        texts = texts_of(texts)
+        return self._evidence()(texts)
+
+    def explain_privacy(self) -> str:
+        """The statement in words, as in PRIVACY.md."""
+        return statement_markdown(self.privacy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +158,9 @@ def label_file(
     """
     scratch = target.with_name(f".{target.name}.tmp")
     labelled, skipped = 0, []
-    names = classifier.label_names
+    names = classifier.labels
     header = ["row", *names, *(f"probability_{name}" for name in names)]
-    show = classifier.evidence() if evidence else None
+    show = classifier.evidence if evidence else None
     header += [f"evidence_{name}" for name in names] if show else []
     if id_column is not None:
         if id_column in header:
@@ -160,7 +183,9 @@ def label_file(
                     continue
                 texts = [row.text for row in good]
                 read = show(texts) if show else [()] * len(texts)
-                for row, values, said in zip(good, classifier(texts), read, strict=True):
+                for row, values, said in zip(
+                    good, classifier.predict_proba(texts), read, strict=True
+                ):
                     decisions = (values >= DECISION_THRESHOLD).astype(int)
                     own = [row.number] if id_column is None else [row.number, row.id]
                     said = [text if yes else "" for text, yes in zip(said, decisions, strict=False)]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models from the Hugging Face hub, through its own client: its cache, tokens and offline mode."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -39,7 +41,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         WeightsError: no such model or revision, no access, no network and not in the cache, or a
             model without weights that can be read.
     """
-    try:
+    with _explained(repo_id, revision):
         for weights in _WEIGHTS:
             folder = Path(
                 huggingface_hub.snapshot_download(
@@ -48,12 +50,48 @@ def download(repo_id: str, revision: str | None = None) -> Path:
             )
             if any(any(folder.glob(pattern)) for pattern in weights):
                 return folder
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise WeightsError(f"hub model {repo_id}: {_reason(error, revision)}") from error
     raise WeightsError(
         f"hub model {repo_id} holds no weights; expected one of "
         + ", ".join(names[0] for names in _WEIGHTS)
     )
+
+
+def download_folder(repo_id: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The directory that holds what a repository has of `patterns`; WeightsError as `download`."""
+    with _explained(repo_id, revision):
+        return Path(
+            huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
+        )
+
+
+def upload_folder(repo_id: str, folder: Path, *, private: bool, message: str) -> str:
+    """Makes `folder` all that a repository holds, in one commit, and returns that commit's address.
+
+    The repository is made if there is none; `private` is for a new one.
+
+    Raises:
+        WeightsError: no access or no network; the message says what to do.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        with _explained(repo_id, None):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, delete_patterns=["*"], commit_message=message
+            ).commit_url
+    except WeightsError:
+        raise
+    except Exception as error:  # of the HTTP library, which is the client's own business
+        raise WeightsError(f"hub model {repo_id}: {_reason(error, None)}") from error
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """The client's errors as WeightsError."""
+    try:
+        yield
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise WeightsError(f"hub model {repo_id}: {_reason(error, revision)}") from error
 
 
 def _reason(error: Exception, revision: str | None) -> str:

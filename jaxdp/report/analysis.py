@@ -125,7 +125,7 @@ def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
     description, members = read_description(folder), read_members(folder)
     done = {n: m for n, m in members.items() if (m.path / "metrics.json").exists()}
     if not done:
-        raise RunError(f"{folder}: no member is finished yet; scripts/sweep.py trains them")
+        raise RunError(f"{folder}: no member is finished yet; jaxdp sweep trains them")
     answers = {
         n: TestPredictions.read(m.path / "private" / "test_predictions.npz")
         for n, m in done.items()

@@ -50,6 +50,12 @@ def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
     return {name: alone[name] for name in plan.members}, total
 
 
+def estimate_run(config: Config) -> float | None:
+    """Seconds for one run, as `estimate_seconds`."""
+    cost = _cost(config, _speed())
+    return None if cost is None else cost.once + cost.steps
+
+
 def _speed() -> float:
     """FLOP/s of a matrix product on the host."""
     a = np.ones((1024, 1024), np.float32)
@@ -71,7 +77,7 @@ class _Cost(NamedTuple):
 def _cost(config: Config, speed: float) -> _Cost | None:
     """Multiplications and additions in dense layers, 24 H^2 per token and layer forwards, as many
     again for what goes backwards past frozen weights, at `speed` a second."""
-    size = _size(config.model.backbone)
+    size = backbone_size(config.model.backbone)
     if size is None:
         return None
     layers, hidden = size
@@ -89,7 +95,7 @@ def _cost(config: Config, speed: float) -> _Cost | None:
     return _Cost(once, layer * 2 * trained * config.train.expected_batch_size * config.train.steps)
 
 
-def _size(backbone: str) -> tuple[int, int] | None:
+def backbone_size(backbone: str) -> tuple[int, int] | None:
     """(layers, width) of a backbone, without fetching anything."""
     directory = Path(backbone).expanduser()
     if directory.is_dir():

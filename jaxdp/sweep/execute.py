@@ -139,7 +139,7 @@ def submit(
     try:
         import submitit  # an extra
     except ImportError:
-        raise RunError("--executor needs submitit: pip install 'jaxdp[cluster]'") from None
+        raise RunError("--executor needs submitit: pip install 'jaxdp-text[cluster]'") from None
     logs = folder / "private" / "jobs"
     queue = submitit.AutoExecutor(folder=str(logs), cluster=executor)
     # Jobs inherit the environment.

@@ -176,7 +176,7 @@ def _prefix(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenPr
     config = course.config
     prefix = FrozenPrefix(
         model,
-        {split: inputs.tokens[split] for split in ("train", "validation")},
+        {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config),
         cache_folder(config),
         make_mesh(config.run.devices),
@@ -244,6 +244,8 @@ class _StageLoop:
         return step == self.trainer.stage.steps or step % every == 0
 
     def _show(self, done: Position, metrics: list[dict[str, Any]]) -> None:
+        if not metrics:
+            return
         for course, own in zip(self.courses, metrics, strict=True):
             course.monitor.evaluated(done, own, course.epsilon(done))
 
@@ -253,7 +255,9 @@ class _StageLoop:
             course.monitor.stepped(done, own, reports, fill)
 
     def _evaluate(self, done: Position, state: TrainState) -> list[dict[str, Any]]:
-        """Each run's metrics on the validation split."""
+        """Each run's metrics on the validation split; none at all where there is none."""
+        if "validation" not in self.inputs.tokens:
+            return []
         probabilities = self.trainer.validation_probabilities(state)
         self._require_finite(probabilities, done)
         return [

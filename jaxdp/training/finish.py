@@ -29,7 +29,7 @@ def finish(
     inputs: Inputs,
     model: ReportClassifier,
     weights: LoadReport,
-    probabilities: np.ndarray,
+    probabilities: np.ndarray | None,
 ) -> dict[str, Any]:
     """Writes release/, then the test predictions, then metrics.json, which says that all is there.
 
@@ -38,7 +38,7 @@ def finish(
         inputs: that it read.
         model: trained.
         weights: how it was loaded.
-        probabilities: [n, num_labels] of the model for the test split.
+        probabilities: [n, num_labels] of the model for the test split; None if there is none.
 
     Returns:
         The statement ("privacy") and the test metrics ("metrics").
@@ -66,13 +66,16 @@ def finish(
             statement=statement,
         )
     )
-    predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
-    metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
+    predictions, metrics = None, {"note": "there is no test split", "test": None}
+    if probabilities is not None:
+        predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
+        metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
     processes.first(lambda: _write_results(course.run, predictions, metrics))
     course.monitor.finished(course.run, statement, metrics["test"])
     return {"privacy": statement, "metrics": metrics}
 
 
-def _write_results(run: RunDirectory, predictions: TestPredictions, metrics: dict) -> None:
-    write_whole(run.private / "test_predictions.npz", predictions.to_bytes())
+def _write_results(run: RunDirectory, predictions: TestPredictions | None, metrics: dict) -> None:
+    if predictions is not None:
+        write_whole(run.private / "test_predictions.npz", predictions.to_bytes())
     write_json(run.path / "metrics.json", metrics)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdp import dp
 from jaxdp.config import Config
+from jaxdp.data.dataset import ReportDataset
 
 from . import processes
 from .checkpoint import Checkpoints, DamagedCheckpoint
@@ -35,6 +36,7 @@ def train(
     interrupt: Interrupt,
     monitor: Monitor | SilentMonitor,
     sampling_root: bytes | None = None,
+    dataset: ReportDataset | None = None,
 ) -> dict[str, Any]:
     """Runs the configuration to the end and writes the run directory (design: release contract).
 
@@ -49,9 +51,12 @@ def train(
         interrupt: asked between steps.
         monitor: told what happens.
         sampling_root: for a member of a sweep that shares its samples, see `RunSecret`.
+        dataset: reports that are in memory already, instead of those that config.data names. It may
+            lack a validation or a test split, and then nothing is evaluated there.
 
     Returns:
-        The statement ("privacy") and the test metrics ("metrics").
+        The statement ("privacy") and the test metrics ("metrics"), whose "test" is None without a
+        test split.
 
     Raises:
         ConfigError, DataError, WeightsError, RunError, LedgerError: input that cannot be used, or a
@@ -64,7 +69,7 @@ def train(
     monitor.planned(config, plan)
     run = processes.first(lambda: _open(config, resume))
     try:
-        inputs = processes.together(lambda: load_inputs(config))
+        inputs = processes.together(lambda: load_inputs(config, dataset))
         _require_same_inputs(config, plan, inputs)
         monitor.loaded(config, inputs)
         if patients := patient_epsilons(config, plan, inputs):
@@ -86,7 +91,9 @@ def train(
                 # The one before, or none at all, leads to the same result.
                 processes.first(lambda damage=damage: checkpoints.set_aside(damage.position))
                 monitor.set_aside(damage)
-        (probabilities,) = test_probabilities(config, models, inputs, mesh, monitor.testing)
+        probabilities = None
+        if "test" in inputs.tokens:
+            (probabilities,) = test_probabilities(config, models, inputs, mesh, monitor.testing)
         return finish(course, inputs, *models, weights, probabilities)
     finally:
         if run is not None:

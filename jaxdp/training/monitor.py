@@ -70,6 +70,9 @@ class SilentMonitor:
 class Monitor:
     """Prints to `console`, and writes TensorBoard files once a stage runs."""
 
+    keeps = True
+    """The run's directory stays after the run."""
+
     def __init__(self, console: Console):
         self._console = console
         self._began = time.perf_counter()
@@ -231,9 +234,25 @@ class Monitor:
         self._last_read = time.perf_counter()  # evaluation is not part of the next step
 
     def finished(
-        self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]
+        self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any] | None
     ) -> None:
         """Everything is written."""
+        if metrics is not None:
+            self._scores(metrics)
+        if statement["epsilon"] is None:
+            self._say("[yellow]trained without privacy: the adapter may reveal reports[/]")
+        else:
+            self._say(
+                f"epsilon [bold]{_epsilon(statement['epsilon'])}[/] at delta "
+                f"{statement['delta']:g}, per {statement['privacy_unit']}"
+            )
+        for warning in statement["warnings"]:
+            self._say(f"[yellow]{warning}[/]")
+        self._say(peak_memory())
+        if self.keeps:
+            self._say(f"may be shared under that statement: {run.release}")
+
+    def _scores(self, metrics: dict[str, Any]) -> None:
         table = Table(title=f"Test split, {metrics['reports']:,} reports", title_justify="left")
         for column in ("label", "F1", "AUROC", "support", "predicted"):
             table.add_column(column, justify="left" if column == "label" else "right")
@@ -248,14 +267,3 @@ class Monitor:
             f"macro {metrics['macro_f1']:.4f}; log loss {metrics['log_loss']:.4f}, expected "
             f"calibration error {metrics['expected_calibration_error']:.4f}"
         )
-        if statement["epsilon"] is None:
-            self._say("[yellow]trained without privacy: the adapter may reveal reports[/]")
-        else:
-            self._say(
-                f"epsilon [bold]{_epsilon(statement['epsilon'])}[/] at delta "
-                f"{statement['delta']:g}, per {statement['privacy_unit']}"
-            )
-        for warning in statement["warnings"]:
-            self._say(f"[yellow]{warning}[/]")
-        self._say(peak_memory())
-        self._say(f"may be shared under that statement: {run.release}")

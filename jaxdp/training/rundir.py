@@ -161,7 +161,7 @@ class RunDirectory:
         if secret.sampling_root != sampling_root:
             raise RunError(
                 f"{self.path} was started with other samples: resume a member of a sweep with "
-                "scripts/sweep.py, on its own directory"
+                "jaxdp sweep, on its own directory"
             )
         if data != secret.fingerprint(records):
             raise RunError(

@@ -61,14 +61,18 @@ class Inputs:
         return [self.units.members.tobytes(), self.units.offsets.tobytes()]
 
 
-def load_inputs(config: Config) -> Inputs:
-    """Reads and tokenises all splits.
+def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
+    """Reads and tokenises all splits; of a `dataset` that is given, those that it has.
 
     Raises:
         ConfigError, AssetError, DataError, WeightsError: data or backbone cannot be used.
     """
     # First, as the backbone may have to be downloaded.
-    dataset = load_reports(config.data, config.teacher)
+    splits = SPLITS
+    if dataset is None:
+        dataset = load_reports(config.data, config.teacher)
+    else:
+        splits = [split for split in SPLITS if (dataset.splits == split).any()]
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
     positions = read_config(backbone.directory).max_position_embeddings
     if config.data.max_length > positions:
@@ -79,7 +83,7 @@ def load_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
     folder = None if config.data.cache is None else Path(config.data.cache)
-    for split in SPLITS:
+    for split in splits:
         part = dataset.subset(split)
         tokens[split], part_cut = tokenize(
             part.texts, tokenizer, config.data.max_length, cache=folder

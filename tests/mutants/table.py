@@ -81,6 +81,8 @@ SECRET_POWER = (
     "test_checkpoint.py::test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses"
 )
 SLOW = (
+    "test_estimator.py",
+    "test_hub.py",
     "on_devices.py",
     "test_members.py",
     "test_sweep.py",
@@ -1660,5 +1662,48 @@ MUTANTS = [
         "os.O_TRUNC, 0o600)",
         "os.O_TRUNC, 0o644)",
         "test_ledger.py::test_fingerprint_is_of_the_multiset_and_keyed",
+    ),
+    # What leaves by other doors than the run's release/.
+    Mutant(
+        "un-noised losses are pickled",
+        "estimator.py",
+        'state.pop("history_", None)',
+        "pass",
+        "test_estimator.py::test_pickle_holds_the_release_and_nothing_else_of_the_fit",
+    ),
+    Mutant(
+        "the exact number of units is published",
+        "estimator.py",
+        "return number // step * step",
+        "return number",
+        "test_estimator.py::test_the_number_of_units_is_rounded_down_to_two_figures",
+    ),
+    Mutant(
+        "each text is its own patient",
+        "estimator.py",
+        "ids if groups is None else groups_of(groups, len(texts))",
+        "ids",
+        "test_estimator.py::test_units_that_are_not_given_are_taken_for_public_and_that_is_said",
+    ),
+    Mutant(
+        "a whole run is pushed",
+        "released.py",
+        "upload_folder(repo_id, bundle,",
+        "upload_folder(repo_id, place.parent,",
+        "test_hub.py::test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back",
+    ),
+    Mutant(
+        "what fails its checks is pushed",
+        "released.py",
+        "        if failed:\n",
+        "        if False:\n",
+        "test_hub.py::test_a_release_that_is_not_sound_is_not_pushed",
+    ),
+    Mutant(
+        "what protects nobody is pushed",
+        "released.py",
+        "if not protected and not unprotected",
+        "if False",
+        "test_hub.py::test_what_protects_nobody_is_pushed_only_on_purpose",
     ),
 ]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands: `jaxdp NAME`, and scripts/*.py, which are doors to the same.
+
+Nothing is imported here but for the command that was asked for.
+"""
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "train": "fine-tune on private reports, and release the adapter with its statement",
+    "predict": "label new reports with a release",
+    "export": "take a released adapter elsewhere: PEFT, transformers, StableHLO",
+    "account": "epsilon and noise before a run; check a statement after it",
+    "check-release": "prove what can be proven of a release",
+    "sweep": "train many runs, and say what they cost together",
+    "report": "make a sweep's page and figures",
+    "audit": "attack our own training: lower bounds on epsilon",
+    "inspect": "counts, lengths and labels of a configuration's data",
+    "compare": "the same training in PyTorch, side by side",
+    "benchmark": "speed beside peers on this machine",
+    "paper": "the study's table from finished runs",
+}
+"""Name -> what it does, in one line."""
+
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+_CONFIGS = ("config", "plain")
+"""Flags that take a configuration: a file, or the name of one that is shipped."""
+
+
+def main() -> None:
+    """`jaxdp` on the command line."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in _HELP:
+        print("usage: jaxdp COMMAND [FLAGS]\n")
+        for command, what in COMMANDS.items():
+            print(f"    {command:15}{what}")
+        print("\njaxdp COMMAND --help shows a command's flags and an example.")
+    elif name in COMMANDS:
+        run(name, arguments)
+    else:
+        _fail(f"there is no command {name!r}{_nearest(name, COMMANDS)}")
+
+
+def run(name: str, arguments: list[str] | None = None) -> None:
+    """Runs one command and ends the process.
+
+    Args:
+        name: of COMMANDS.
+        arguments: its flags; None is all that follows the script's name. Overrides of a
+            configuration are read from the command line itself.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    if _HELP & set(arguments):
+        print(module.DEFINE.help(module.__doc__))
+        return
+
+    # After the command's own imports, which --help waits for in any case.
+    from absl import app, flags
+
+    def parse(argv: list[str]) -> list[str]:
+        flags.FLAGS(argv[:1])  # absl's own; nobody gives them
+        try:
+            return module.DEFINE.flags(argv)
+        except flags.Error as error:
+            _fail(" ".join(str(error).split()))
+        except (AttributeError, KeyError) as error:  # how a ConfigDict says it has no such field
+            inner = error.args[0]
+            what = inner.args[0] if isinstance(inner, Exception) else inner
+            _fail(f"a flag names no setting: {' '.join(str(what).split())}")
+
+    app.run(module.main, [f"jaxdp {name}", *_with_paths(arguments)], flags_parser=parse)
+
+
+def shipped_configs() -> Path:
+    """The folder of configs/: inside an installed package, beside one that is a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_file(given: str) -> str:
+    """The path of a configuration: a name without / and .py is that of a shipped one.
+
+    Ends the process with one line if there is no such configuration.
+    """
+    if "/" in given or "\\" in given or ".py" in given:
+        if not Path(given.partition(":")[0]).is_file():
+            _fail(f"{given}: no such file")
+        return given
+    path = shipped_configs() / f"{given}.py"
+    if not path.is_file():
+        known = sorted(file.stem for file in shipped_configs().glob("*.py"))
+        hint = _nearest(given, known) or f"; give a file's path, or one of {', '.join(known)}"
+        _fail(f"no configuration named {given!r} is shipped{hint}")
+    return str(path)
+
+
+def _with_paths(arguments: list[str]) -> list[str]:
+    """The arguments with files in place of names of configurations."""
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") not in _CONFIGS or not flag.startswith("-"):
+            continue
+        if equals:
+            found[i] = f"{flag}={config_file(value)}"
+        elif i + 1 < len(found):
+            found[i + 1] = config_file(found[i + 1])
+    return found
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _fail(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(1)

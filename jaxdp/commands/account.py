@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Epsilon and noise of a DP training run, before it starts; or a statement checked after it.
+
+    jaxdp account --epsilon 0.1,1,8 --delta 1e-5 --units 50232 --batch 1024 --steps 1000
+    jaxdp account --noise_multiplier 2.5 --units 50232 --batch 1024 --steps 1000
+    jaxdp account --statement runs/openi_eps8/release/privacy.json
+    jaxdp account --ledger ledger.jsonl --delta 1e-5
+    jaxdp account --ledger ledger.jsonl --settle runs/given_up
+
+The first prints the least noise multiplier that meets each epsilon, the second the epsilon that
+each noise multiplier costs, both under add/remove of one unit with Poisson sampling at probability
+batch / units; by PLD (tight; what training uses), and by Renyi DP for comparison. The third
+recomputes a statement's epsilon with dp-accounting and fails if it is not the one claimed. The
+fourth prints what all recorded runs on the same data cost together. The last does so after a run
+that was stopped and is given up has been settled: it then counts with the steps it took instead of
+all it had planned. Should it be resumed after all, it counts in full again.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import brentq
+
+from jaxdp import dp
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.training.settle import settle
+
+from .define import Define
+
+DEFINE = Define()
+_EPSILON = DEFINE.list("epsilon", None, "Targets, separated by commas: 0.1,1,8.")
+_NOISE = DEFINE.list("noise_multiplier", None, "Noise multipliers, instead of --epsilon.")
+_DELTA = DEFINE.float("delta", 1e-5, "Should be well below 1 / units.")
+_UNITS = DEFINE.integer("units", None, "Privacy units: reports or patients to train on.")
+_BATCH = DEFINE.float("batch", None, "Expected units per step.")
+_PROBABILITY = DEFINE.float(
+    "sampling_probability", None, "Of a unit in a step, instead of --units and --batch."
+)
+_STEPS = DEFINE.integer("steps", None, "Training steps.")
+_STATEMENT = DEFINE.string("statement", None, "A privacy.json to check, instead.")
+_LEDGER = DEFINE.string("ledger", None, "A ledger to add up, instead.")
+_SETTLE = DEFINE.string("settle", None, "With --ledger: directory of a run given up.")
+_JSON = DEFINE.string("json", None, "Also write the result to this file.")
+
+
+def numbers(name: str, values: list[str]) -> list[float]:
+    """Comma-separated flag values as floats."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
+
+
+def writable(value: float | None) -> float | str | None:
+    """JSON has no infinity."""
+    return "infinite" if value == math.inf else value
+
+
+def renyi_noise(mechanism: dp.SubsampledGaussian, epsilon: float, delta: float) -> float | None:
+    """What calibrating by Renyi DP would need; None where its orders do not reach the target.
+
+    `mechanism` holds PLD's answer, from which Renyi's is never far.
+    """
+
+    def excess(noise):
+        cost = dp.epsilon_rdp([mechanism.replace(noise_multiplier=noise)], delta)
+        return math.log(cost / epsilon)
+
+    least = mechanism.noise_multiplier
+    if excess(least) <= 0:
+        return least
+    if excess(4 * least) > 0:
+        return None
+    return brentq(excess, least, 4 * least, rtol=1e-5)
+
+
+def account() -> list[dict[str, float | None]]:
+    """One row for each --epsilon or --noise_multiplier."""
+    units, batch = _UNITS.value, _BATCH.value
+    if units is None:  # of what follows, only their quotient matters
+        units, batch = 1, _PROBABILITY.value
+    run = dp.SubsampledGaussian(units, batch, _STEPS.value, 1.0, 0.0)
+    delta = _DELTA.value
+    rows = []
+    for target in numbers("epsilon", _EPSILON.value or []):
+        found = dp.calibrate_noise(run, target, delta)
+        rows.append({"target": target, "noise_multiplier": found.noise_multiplier})
+        rows[-1]["noise_multiplier_rdp"] = renyi_noise(found, target, delta)
+    for noise in numbers("noise_multiplier", _NOISE.value or []):
+        rows.append({"noise_multiplier": noise})
+    for row in rows:
+        stage = [run.replace(noise_multiplier=row["noise_multiplier"])]
+        row["epsilon"] = dp.epsilon_pld(stage, delta)
+        row["epsilon_rdp"] = dp.epsilon_rdp(stage, delta)
+    return rows
+
+
+HEADINGS = {
+    "target": "target\nepsilon",
+    "noise_multiplier": "noise\nmultiplier",
+    "epsilon": "\nepsilon",
+    "epsilon_rdp": "epsilon\nby Renyi",
+    "noise_multiplier_rdp": "noise multiplier\nby Renyi",
+}
+
+
+def probability() -> float:
+    """That a unit takes part in a step."""
+    given = _PROBABILITY.value
+    return _BATCH.value / _UNITS.value if given is None else given
+
+
+def show(rows: list[dict[str, float | None]], console: Console) -> None:
+    title = (
+        f"delta {_DELTA.value:g}, sampling probability {probability():.6g}, {_STEPS.value:,} steps"
+    )
+    table = Table(title=title)
+    columns = [name for name in HEADINGS if name in rows[0]]
+    for name in columns:
+        table.add_column(HEADINGS[name], justify="right")
+    for row in rows:
+        table.add_row(*("-" if row[name] is None else f"{row[name]:.6g}" for name in columns))
+    console.print(table)
+    if _UNITS.value is not None and _DELTA.value >= 1 / _UNITS.value:
+        console.print(
+            f"Warning: delta is not below 1 / units = {1 / _UNITS.value:.3g}; publishing a random "
+            "unit outright could satisfy it."
+        )
+
+
+def check(path: Path, console: Console) -> dict[str, float | str | None]:
+    """Recomputes a statement; ends the program unless its epsilon is the one claimed."""
+    try:
+        statement = json.loads(path.read_text(encoding="utf-8"))
+        recomputed = dp.recomputed_epsilon(statement)
+        claimed = statement["epsilon"]
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    except json.JSONDecodeError as error:
+        fail(f"{path}: not JSON (line {error.lineno})")
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f"{path}: {error}")
+    recomputed = writable(recomputed)
+    number = isinstance(claimed, float | int) and isinstance(recomputed, float)
+    # A newer dp-accounting may discretise a little differently; no reader would call that a lie.
+    if not (math.isclose(claimed, recomputed, rel_tol=1e-3) if number else claimed == recomputed):
+        fail(f"{path}: claims epsilon {claimed}, but its dp_event costs {recomputed}")
+    console.print(f"{path}: epsilon {claimed} at delta {statement['delta']}, recomputed: agrees")
+    return {"claimed": claimed, "recomputed": recomputed}
+
+
+def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
+    """One row for each data set in the ledger, which is named by its keyed hash."""
+    if not path.is_file():
+        fail(f"{path}: no such ledger")
+    ledger = dp.Ledger(path)
+    if _SETTLE.value is not None:
+        position = settle(Path(_SETTLE.value), ledger)
+        where = f"{position.step} steps of stage {position.stage + 1}" if position else "no step"
+        console.print(f"{_SETTLE.value}: settled after {where}", soft_wrap=True)
+    table = Table(title=f"together, at delta {_DELTA.value:g}")
+    table.add_column("data")
+    table.add_column("runs", justify="right")
+    table.add_column("epsilon", justify="right")
+    rows = []
+    for fingerprint, runs in ledger.runs().items():
+        epsilon = ledger.epsilon(fingerprint, _DELTA.value)
+        rows.append({"data": fingerprint, "runs": len(runs), "epsilon": writable(epsilon)})
+        table.add_row(fingerprint, str(len(runs)), f"{epsilon:.6g}")
+    console.print(table)
+    return rows
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}")
+    tasks = (_EPSILON, _NOISE, _STATEMENT, _LEDGER)
+    if sum(flag.value is not None for flag in tasks) != 1:
+        fail("give one of " + ", ".join(f"--{flag.name}" for flag in tasks))
+    if _SETTLE.value is not None and _LEDGER.value is None:
+        fail("--settle needs --ledger")
+    console = Console()
+    if _STATEMENT.value is not None:
+        result = check(Path(_STATEMENT.value), console)
+    elif _LEDGER.value is not None:
+        try:
+            result = {"delta": _DELTA.value, "data": add_up(Path(_LEDGER.value), console)}
+        except (*USER_ERRORS, ValueError) as error:
+            fail(error)
+    else:
+        sampling, given = (_UNITS, _BATCH), _PROBABILITY.value is not None
+        if given and any(flag.value is not None for flag in sampling):
+            fail("give --units and --batch, or --sampling_probability alone")
+        for flag in (*(() if given else sampling), _STEPS):
+            if flag.value is None:
+                fail(f"--{flag.name} is needed")
+        try:
+            rows = account()
+        except ValueError as error:
+            fail(error)
+        show(rows, console)
+        result = {
+            "units": _UNITS.value,
+            "expected_batch_size": _BATCH.value,
+            "steps": _STEPS.value,
+            "delta": _DELTA.value,
+            "sampling_probability": probability(),
+            "neighboring_relation": "add-or-remove-one",
+            "rows": [{name: writable(value) for name, value in row.items()} for row in rows],
+        }
+    if _JSON.value is not None:
+        try:
+            Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            fail(f"--json {_JSON.value}: {error.strerror}")

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Throughput side by side with peers, on this machine's CPU: one table, one JSON.
+
+    jaxdp benchmark --quick
+    jaxdp benchmark --lengths=openi --json=speed.json
+    jaxdp benchmark --models=minilm-l6,bert-small --lengths=ct --batch=32 --rounds=5
+    jaxdp benchmark --memory --models=minilm-l6
+    jaxdp benchmark --startup
+
+All contenders fine-tune one backbone (MiniLM's real weights, the others' random) with the same LoRA
+and head in float32, on the same reports: as long as Open-I's (at most 128 tokens) or as chest CT's
+(made up, at most 512). Each sits in a process of its own, which sleeps while others step; in every
+round all take one step on the same Poisson draw, in an order that rotates.
+
+ours, ours-nonprivate    jaxdp with privacy, and without; ours-last2: LoRA on the last two layers
+jax-privacy              clipped_grad of JAX-Privacy on our model, reports padded to the maximum
+opacus-*, ghost-*        Opacus with hooks, and with ghost clipping; torch-*: without privacy
+*-fixed, -dynamic        padded to the maximum, or to the longest of each physical batch as drawn
+*-sorted                 the same, with the logical batch sorted by length before
+
+"of matmul" is the share of the best dense product here, "useful" what is not padding, "compile"
+what the first step takes beyond a later one, "first step" the time from starting Python to its end.
+Needs the extras: pip install "jaxdp-text[baseline,audit]"
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.config import Config, inherit
+from jaxdp.progress import Display
+from jaxdp.runtime import prepare
+from jaxdp.training.rundir import write_json
+
+from . import shipped_configs
+from .define import Define
+
+DEFINE = Define()
+_MODELS = DEFINE.list("models", None, "Backbones; default: all four, for --memory MiniLM.")
+_LENGTHS = DEFINE.list("lengths", ["openi", "ct"], "openi (max 128), ct (max 512).")
+_CONTENDERS = DEFINE.list("contenders", None, "Default: all.")
+_BATCH = DEFINE.float("batch", 256.0, "Expected reports of a logical batch.")
+_ROUNDS = DEFINE.integer("rounds", 3, "Timed steps of each; with --quick 7.")
+_QUICK = DEFINE.bool("quick", False, "MiniLM on Open-I, few contenders, batch 32: 3 minutes.")
+_MEMORY = DEFINE.bool("memory", False, "Instead: our peak memory by logical batch.")
+_BATCHES = DEFINE.list("batches", ["256", "4096"], "--memory: logical batches.")
+_STARTUP = DEFINE.bool("startup", False, "Instead: time to train.py's first step.")
+_CONFIG = DEFINE.string("startup_config", "openi_eps8", "--startup: name in configs/.")
+_PROFILE = DEFINE.string("profile", None, "Folder for a JAX trace of one step of ours.")
+_JSON = DEFINE.string("json", None, "Also write everything to this file, as it comes.")
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings are given as --name=value")
+    needed = ("torch", "transformers", "peft", "opacus", "jax_privacy")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline,audit]'")
+    _check()
+    prepare()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=170)  # a table that is piped to a file has room
+    try:
+        if _STARTUP.value:
+            _startup(console)
+        else:
+            _measure(console)
+    except USER_ERRORS as error:
+        fail(error)
+
+
+def _check() -> None:
+    """Ends with one line that names the flag, if a value cannot be used."""
+    # The extras may be missing where only --help is asked for.
+    from jaxdp.benchmark.contenders import CONTENDERS
+    from jaxdp.benchmark.inputs import LENGTHS, MODEL_NAMES
+
+    for flag, allowed in ((_MODELS, MODEL_NAMES), (_LENGTHS, LENGTHS), (_CONTENDERS, CONTENDERS)):
+        if wrong := [name for name in flag.value or () if name not in allowed]:
+            fail(f"--{flag.name}: {wrong[0]!r} is none of {', '.join(allowed)}")
+        if flag.value == []:
+            fail(f"--{flag.name} must name at least one of {', '.join(allowed)}")
+    if _ROUNDS.value < 1:
+        fail(f"--rounds must be at least 1, not {_ROUNDS.value}")
+    if not 1 <= _BATCH.value <= 2048:
+        fail(f"--batch must be from 1 to 2048, not {_BATCH.value:g}")
+    if not _BATCHES.value or not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value):
+        fail(f"--batches must be whole numbers above 0, not {','.join(_BATCHES.value)!r}")
+    if not _config_file().exists():
+        fail(f"--startup_config: no configuration named {_CONFIG.value!r} is shipped")
+    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
+        fail(f"--json: there is no folder for {_JSON.value}")
+
+
+def _config_file() -> Path:
+    return shipped_configs() / f"{_CONFIG.value}.py"
+
+
+def _measure(console: Console) -> None:
+    """Speed, or memory, for all combinations; each is printed and written once it is done."""
+    from jaxdp.benchmark import contenders, inputs, run, summary
+
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        seconds = f"[dim]{time.perf_counter() - began:6.0f} s[/]"
+        console.print(f"{seconds}  {text}", highlight=False, soft_wrap=True)
+
+    models, lengths = _MODELS.value or list(inputs.MODEL_NAMES), _LENGTHS.value
+    names, batches = _CONTENDERS.value or list(contenders.CONTENDERS), [_BATCH.value]
+    rounds = _ROUNDS.value
+    if _QUICK.value:
+        # XLA prepares a width's products when it first meets it, which so few reports do late.
+        rounds = _ROUNDS.value if _ROUNDS.present else 7
+        models, lengths, batches = _MODELS.value or ["minilm-l6"], ["openi"], [32.0]
+        names = _CONTENDERS.value or list(contenders.QUICK)
+    if _MEMORY.value:
+        models, names, batches = _MODELS.value or ["minilm-l6"], ["ours"], _batches()
+        lengths, rounds = ["openi"], 1
+    document: dict[str, Any] = {"machine": _machine(), "results": []}
+    for result in run.measure(
+        models,
+        lengths,
+        batches,
+        names,
+        count=rounds,
+        tune=not (_QUICK.value or _MEMORY.value),
+        profile=Path(_PROFILE.value) if _PROFILE.value else None,
+        report=say,
+    ):
+        document["results"].append(result)
+        _write(document)
+        title = "{model}, {lengths} at most {max_length} tokens, batch {batch:g}".format(**result)
+        table = result["contenders"]
+        console.print(_table(title, summary.HEADER, summary.rows(table)))
+        if result["goals"]:
+            header = ("reports/s in the same round", "median (range)", "wanted", "met")
+            console.print(_table(title, header, summary.goal_rows(result["goals"])))
+        if busy := [n for n, row in table.items() if row.get("idle_cpu", 0) > 0.02]:
+            say(f"[yellow]did not sleep while others stepped: {', '.join(busy)}[/]")
+    if _MEMORY.value:
+        _print_memory(console, document)
+        _write(document)
+
+
+def _batches() -> list[float]:
+    return [float(batch) for batch in _BATCHES.value]
+
+
+def _print_memory(console: Console, document: dict[str, Any]) -> None:
+    """Peak memory by batch, over that of the first batch."""
+    first: dict[tuple, int] = {}
+    rows = []
+    for result in document["results"]:
+        row = result["contenders"]["ours"]
+        if row["error"] is None:
+            base = first.setdefault((result["model"], result["lengths"]), row["peak_memory"])
+            row["over_first_batch"] = row["peak_memory"] / base
+            cells = (f"{row['peak_memory'] / 1e9:.3f}", f"{row['over_first_batch']:.3f}")
+            rows.append([result["model"], result["lengths"], f"{result['batch']:g}", *cells])
+    header = ("model", "lengths", "batch", "peak GB", "over the first")
+    console.print(_table("Peak memory of a process that trains", header, rows))
+
+
+def _startup(console: Console) -> None:
+    """Time to the first step, by part."""
+    from jaxdp.benchmark import startup
+
+    settings = inherit(str(_config_file()), _CONFIG.value)
+    config = Config.from_dict(settings.to_dict())
+    with Display(console, "startup", status="training in fresh processes"):
+        result = startup.measure(config, _ROUNDS.value)
+    columns = ([result["cold"]], result["warm"], result["cached"])
+    rows = []
+    for part in result["cold"]["parts"]:
+        cells = [part]
+        for runs in columns:
+            times = [[*run["parts"][part].values()] for run in runs]
+            cells.append("{:.2f} ({:.2f})".format(*np.median(times, axis=0)))
+        rows.append(cells)
+    totals = [
+        np.percentile([r["first_step_seconds"] for r in runs], [50, 0, 100]) for runs in columns
+    ]
+    rows.append(["to the first step", *("{:.1f} ({:.1f} to {:.1f})".format(*t) for t in totals)])
+    header = ("part, seconds (compiling)", "cold", "warm: compiled before", "data.cache as well")
+    console.print(_table(f"{_CONFIG.value}, from starting Python", header, rows))
+    _write({"machine": _machine(), "config": _CONFIG.value, "startup": result})
+
+
+def _machine() -> dict[str, Any]:
+    names = ("jax", "flax", "jax_privacy", "torch", "opacus", "peft", "transformers")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
+
+
+def _write(document: dict[str, Any]) -> None:
+    if _JSON.value:
+        write_json(Path(_JSON.value), {"command": shlex.join(["python", *sys.argv])} | document)
+
+
+def _table(title: str, header, rows) -> Table:
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares jaxdp with the same training in PyTorch: transformers, PEFT and Opacus.
+
+    jaxdp compare --config openi_plain_eps8 --level gradients
+    jaxdp compare --config openi_plain_eps8 --level trajectory --steps 5
+    jaxdp compare --config openi_plain_eps8 --level runs --epsilons 1,8
+
+Both sides start the main stage of the configuration from the same weights, adapters, token ids and
+labels, with the same noise multiplier, sampling probability, clip norm, steps and optimizer; what
+comes before it (mean feature, head stage) is run once, by jaxdp, for both. All settings of both
+sides are printed side by side.
+
+gradients   norms and clipped sum of one batch, without noise
+trajectory  some steps on the same reports, without noise
+runs        whole private runs over seeds, each side with its own sampling and noise, each run in a
+            process of its own; runs that are finished are kept and not repeated
+
+Writes <level>.json and page.html to --output. Its folder private/ holds token ids, labels and
+predictions. Needs the extra: pip install "jaxdp-text[baseline]"
+"""
+
+import importlib.util
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.config import Config
+from jaxdp.progress import Display
+from jaxdp.runtime import prepare
+from jaxdp.training.rundir import write_json
+
+from .define import Define
+
+LEVELS = ("gradients", "trajectory", "runs")
+DEFINE = Define()
+_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
+_PLAIN = DEFINE.config("plain", "runs: a second configuration to compare.")
+_LEVEL = DEFINE.enum("level", "gradients", LEVELS, "What to compare.")
+_OUTPUT = DEFINE.string("output", None, "Folder; default: runs/compare_<config.run.name>.")
+_REPORTS = DEFINE.integer("reports", 64, "gradients: reports in the batch.", lower_bound=1)
+_STEPS = DEFINE.integer("steps", 10, "trajectory: steps.", lower_bound=1)
+_SEEDS = DEFINE.integer("seeds", 3, "runs: seeds on each side.", lower_bound=1)
+_EPSILONS = DEFINE.list("epsilons", [], "runs: targets; default: the configuration's own.")
+_METHOD = DEFINE.enum("method", "hooks", ("hooks", "ghost"), "How Opacus clips.")
+_PADDING = DEFINE.enum("padding", "dynamic", ("dynamic", "fixed"), "Of PyTorch's batches.")
+_BATCH = DEFINE.integer(
+    "physical_batch", 64, "Reports that PyTorch computes at once.", lower_bound=1
+)
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+    needed = ("torch", "transformers", "peft", "opacus")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
+    prepare()
+    console = Console()
+    try:
+        configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
+        output = Path(_OUTPUT.value or Path(configs[0].run.dir) / f"compare_{configs[0].run.name}")
+        output.mkdir(parents=True, exist_ok=True)
+        result = _compare(configs, output, console)
+    except USER_ERRORS as error:
+        fail(error)
+    console.print(f"all numbers and plots: {output / 'page.html'}")
+    if not result.get("passed", True):
+        fail(f"the sides differ by more than {result['tolerance']:g}")
+
+
+def _compare(configs: list[Config], output: Path, console: Console) -> dict[str, Any]:
+    """Runs the level, prints it, writes its file and the page."""
+    # The extra may be missing where only --help is asked for.
+    from jaxdp.comparison import levels, page
+
+    options = {
+        "method": _METHOD.value,
+        "padding": _PADDING.value,
+        "physical_batch": _BATCH.value,
+    }
+    with Display(console, "comparison", status="working"):
+        if _LEVEL.value == "gradients":
+            result = levels.gradients(configs[0], _REPORTS.value, options)
+        elif _LEVEL.value == "trajectory":
+            result = levels.trajectory(configs[0], _STEPS.value, options)
+        else:
+            result = levels.runs(
+                configs,
+                [float(e) for e in _EPSILONS.value],
+                _SEEDS.value,
+                output / "private",
+                options,
+                report=console.print,
+            )
+    for name, settings in result["settings"].items():
+        rows = page.settings_rows(settings)
+        console.print(_table(f"settings, {name}", ("", *page.SIDES, ""), rows))
+    console.print(_table(_LEVEL.value, *page.result_table(_LEVEL.value, result)))
+    result["command"] = shlex.join(["python", *sys.argv])
+    write_json(output / f"{_LEVEL.value}.json", result)
+    files = {level: output / f"{level}.json" for level in LEVELS}
+    page.write_page(
+        output / "page.html",
+        {level: json.loads(f.read_text("utf-8")) for level, f in files.items() if f.exists()},
+    )
+    return result
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*(Column(name, overflow="fold") for name in header), title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table

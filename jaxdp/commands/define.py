@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags that belong to one command alone, and the page that shows them."""
+
+import functools
+import textwrap
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+_WIDTH = 96
+
+
+class Define:
+    """absl's DEFINE_* under their kind's name, for flags that no other command sees.
+
+    `DEFINE.string("output", None, "File to write.")` is `flags.DEFINE_string(...)`.
+    """
+
+    def __init__(self):
+        self.flags = flags.FlagValues()
+
+    def __getattr__(self, kind: str) -> Any:
+        return functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags)
+
+    def config(self, name: str, what: str, *, required: bool = False) -> flags.FlagHolder:
+        """A file with get_config(), whose settings are flags too: --name.section.field=value."""
+        holder = config_flags.DEFINE_config_file(name, None, what, self.flags)
+        if required:
+            flags.mark_flag_as_required(name, self.flags)
+        return holder
+
+    def help(self, docstring: str) -> str:
+        """The docstring, then each flag with what it takes and its default."""
+        lines = [docstring.strip(), "", "Flags:"]
+        for name in self.flags:
+            flag = self.flags[name]
+            if flag.help.startswith("Alias for"):
+                continue
+            default = flag.default_as_str if flag.default not in (None, False, []) else ""
+            default = f" [{default.strip(chr(39))}]" if default else ""
+            what = flag.help.partition(";\n")[0] + default  # behind it absl says what repeats
+            lines += textwrap.wrap(
+                f"{'--' + name:20} {what}", _WIDTH, initial_indent="  ", subsequent_indent=" " * 23
+            )
+        return "\n".join(lines)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows what a configuration's data are: counts, lengths and labels, never a report.
+
+    jaxdp inspect --config openi_eps8
+    jaxdp inspect --config mimic_eps1 --config.data.root=/data/mimic --json inspected/summary.json
+
+Reads the data as `jaxdp train` would and prints tables; --output also saves two plots. All of it
+is exact counts of the reports, under no privacy guarantee: keep it where the reports are.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot
+from rich.console import Console
+from rich.table import Table
+
+from jaxdp.backbone import resolve_backbone
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.config import Config
+from jaxdp.data.dataset import ReportDataset
+from jaxdp.data.load import load_reports
+from jaxdp.data.summary import summarize
+from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.runtime import prepare
+
+from .define import Define
+
+DEFINE = Define()
+_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
+_OUTPUT = DEFINE.string("output", None, "Folder for lengths.png and labels.png.")
+_JSON = DEFINE.string("json", None, "File for the counts, for programs.")
+
+_NO_LIMIT = 2**20  # tokens: lengths are counted before reports are cut
+_COLORS = {"train": "#4477aa", "validation": "#ccbb44", "test": "#aa3377"}
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Tables of the splits and of the labels."""
+    splits = summary["splits"]
+    console.print(f"[bold]{summary['source']}[/]: {summary['reports']:,} reports")
+    for what, number in summary["loader"].items():
+        console.print(f"  {what}: {number:,}")
+    console.print(f"  labels made by: {summary['labels_made_by']}")
+
+    def cells(row):
+        known = summary["patients_known"]
+        yield "reports", f"{row['reports']:,}"
+        yield "patients", f"{row['patients']:,}" if known else "not known"
+        for what, number in row["reports_per_patient"].items():
+            yield f"reports per patient, {what}", f"{number:,}" if known else "not known"
+        for what, number in row["tokens"].items():
+            name = what.replace("_", " ")
+            yield name if what == "reports_cut" else f"tokens, {name}", f"{number:,.0f}"
+        for maker, number in row.get("labelled_by", {}).items():
+            yield f"labelled by {maker}", f"{number:,}"
+
+    table = _table("", splits, f"splits (cut to {summary['max_length']} tokens)")
+    columns = {split: dict(cells(row)) for split, row in splits.items()}
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        table.add_row(name, *(column.get(name, "0") for column in columns.values()))
+    console.print(table)
+
+    table = _table("label", splits, "reports with the label (and share of those labelled)")
+    for name in next(iter(splits.values()))["labels"]:
+        counts = [row["labels"][name] for row in splits.values()]
+        table.add_row(name, *(f"{c['positive']:,} ({share(c):.1%})" for c in counts))
+    console.print(table)
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}")
+
+
+def _table(first: str, splits: Mapping[str, Any], title: str) -> Table:
+    """A column of names, and one of numbers for each split."""
+    table = Table(first, title=title, title_justify="left")
+    for split in splits:
+        table.add_column(split, justify="right")
+    return table
+
+
+def share(counts: Mapping[str, int]) -> float:
+    """Of positive ones among the labelled; 0 if none is."""
+    return counts["positive"] / max(counts["positive"] + counts["negative"], 1)
+
+
+def plot_lengths(lengths: np.ndarray, max_length: int, path: Path) -> None:
+    """Histogram of tokens per report; what max_length cuts is shaded."""
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    # the longest percent would squeeze the rest; what is beyond the end is in the last bar
+    end = max(int(np.percentile(lengths, 99)), max_length) * 9 // 8 + 2
+    bins = np.arange(0, end + 1, max(end // 80, 1))
+    axes.hist(np.minimum(lengths, bins[-1]), bins=bins, color=_COLORS["train"])
+    axes.axvspan(max_length, bins[-1], color="0.85", zorder=0)
+    axes.axvline(max_length, color="0.3", linewidth=1)
+    cut = (lengths > max_length).mean()
+    axes.annotate(
+        f"max_length {max_length}\n{cut:.1%} cut",
+        (max_length, axes.get_ylim()[1]),
+        xytext=(-4, -4),
+        textcoords="offset points",
+        horizontalalignment="right",
+        verticalalignment="top",
+    )
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set(
+        xlabel="tokens per report (the last bar: and more)",
+        ylabel="reports",
+        xlim=(0, bins[-1]),
+    )
+    _save(figure, path)
+
+
+def plot_labels(summary: Mapping[str, Any], path: Path) -> None:
+    """Share of positive reports, by label and split; the most frequent label on top."""
+    splits = summary["splits"]
+    first = next(iter(splits.values()))["labels"]
+    names = sorted(first, key=lambda name: share(first[name]))
+    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
+    places = np.arange(len(names))
+    for i, (split, row) in enumerate(splits.items()):
+        shares = [share(row["labels"][name]) for name in names]
+        look = {"color": _COLORS[split], "label": split}
+        if i == 0:
+            axes.barh(places, shares, height=0.6, alpha=0.35, **look)
+        else:  # one a little above the middle of the bar, one a little below
+            axes.plot(shares, places + 0.3 * (1.5 - i), "oD"[i - 1], markersize=4, **look)
+    axes.set_yticks(places, names)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes.set(xlabel="reports with the label", xlim=(0, None))
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray]:
+    """(the counts, [n] tokens of each report before cutting)."""
+    dataset: ReportDataset = load_reports(config.data, config.teacher)
+    backbone = resolve_backbone(config.model.backbone, revision=config.model.revision)
+    tokens, _ = tokenize(dataset.texts, load_tokenizer(backbone.directory), _NO_LIMIT)
+    return summarize(dataset, tokens.lengths, config.data.max_length), tokens.lengths
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+    prepare()
+    matplotlib.use("agg")
+    try:
+        # Of training nothing is asked: its numbers are chosen after looking.
+        values = {name: _CONFIG.value[name].to_dict() for name in ("data", "teacher")}
+        backbone = {name: _CONFIG.value.model[name] for name in ("backbone", "revision")}
+        config = Config.from_dict({**values, "model": backbone, "privacy": {"epsilon": None}})
+        summary, lengths = inspect(config)
+    except USER_ERRORS as error:
+        fail(error)
+    print_summary(summary, Console())
+    if _OUTPUT.value:
+        plot_lengths(lengths, config.data.max_length, Path(_OUTPUT.value) / "lengths.png")
+        plot_labels(summary, Path(_OUTPUT.value) / "labels.png")
+        print(f"saved lengths.png and labels.png in {_OUTPUT.value}")
+    if _JSON.value:
+        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+        Path(_JSON.value).write_text(json.dumps(summary, indent=2))

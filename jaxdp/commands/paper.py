@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints the study's table, data x model x epsilon, with the weighted F1 of finished runs.
+
+    jaxdp paper --runs runs
+    jaxdp paper --runs runs --markdown table.md
+
+Every run directory under --runs with a metrics.json goes to the cell that its config.json says,
+whatever its name; sweep_paper names the members of the whole study. Cells without a
+run are "-". Test scores are not covered by the privacy guarantee.
+"""
+
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.report.paper import PUBLISHED, paper_table, read_results
+
+from .define import Define
+
+DEFINE = Define()
+_RUNS = DEFINE.string("runs", "runs", "Folder of run directories.")
+_MARKDOWN = DEFINE.string("markdown", None, "Also write the table to this file.")
+_JSON = DEFINE.string("json", None, "Also write the rows to this file.")
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}")
+    try:
+        headings, rows = paper_table(read_results(Path(_RUNS.value)))
+        if _MARKDOWN.value is not None:
+            lines = [headings, ["---"] * len(headings), *rows]
+            text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            Path(_MARKDOWN.value).write_text(f"{text}\n{PUBLISHED}\n", encoding="utf-8")
+        if _JSON.value is not None:
+            values = [dict(zip(headings, row, strict=True)) for row in rows]
+            Path(_JSON.value).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except USER_ERRORS as error:
+        fail(error)
+    title = "weighted F1 on test by epsilon, mean over runs (their number)"
+    table = Table(*headings, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(PUBLISHED)

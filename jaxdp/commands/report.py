@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a sweep's page and figures, from whatever of it is finished.
+
+    jaxdp report --sweep runs/sweep_openi
+    jaxdp report --sweep runs/sweep_openi --output out --draws 2000
+
+Writes report.html (one file that loads nothing from outside), figures/*.pdf and *.png for a paper,
+and with --json the numbers. They hold scores on test and validation reports, which no guarantee
+covers, but no report and no id.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.report.analysis import SweepReport, analyse
+from jaxdp.report.figures import write_figures
+from jaxdp.report.sweep_page import sweep_page
+from jaxdp.runtime import prepare
+
+from .define import Define
+
+DEFINE = Define()
+_SWEEP = DEFINE.string("sweep", None, "Folder of a sweep.", required=True)
+_OUTPUT = DEFINE.string("output", None, "Where to write; by default the sweep's folder.")
+_DRAWS = DEFINE.integer("draws", 10_000, "Resamples and permutations.", lower_bound=100)
+_JSON = DEFINE.string("json", None, "Also write scores and comparisons to this file.")
+
+
+def numbers(report: SweepReport) -> dict[str, Any]:
+    """JSON-ready: every setting's scores with intervals, and every comparison."""
+
+    def interval(values) -> list[float | None]:
+        return [v if math.isfinite(v) else None for v in values]
+
+    return {
+        "sweep": report.name,
+        "draws": report.draws,
+        "joint": report.description["joint"],
+        "collections": [
+            {
+                "source": c.source,
+                "unit": c.unit,
+                "reports": c.reports,
+                "settings": [
+                    {"trained": s.series, "epsilon": s.epsilon, "members": list(s.members)}
+                    | {"scores": {k: interval(v) for k, v in s.scores.items()}}
+                    | {"over_seeds": {k: interval(v) for k, v in s.seeds.items()}}
+                    | {"seconds": s.seconds, "peak_memory": s.peak_memory}
+                    for s in c.settings
+                ],
+                "comparisons": [vars(comparison) for comparison in c.comparisons],
+            }
+            for c in report.collections
+        ],
+    }
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}")
+    prepare()
+    folder = Path(_SWEEP.value)
+    output = Path(_OUTPUT.value or _SWEEP.value)
+    try:
+        report = analyse(folder, _DRAWS.value)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "report.html").write_text(sweep_page(report), encoding="utf-8")
+        figures = write_figures(report, output / "figures")
+        if _JSON.value is not None:
+            text = json.dumps(numbers(report), indent=2, allow_nan=False) + "\n"
+            Path(_JSON.value).write_text(text, encoding="utf-8")
+    except USER_ERRORS as error:
+        fail(error)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(report.finished)} of {len(report.members)} members, {len(figures)} figures: "
+        f"{output / 'report.html'}, {output / 'figures'}"
+    )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains all members of a sweep, one after the other or as jobs, and says what they cost together.
+
+    jaxdp sweep --config sweep_openi --dry-run
+    jaxdp sweep --config sweep_openi
+    jaxdp sweep --config sweep_openi --set model.dtype=bfloat16 --seeds 5
+    jaxdp sweep --config sweep_paper --executor slurm \\
+        --executor_options slurm_partition=gpu,gpus_per_node=1,timeout_min=720
+
+--config is a Python file with get_sweep(). Results go to <dir>/<name>: sweep.json (members, groups,
+joint cost), results.parquet and results.csv (member x label x metric), and a run directory for each
+member. The same command goes on where it was stopped, killed or lost a job: finished members are
+skipped if their settings are the same, interrupted ones resumed. `jaxdp report` makes the page.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.runtime import prepare
+from jaxdp.sweep.accounting import SweepPlan, plan_sweep
+from jaxdp.sweep.directory import begin, describe
+from jaxdp.sweep.estimate import estimate_seconds
+from jaxdp.sweep.execute import EXECUTORS, finished, run_group, submit, wait
+from jaxdp.sweep.members import Sweep, load_sweep, override
+from jaxdp.sweep.progress import SweepProgress, clock, joint_lines, plan_table, winner_lines
+from jaxdp.sweep.results import results_table, write_results
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import Interrupted
+from jaxdp.training.rundir import RunError
+
+from .define import Define
+
+DEFINE = Define()
+_CONFIG = DEFINE.string("config", None, "Name, or Python file with get_sweep().", required=True)
+_SET = DEFINE.multi_string(
+    "set", [], "section.field=value for all members, or grid:section.field=value. Repeatable."
+)
+_DIR = DEFINE.string("dir", None, "Where the sweep's folder goes, instead of the file's.")
+_NAME = DEFINE.string("name", None, "The sweep's folder, instead of the file's.")
+_SEEDS = DEFINE.integer("seeds", None, "Repetitions of each member, instead of the file's.")
+_SHARE = DEFINE.bool("share_sampling", None, "Members of a group draw the same reports.")
+_RESEARCH = DEFINE.integer("research_seed", None, "Makes all repeatable, and unprotected.")
+_LEDGER = DEFINE.string("ledger", None, "File that records the sweep before it is run.")
+_BUDGET = DEFINE.float("total_budget", None, "Epsilon that all in the ledger may cost.")
+_DRY_RUN = DEFINE.bool("dry_run", False, "Print the plan, its cost and its time; no more.")
+DEFINE.alias("dry-run", "dry_run")
+_EXECUTOR = DEFINE.enum(
+    "executor", "inline", EXECUTORS, "In this process, or by submitit: one job for each group."
+)
+_OPTIONS = DEFINE.list("executor_options", [], "submitit's: slurm_partition=gpu,...")
+_JSON = DEFINE.string("json", None, "Also write the plan, with all settings, to this file.")
+
+
+def read_sweep() -> Sweep:
+    """The file's, with what the flags change."""
+    changes = {
+        "dir": _DIR.value,
+        "name": _NAME.value,
+        "seeds": _SEEDS.value,
+        "share_sampling": _SHARE.value,
+        "research_seed": _RESEARCH.value,
+        "ledger": _LEDGER.value,
+        "total_budget": _BUDGET.value,
+    }
+    sweep = override(load_sweep(_CONFIG.value), _SET.value)
+    return dataclasses.replace(sweep, **{k: v for k, v in changes.items() if v is not None})
+
+
+def train_all(plan: SweepPlan, interrupt: Interrupt, console: Console) -> list[str]:
+    """Trains what is lacking; errors of jobs. Stops early where it is asked to."""
+    folder = plan.sweep.path
+    progress = SweepProgress(plan, console)
+    lacking = [
+        index
+        for index, names in enumerate(plan.groups)
+        if not all([finished(plan.members[name]) for name in names])
+    ]
+    with progress.watching():
+        if _EXECUTOR.value == "inline":
+            for index in lacking:
+                run_group(folder, index, interrupt)
+            return []
+        options = dict(option.partition("=")[::2] for option in _OPTIONS.value)
+        jobs = submit(folder, lacking, _EXECUTOR.value, options)
+        return wait(jobs, interrupt)
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings are given as --set section.field=value")
+    prepare()
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        plan = plan_sweep(read_sweep())
+        if _JSON.value is not None:
+            text = json.dumps(describe(plan), indent=2) + "\n"
+            Path(_JSON.value).write_text(text, encoding="utf-8")
+        if _DRY_RUN.value:
+            alone, total = estimate_seconds(plan)
+            console.print(plan_table(plan, alone))
+            if total:
+                console.print(f"in all, one program after the other, roughly {clock(total)}")
+            for line in joint_lines(plan):
+                console.print(line)
+            return
+        begin(plan)
+        for line in joint_lines(plan):
+            console.print(line)
+        with Interrupt() as interrupt:
+            try:
+                errors = train_all(plan, interrupt, console)
+            finally:
+                table = results_table(plan.members)
+                write_results(plan.sweep.path, table)
+        done = sum(finished(member) for member in plan.members.values())
+        if errors:
+            raise RunError("; ".join(errors) + "; the same command trains what is lacking")
+        if interrupt.received is not None:
+            stopped(interrupt, done, plan)
+        for line in winner_lines(plan):
+            console.print(line)
+        console.print(f"results of {done} members: {plan.sweep.path}/results.parquet and .csv")
+    except Interrupted:
+        stopped(interrupt, sum(finished(m) for m in plan.members.values()), plan)
+    except USER_ERRORS as error:
+        fail(error)
+
+
+def stopped(interrupt: Interrupt, done: int, plan: SweepPlan) -> None:
+    print(
+        f"stopped and saved; {done} of {len(plan.members)} members are finished; the same command "
+        "goes on",
+        file=sys.stderr,
+    )
+    sys.exit(128 + interrupt.received)

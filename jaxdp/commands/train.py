@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tunes a report classifier with differential privacy.
+
+    jaxdp train --config openi_eps8 --plan
+    jaxdp train --config openi_eps8
+    jaxdp train --config openi_eps8 --config.privacy.epsilon=3
+    jaxdp train --config openi_eps8 --resume
+
+--config is a Python file with get_config(), or the name of a configuration that is shipped. Every
+setting of jaxdp/config.py can be given as --config.section.field=value; --plan shows what that
+comes to, and reads nothing. Results go to <config.run.dir>/<config.run.name>: release/ may be
+shared under its privacy statement, private/ must not leave.
+
+All devices share the work. Several processes, on one host or more, train together where srun
+starts them, or JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+JAX_PROCESS_ID are set.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxdp import dp
+from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.config import Config
+from jaxdp.data.load import label_names
+from jaxdp.runtime import prepare
+from jaxdp.sweep.estimate import backbone_size, estimate_run
+from jaxdp.sweep.progress import clock
+from jaxdp.training.interrupt import Interrupt
+from jaxdp.training.loop import Interrupted, train
+from jaxdp.training.monitor import Monitor, SilentMonitor
+from jaxdp.training.processes import is_first, join
+from jaxdp.training.stages import plan_run
+
+from .define import Define
+
+DEFINE = Define()
+_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
+_RESUME = DEFINE.bool("resume", False, "Continue a run that was stopped.")
+_PLAN = DEFINE.bool("plan", False, "Print what the run would do, cost and release; no more.")
+
+
+def show_plan(config: Config, console: Console) -> None:
+    """All that is known of a run before it reads anything."""
+    plan = plan_run(config)
+    Monitor(console).planned(config, plan)
+    mechanisms = list(plan.mechanisms().values())
+    labels, size = label_names(config.data), backbone_size(config.model.backbone)
+    trained = config.train.trained
+    if trained == "head" and labels and size:
+        width = config.model.label_dimensions or size[1]
+        trained = f"head of {len(labels)} x ({width} + 1) = {len(labels) * (width + 1):,} numbers"
+    lines = [f"trained in private: {trained}", "released: the adapter, its tokenizer and labels"]
+    if mechanisms:
+        cost, delta = dp.epsilon_pld(mechanisms, config.privacy.delta), config.privacy.delta
+        lines[1] += f"; and the statement: epsilon {cost:.4g} at delta {delta:g}"
+        lines[1] += f", per {config.privacy.unit}"
+    lines.append(f"to: {Path(config.run.dir) / config.run.name / 'release'}")
+    if seconds := estimate_run(config):
+        lines.append(f"time here: roughly {clock(seconds)}, right to a factor of three")
+    for line in lines:
+        console.print(f"          {line}", highlight=False, soft_wrap=True)
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+    prepare()
+    try:
+        config = Config.from_dict(_CONFIG.value.to_dict())
+        if _PLAN.value:
+            show_plan(config, Console())
+            return
+        join()
+        monitor = Monitor(Console()) if is_first() else SilentMonitor()
+        with Interrupt() as interrupt:
+            train(config, resume=_RESUME.value, interrupt=interrupt, monitor=monitor)
+    except Interrupted as stop:
+        spent = "" if stop.epsilon is None else f"; the steps taken cost epsilon {stop.epsilon:.4g}"
+        if is_first():
+            print(
+                f"stopped and saved after step {stop.position.step}{spent}; go on with the same "
+                "command and --resume",
+                file=sys.stderr,
+            )
+        sys.exit(128 + interrupt.received)
+    except USER_ERRORS as error:
+        fail(error)
