@@ -2,7 +2,6 @@
 """Private training as scikit-learn's users know it: `fit`, `predict`, `save`."""
 
 import contextlib
-import json
 import re
 import signal
 import sys
@@ -152,7 +151,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         self._release, self._base_model, self._loaded = files, config.model.backbone, None
         self.history_ = history
         self.classes_ = np.array(dataset.label_names)
-        self.privacy_ = json.loads(files["privacy.json"])
+        self.privacy_ = self._released().privacy
         for warning in self.privacy_["warnings"]:
             _warn(warning)
         return self
