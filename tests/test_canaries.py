@@ -40,7 +40,7 @@ from helpers_canaries import (
 from helpers_data import CTRATE_PATHS, openi_xml, write_table
 
 from jaxdp.data.dataset import DataError
-from jaxdp.evaluation.predict import label_file
+from jaxdp.evaluation.label_file import label_file
 
 # --- failures: name -> (writes the input, what the error says) ----------------------------------
 

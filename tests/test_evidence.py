@@ -13,7 +13,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.evaluation.evidence import Evidence, sentences
-from jaxdp.evaluation.predict import label_file
+from jaxdp.evaluation.label_file import label_file
 
 LABELS = 3
 

@@ -7,14 +7,16 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from helpers_training import LABELS, run_script, smoke_config
 from rich.console import Console
 
 from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
-from jaxdp.evaluation import predict
-from jaxdp.evaluation.predict import ReleasedClassifier, Row, label_file, read_rows
+from jaxdp.evaluation import label_file as module
+from jaxdp.evaluation.label_file import Row, label_file, read_rows
+from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models.checkpoints import WeightsError
 from jaxdp.released import load
 from jaxdp.training.interrupt import Interrupt
@@ -106,7 +108,7 @@ def test_chunks_do_not_change_the_labels(release, workspace, monkeypatch):
     classifier = released_classifier(release, workspace)
     outputs = []
     for chunk in (7, 2048):
-        monkeypatch.setattr(predict, "CHUNK", chunk)
+        monkeypatch.setattr(module, "CHUNK", chunk)
         target = workspace / f"{chunk}.csv"
         outcome = label_file(
             classifier, workspace / "new.csv", target, text_column="text", skip_bad_rows=False
@@ -195,6 +197,65 @@ def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem)
     for taken in ("row", "a", "probability_a"):
         with pytest.raises(DataError, match=f"--id_column '{taken}' is the name of another col"):
             label(id_column=taken)
+
+
+def test_every_format_holds_the_same(release, workspace):
+    source = workspace / "in.csv"
+    with source.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("text", "study"), *((t, f"s{i}") for i, t in enumerate(TEXTS))]
+        )
+    classifier, tables = released_classifier(release, workspace), []
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        target = workspace / f"out{suffix}"
+        options = {"text_column": "text", "skip_bad_rows": False, "id_column": "study"}
+        label_file(classifier, source, target, **options)
+        tables.append(rows_of(target))
+    assert list(tables[0][0]) == list(tables[1][0]) == list(tables[2][0])
+    assert [[str(v) for v in row.values()] for row in tables[1]] == [
+        list(row.values()) for row in tables[0]
+    ]
+    assert tables[1] == tables[2]
+    assert tables[1][0]["row"] == 1 and tables[1][0]["study"] == "s0"
+    with pytest.raises(DataError, match=r"out.xlsx must end in .csv, .jsonl, .parquet"):
+        label_file(classifier, source, workspace / "out.xlsx", **options)
+
+
+def rows_of(path):
+    if path.suffix == ".csv":
+        return read_output(path)
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("least, decided", [(0.5, "1"), (0.51, "0"), (0.2, "1")])
+def test_a_threshold_is_the_least_probability_that_is_a_one(tmp_path, least, decided):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\ngood\n")
+    options = {"text_column": "text", "skip_bad_rows": False}
+    label_file(Constant(), source, target, **options, thresholds={"a": least})
+    assert read_output(target)[0]["a"] == decided
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"b": 0.5}, "thresholds: 'b' is no label; labels are a"),
+        ({"a": 0}, "thresholds: of 'a' must be a number in"),
+        ({"a": True}, "thresholds: of 'a' must be a number in"),
+        ({"a": "0.5"}, "thresholds: of 'a' must be a number in"),
+        ([0.5], "thresholds must be an object"),
+    ],
+)
+def test_a_threshold_that_cannot_be_meant_is_refused(tmp_path, given, words):
+    (tmp_path / "in.csv").write_text("text\ngood\n")
+    with pytest.raises(DataError, match=words):
+        label_file(
+            Constant(), tmp_path / "in.csv", tmp_path / "out.csv",
+            text_column="text", skip_bad_rows=False, thresholds=given,
+        )  # fmt: skip
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_an_id_column_that_is_not_there_is_named(tmp_path):

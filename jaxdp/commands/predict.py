@@ -4,18 +4,20 @@
     jaxdp predict --run runs/openi_eps8 --input new.csv --output labels.csv
     jaxdp predict --release release --base_model minilm/ --input new.jsonl --output out.csv
 
-Output: one CSV row per report, with its row number in the input (from 1, the header and empty lines
+Output: one row per report, with its row number in the input (from 1, the header and empty lines
 not counted), its id where --id_column names one, the decision (0 or 1) and the probability of each
 label, and with --evidence the sentence that each label found has read. The predictions are about
 the reports given: they are as private as those are.
 """
 
+import json
 import sys
 from pathlib import Path
 
 from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.data.dataset import DataError
 from jaxdp.data.table_rows import FORMATS
-from jaxdp.evaluation.predict import label_file
+from jaxdp.evaluation.label_file import WRITERS, label_file
 from jaxdp.released import load
 
 from .define import Define
@@ -29,11 +31,23 @@ _BASE_MODEL = DEFINE.string(
     "Directory, hub id or preset of the frozen weights, if not what the run or the adapter says.",
 )
 _INPUT = DEFINE.string("input", None, f"A file of reports: {', '.join(FORMATS)}.", required=True)
-_OUTPUT = DEFINE.string("output", None, "The CSV file to write.", required=True)
+_OUTPUT = DEFINE.string("output", None, f"The file to write: {', '.join(WRITERS)}.", required=True)
 _TEXT_COLUMN = DEFINE.string("text_column", "text", "Column or field with the report.")
 _ID_COLUMN = DEFINE.string("id_column", None, "Column or field to keep in the output.")
 _EVIDENCE = DEFINE.bool("evidence", False, "Show the sentence that each label found read.")
+_THRESHOLDS = DEFINE.string(
+    "thresholds", None, "JSON file: label -> least probability that is a 1, where it is not 0.5."
+)
 _BAD_ROWS = DEFINE.enum("bad_rows", "fail", ["fail", "skip"], "What to do with bad rows.")
+
+
+def _thresholds(path: str | None) -> dict[str, float] | None:
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path} is not JSON") from None
 
 
 def main(argv) -> None:
@@ -51,6 +65,7 @@ def main(argv) -> None:
             skip_bad_rows=_BAD_ROWS.value == "skip",
             id_column=_ID_COLUMN.value,
             evidence=_EVIDENCE.value,
+            thresholds=_thresholds(_THRESHOLDS.value),
         )
     except USER_ERRORS as error:
         fail(error)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels for a file of new reports, in constant memory."""
+
+import contextlib
+import csv
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from jaxdp.data.dataset import DataError
+from jaxdp.data.readers import clean_text
+from jaxdp.data.table_rows import stream_rows
+
+from .metrics import DECISION_THRESHOLD
+from .predict import ReleasedClassifier
+
+CHUNK = 2048
+"""Reports held in memory at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One input row: a text, or what is wrong with it."""
+
+    number: int
+    """Of the data row, from 1; empty lines are none."""
+    text: str = dataclasses.field(repr=False)
+    problem: str | None = None
+    id: str = dataclasses.field(default="", repr=False)
+
+
+def read_rows(path: Path, text_column: str, id_column: str | None = None) -> Iterator[Row]:
+    """Rows of a file in one of `table_rows.FORMATS`, one at a time.
+
+    A row without usable text is yielded with its problem; texts are never part of a message.
+
+    Raises:
+        DataError: missing or damaged file, unknown type, or no such column.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist, or is no file")
+    columns = (text_column,) if id_column is None else (text_column, id_column)
+    rows = stream_rows(str(path), columns, Counter())
+    for number, (_, _, values, problem) in enumerate(rows, start=1):
+        text, name = ("", "") if problem else (*values, "")[:2]
+        if not isinstance(text, str | None):
+            text, problem = "", f"has no string in {text_column!r}"
+        elif not isinstance(name, str | int):
+            name, problem = "", f"has no string or integer in {id_column!r}"
+        text = clean_text(text)
+        yield Row(number, text, problem or (None if text else "has no text"), str(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How many rows were labelled, and which were not, with the reason."""
+
+    labelled: int
+    skipped: tuple[Row, ...]
+
+
+def label_file(
+    classifier: ReleasedClassifier,
+    source: Path,
+    target: Path,
+    *,
+    text_column: str,
+    skip_bad_rows: bool,
+    id_column: str | None = None,
+    evidence: bool = False,
+    thresholds: Mapping[str, float] | None = None,
+) -> Outcome:
+    """Labels every row of `source`: its number, the id if `id_column` names one, then decision and
+    probability of each label, and with `evidence` the sentence that each label found has read.
+
+    `target` is in the format that its name ends in, one of WRITERS. It appears when all rows are
+    done; memory does not grow with their number.
+
+    Args:
+        thresholds: label -> the least probability that is a 1, where that is not 0.5.
+
+    Raises:
+        DataError: unreadable input; an output of another type; an id column that the output has
+            already; a threshold for no label, or not in (0, 1]; or a bad row, unless they are to
+            be skipped.
+    """
+    if target.suffix not in WRITERS:
+        raise DataError(f"{target} must end in {', '.join(WRITERS)}")
+    names = classifier.labels
+    least = _thresholds(thresholds or {}, names)
+    kinds: dict[str, pyarrow.DataType] = {"row": pyarrow.int64()}
+    kinds |= {name: pyarrow.int64() for name in names}
+    kinds |= {f"probability_{name}": pyarrow.float64() for name in names}
+    if evidence:
+        kinds |= {f"evidence_{name}": pyarrow.string() for name in names}
+    if id_column is not None:
+        if id_column in kinds:
+            raise DataError(
+                f"--id_column {id_column!r} is the name of another column of the output"
+            )
+        kinds = {"row": pyarrow.int64(), id_column: pyarrow.string()} | kinds
+    scratch = target.with_name(f".{target.name}.tmp")
+    labelled, skipped = 0, []
+    try:
+        with WRITERS[target.suffix](scratch, pyarrow.schema(list(kinds.items()))) as write:
+            rows = read_rows(source, text_column, id_column)
+            while chunk := list(itertools.islice(rows, CHUNK)):
+                bad = [row for row in chunk if row.problem]
+                if bad and not skip_bad_rows:
+                    raise DataError(f"{source}: row {bad[0].number} {bad[0].problem}")
+                skipped += bad
+                good = [row for row in chunk if not row.problem]
+                if not good:
+                    continue
+                texts = [row.text for row in good]
+                read = classifier.evidence(texts) if evidence else [()] * len(texts)
+                answers = classifier.predict_proba(texts)
+                decided = (answers >= least).astype(int).tolist()
+                found = []
+                for row, yes, values, said in zip(
+                    good, decided, answers.tolist(), read, strict=True
+                ):
+                    cells = [row.number, *yes, *values]
+                    if id_column is not None:
+                        cells.insert(1, row.id)
+                    cells += [text if y else None for text, y in zip(said, yes, strict=False)]
+                    found.append(dict(zip(kinds, cells, strict=True)))
+                write(found)
+                labelled += len(good)
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return Outcome(labelled, tuple(skipped))
+
+
+def _thresholds(given: Mapping[str, Any], labels: tuple[str, ...]) -> np.ndarray:
+    """[labels] the least probability that is a 1."""
+    if not isinstance(given, Mapping):
+        raise DataError("thresholds must be an object: label -> number")
+    for label, value in given.items():
+        if label not in labels:
+            raise DataError(f"thresholds: {label!r} is no label; labels are {', '.join(labels)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1:
+            raise DataError(f"thresholds: of {label!r} must be a number in (0, 1]")
+    return np.array([given.get(label, DECISION_THRESHOLD) for label in labels])
+
+
+Write = Callable[[list[dict[str, Any]]], None]
+
+
+@contextlib.contextmanager
+def _csv(path: Path, schema: pyarrow.Schema) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, schema.names)
+        writer.writeheader()
+        yield writer.writerows
+
+
+@contextlib.contextmanager
+def _json_lines(path: Path, schema: pyarrow.Schema) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda rows: file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path, schema: pyarrow.Schema) -> Iterator[Write]:
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        yield lambda rows: writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+WRITERS: dict[str, Callable[[Path, pyarrow.Schema], AbstractContextManager[Write]]] = {
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
+"""How a file's name ends -> a context that gives what writes its rows."""
