@@ -10,7 +10,7 @@ from jaxdp.data.dataset import DataError
 from jaxdp.dp import LedgerError
 from jaxdp.models.pretrained import WeightsError
 from jaxdp.training.release_check import ReleaseError
-from jaxdp.training.rundir import RunError
+from jaxdp.training.run_directory import RunError
 
 USER_ERRORS = (
     AssetError,

@@ -26,11 +26,11 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, cache_level
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.mesh import DATA, WHOLE, frozen_specs, is_sharded, make_mesh, place
 from jaxdp.training.monitor import Monitor
-from jaxdp.training.prefix import FrozenPrefix
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
 from jaxdp.training.step import TrainState, make_train_step
@@ -237,7 +237,7 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
     trainer = StageTrainer(
         Stage("main stage", "lora", settings, mechanism),
         with_adapters(backbone),
-        prefix=FrozenPrefix(None, {"train": tokens, "validation": tokens}, BUCKETS),
+        frozen_layers=FrozenLayers(None, {"train": tokens, "validation": tokens}, BUCKETS),
         labels={"train": np.ones((N, 3), np.int8)},
         units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
         secret=RunSecret.create(0),

@@ -17,7 +17,7 @@ from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.training import checkpoint as checkpoint_module
 from jaxdp.training.checkpoint import Checkpoints, DamagedCheckpoint, Position
-from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.settle import settle
 from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState

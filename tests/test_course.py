@@ -24,7 +24,7 @@ from jaxdp.training.mesh import make_mesh
 from jaxdp.training.monitor import SilentMonitor
 from jaxdp.training.processes import SharedInterrupt
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState
 
@@ -84,7 +84,7 @@ class Lab:
             def install(self, state):
                 pass
 
-        def prefix(*_):
+        def frozen_layers(*_):
             self.log.append(("frozen layers",))
             return types.SimpleNamespace(at=lambda level: {"train": FEATURES})
 
@@ -99,7 +99,7 @@ class Lab:
         )
         monkeypatch.setattr(course_module, "StageTrainer", Trainer)
         monkeypatch.setattr(course_module, "_build", lambda *_: ([model], None))
-        monkeypatch.setattr(course_module, "_prefix", prefix)
+        monkeypatch.setattr(course_module, "_frozen_layers", frozen_layers)
         monkeypatch.setattr(course_module, "mean_feature", mean_feature)
         self.plan = plan_run(self.config)
         self.checkpoints = NotedCheckpoints(tmp_path / "checkpoints", 2)

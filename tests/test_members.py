@@ -32,16 +32,16 @@ from jaxdp.sweep.history import read_history
 from jaxdp.sweep.members import expand
 from jaxdp.sweep.results import results_table
 from jaxdp.training.checkpoint import Checkpoints
+from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted
 from jaxdp.training.members import CannotShare, share_frozen, stack, stack_differing, unstack
 from jaxdp.training.mesh import make_mesh
-from jaxdp.training.prefix import FrozenPrefix
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.rundir import RunError
+from jaxdp.training.run_directory import RunError
 from jaxdp.training.stages import Stage, make_optimizer
 from jaxdp.training.step import TrainState, make_train_step
-from jaxdp.training.trainer import StageTrainer, Trainee
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 # The step.
 
@@ -205,35 +205,35 @@ N = 40
 BUCKETS = Buckets((16, 8), (2, 4))
 
 
-def stage_members(backbone, members, centered=True):
+def stage_members(backbone, numbers, centered=True):
     """What trains in one program: members that differ in everything that may differ."""
-    models = [member_model(backbone, m) for m in members]
+    models = [member_model(backbone, m) for m in numbers]
     for model in models[1:]:
         share_frozen(models[0], model)
-    trainees = []
-    for member, model in zip(members, models, strict=True):
-        mechanism = dp.SubsampledGaussian(N, 12, 3, 0.05 * 2**member, 0.5 + 0.1 * member)
+    members = []
+    for number, model in zip(numbers, models, strict=True):
+        mechanism = dp.SubsampledGaussian(N, 12, 3, 0.05 * 2**number, 0.5 + 0.1 * number)
         settings = TrainConfig(
-            steps=3, expected_batch_size=12.0, learning_rate=1e-3 * (1 + member), schedule="linear"
+            steps=3, expected_batch_size=12.0, learning_rate=1e-3 * (1 + number), schedule="linear"
         )
         stage = Stage("main stage", "lora-ffa", settings, mechanism)
-        secret = RunSecret(RunSecret.create(member).root, bytes(32))
-        center = np.full(16, 0.1 * member, np.float32) if centered else 0.0
-        trainees.append(Trainee(stage, model, secret, center))
-    return trainees
+        secret = RunSecret(RunSecret.create(number).root, bytes(32))
+        center = np.full(16, 0.1 * number, np.float32) if centered else 0.0
+        members.append(StageMember(stage, model, secret, center))
+    return members
 
 
-def trainer_of(trainees, mesh=None, buckets=BUCKETS):
+def trainer_of(members, mesh=None, buckets=BUCKETS):
     """The real trainer of some members, on made-up token ids."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 17, N)
     tokens = Packed.from_lengths(rng.integers(5, 19, lengths.sum()).astype(np.int32), lengths)
     labels = rng.integers(0, 2, (N, 3)).astype(np.int8)
-    first, *others = trainees
+    first, *others = members
     return StageTrainer(
         first.stage,
         first.model,
-        prefix=FrozenPrefix(first.model, {"train": tokens, "validation": tokens}, BUCKETS),
+        frozen_layers=FrozenLayers(first.model, {"train": tokens, "validation": tokens}, BUCKETS),
         labels={"train": labels},
         units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
         secret=first.secret,
@@ -246,11 +246,11 @@ def trainer_of(trainees, mesh=None, buckets=BUCKETS):
 
 def stage_trainer(backbone, members, mode="lora-ffa", mesh=None, centered=True, buckets=BUCKETS):
     """(trainer, models) of some members in another stage, or on other devices."""
-    trainees = [
+    members = [
         dataclasses.replace(each, stage=dataclasses.replace(each.stage, mode=mode))
         for each in stage_members(backbone, members, centered)
     ]
-    return trainer_of(trainees, mesh, buckets), [each.model for each in trainees]
+    return trainer_of(members, mesh, buckets), [each.model for each in members]
 
 
 def trained(trainer, models):

@@ -31,7 +31,7 @@ from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.setup import load_inputs
 from jaxdp.training.step import TrainState
 

@@ -21,7 +21,7 @@ from jaxdp.report.svg import _Scale, _ticks, line_chart
 from jaxdp.report.sweep_page import sweep_page
 from jaxdp.sweep.accounting import plan_sweep
 from jaxdp.sweep.directory import begin
-from jaxdp.training.rundir import RunError
+from jaxdp.training.run_directory import RunError
 
 AXES = {"model.backbone": ("bert-small", "albert-base-v2"), "privacy.epsilon": (0.1, 0.5, None)}
 HOSTILE = "<script>alert(1)</script>&\"'"

@@ -41,7 +41,7 @@ from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.setup import load_inputs
 
 DELTA = 1e-3  # of configs/smoke.py

@@ -28,7 +28,7 @@ SETTINGS = TrainConfig(
 
 
 class Features:
-    """In place of a `FrozenPrefix`: the features are given."""
+    """In place of a `FrozenLayers`: the features are given."""
 
     def __init__(self, values):
         rows = Packed.from_lengths(np.float32(values), np.ones(len(values), np.int32))
@@ -54,7 +54,7 @@ def trainer(
     return StageTrainer(
         Stage(name, "head", SETTINGS, mechanism),
         model,
-        prefix=Features(values),
+        frozen_layers=Features(values),
         labels={"train": np.full((len(patients), 3), label, np.int8)},
         units=who,
         secret=RunSecret.create(seed),

@@ -28,11 +28,11 @@ from jaxdp.data.dataset import DataError
 from jaxdp.dp import Ledger, LedgerError
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.training.checkpoint import Position
+from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.monitor import Monitor, SilentMonitor
-from jaxdp.training.prefix import FrozenPrefix
-from jaxdp.training.rundir import RunDirectory, RunError
+from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.settle import settle
 from jaxdp.training.setup import load_inputs
 from jaxdp.training.stages import plan_run
@@ -243,7 +243,7 @@ def test_a_signal_before_the_first_step_does_not_wait_for_it(workspace, monkeypa
         pytest.fail("it went on")
 
     with monkeypatch.context() as patch, Interrupt() as interrupt:
-        patch.setattr(FrozenPrefix, "at", asked)
+        patch.setattr(FrozenLayers, "at", asked)
         with pytest.raises(Interrupted) as stop:
             train(config, resume=False, interrupt=interrupt, monitor=SilentMonitor())
     assert interrupt.received == signal.SIGINT

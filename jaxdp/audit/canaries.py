@@ -13,7 +13,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.training.prefix import FrozenPrefix
+from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.setup import Inputs, cache_folder, token_buckets
 
 from .config import AuditConfig
@@ -126,15 +126,15 @@ class CanaryCollection:
             rng, config.audit.input_canaries, honest, vocabulary, num_labels
         )
         tokens = {"train": joined(honest, rare), "validation": rare}
-        prefix = FrozenPrefix(model, tokens, token_buckets(config), cache_folder(config))
-        features = dict(prefix.at(model.feature_level))
+        frozen_layers = FrozenLayers(model, tokens, token_buckets(config), cache_folder(config))
+        features = dict(frozen_layers.at(model.feature_level))
         features["train"] = joined(features["train"], gradient.rows(features["train"]))
         labels = np.concatenate([inputs.labels["train"], rare_labels, gradient.labels])
         labels = {"train": labels, "validation": rare_labels}
         return cls(features, labels, inputs.units, gradient)
 
     def at(self, level: int) -> dict[str, Packed]:
-        """What `StageTrainer` asks a `FrozenPrefix` for; a head is trained at one level only."""
+        """What `StageTrainer` asks a `FrozenLayers` for; a head is trained at one level only."""
         return self.features
 
     def units(self, kind: str, included: np.ndarray) -> PrivacyUnits:

@@ -109,7 +109,7 @@ class Audit:
         return StageTrainer(
             dataclasses.replace(self.stage, name=name, mechanism=mechanism),
             self.model,
-            prefix=self.collection,
+            frozen_layers=self.collection,
             labels=self.collection.labels,
             units=units,
             secret=secret,

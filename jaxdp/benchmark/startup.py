@@ -23,7 +23,7 @@ from jaxdp.runtime import prepare
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
-from jaxdp.training.rundir import RunError, write_json
+from jaxdp.training.run_directory import RunError, write_json
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",

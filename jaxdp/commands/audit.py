@@ -22,7 +22,7 @@ from jaxdp.audit.run import Finding, run_audit, showings
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
-from jaxdp.training.rundir import write_json
+from jaxdp.training.run_directory import write_json
 
 from .define import Define
 

@@ -41,7 +41,7 @@ from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config, inherit
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
-from jaxdp.training.rundir import write_json
+from jaxdp.training.run_directory import write_json
 
 from . import shipped_configs
 from .define import Define

@@ -34,7 +34,7 @@ from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
-from jaxdp.training.rundir import write_json
+from jaxdp.training.run_directory import write_json
 
 from .define import Define
 

@@ -31,7 +31,7 @@ from jaxdp.sweep.progress import SweepProgress, clock, joint_lines, plan_table, 
 from jaxdp.sweep.results import results_table, write_results
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted
-from jaxdp.training.rundir import RunError
+from jaxdp.training.run_directory import RunError
 
 from .define import Define
 

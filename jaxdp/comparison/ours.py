@@ -30,8 +30,8 @@ from jaxdp.models import lora
 from jaxdp.models.peft import load_adapter, save_adapter
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.runtime import prepare
+from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.mesh import make_mesh
-from jaxdp.training.prefix import FrozenPrefix
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import token_buckets
 from jaxdp.training.stages import Stage
@@ -56,7 +56,7 @@ class OurTrainer:
         self.stage = StageTrainer(
             Stage(MAIN, config.train.mode, config.train, mechanism),
             self._model,
-            prefix=FrozenPrefix(self._model, tokens, token_buckets(config), mesh=mesh),
+            frozen_layers=FrozenLayers(self._model, tokens, token_buckets(config), mesh=mesh),
             labels={"train": job.train.labels},
             units=PrivacyUnits(config.privacy.unit, units[:-1], units),
             secret=RunSecret.create(config.run.research_seed),

@@ -17,7 +17,7 @@ from jaxdp.baseline.job import Job, Outcome
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.evaluation.statistics import over_reports, over_seeds
-from jaxdp.training.rundir import RunError
+from jaxdp.training.run_directory import RunError
 from jaxdp.training.setup import load_inputs
 
 from .start import make_job

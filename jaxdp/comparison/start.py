@@ -11,7 +11,7 @@ from jaxdp.baseline.job import Job, Reports
 from jaxdp.baseline.model import MODES
 from jaxdp.config import Config, ConfigError
 from jaxdp.models.peft import save_adapter
-from jaxdp.training.prefix import FrozenPrefix, mean_feature
+from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import Inputs, build_model, compute_dtype, token_buckets
 from jaxdp.training.stages import plan_run
@@ -35,15 +35,15 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     if model.basis is not None:
         center = np.asarray(model.basis.center[...])
         model.fold_basis()
-    prefix = FrozenPrefix(model, used, token_buckets(config))
+    frozen_layers = FrozenLayers(model, used, token_buckets(config))
     if config.centering.l2_clip_norm is not None:
-        features = prefix.at(model.feature_level)["train"]
+        features = frozen_layers.at(model.feature_level)["train"]
         center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
     for stage in plan.stages[:-1]:
         trainer = StageTrainer(
             stage,
             model,
-            prefix=prefix,
+            frozen_layers=frozen_layers,
             labels=inputs.labels,
             units=inputs.units,
             secret=secret,

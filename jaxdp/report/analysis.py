@@ -27,7 +27,7 @@ from jaxdp.evaluation.statistics import (
 from jaxdp.sweep.directory import read_description, read_members
 from jaxdp.sweep.history import evaluations, peak_memory, read_history, seconds
 from jaxdp.sweep.members import Member
-from jaxdp.training.rundir import RunError
+from jaxdp.training.run_directory import RunError
 
 _NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
 

@@ -15,8 +15,8 @@ from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.members import CannotShare
 from jaxdp.training.monitor import SilentMonitor
-from jaxdp.training.rundir import RunError
-from jaxdp.training.together import train_together
+from jaxdp.training.run_directory import RunError
+from jaxdp.training.train_members import train_members
 
 from .directory import (
     log_file,
@@ -104,7 +104,7 @@ def _train_program(
                 continue
             log = logs.enter_context(log_file(member).open("a", encoding="utf-8"))
             monitors.append(HistoryMonitor(member.path / "private", log, len(program)))
-        train_together(
+        train_members(
             [member.config for member in program],
             folder=states,
             interrupt=interrupt,

@@ -14,7 +14,7 @@ from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.training.checkpoint import Position
 from jaxdp.training.monitor import Monitor
-from jaxdp.training.rundir import RunDirectory
+from jaxdp.training.run_directory import RunDirectory
 from jaxdp.training.setup import Inputs
 
 FILE = "history.jsonl"

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from jaxdp.training.rundir import RunError, write_whole
+from jaxdp.training.run_directory import RunError, write_whole
 
 from .members import Member
 

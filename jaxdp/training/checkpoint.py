@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from .mesh import put
-from .rundir import sync, sync_tree, write_whole
+from .run_directory import sync, sync_tree, write_whole
 from .step import TrainState
 
 _DIGEST = "blake2b"

@@ -21,16 +21,16 @@ from jaxdp.models.pretrained import LoadReport
 
 from . import processes
 from .checkpoint import Checkpoints, Position
+from .frozen_layers import FrozenLayers, mean_feature
 from .members import share_frozen
 from .mesh import make_mesh
 from .monitor import Monitor, SilentMonitor
-from .prefix import FrozenPrefix, mean_feature
 from .randomness import RunSecret
-from .rundir import RunDirectory
+from .run_directory import RunDirectory
 from .setup import Inputs, build_model, cache_folder, token_buckets
 from .stages import RunPlan
 from .step import TrainState
-from .trainer import StageTrainer, Trainee
+from .trainer import StageMember, StageTrainer
 
 
 class Interrupted(Exception):
@@ -106,11 +106,11 @@ def train_stages(
         for course, model in zip(courses, models, strict=True):
             course.monitor.built(model, weights, config.train.trained)
         processes.first(start)
-        prefix = _prefix(courses[0], models[0], inputs)
+        frozen_layers = _frozen_layers(courses[0], models[0], inputs)
     secure = config.privacy.secure_noise
     centers: list[Any] = [0.0] * len(courses)
     if config.centering.l2_clip_norm is not None:
-        features = prefix.at(models[0].feature_level)["train"]
+        features = frozen_layers.at(models[0].feature_level)["train"]
         released = [
             mean_feature(features, inputs.units, c.plan.centering, c.secret, secure_noise=secure)
             for c in courses
@@ -118,13 +118,13 @@ def train_stages(
         centers = processes.from_first(released)
     for index in range(position.stage, len(plan.stages)):
         first, *others = [
-            Trainee(course.plan.stages[index], model, course.secret, center)
+            StageMember(course.plan.stages[index], model, course.secret, center)
             for course, model, center in zip(courses, models, centers, strict=True)
         ]
         trainer = StageTrainer(
             first.stage,
             first.model,
-            prefix=prefix,
+            frozen_layers=frozen_layers,
             labels=inputs.labels,
             units=inputs.units,
             secret=first.secret,
@@ -171,10 +171,10 @@ def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassi
     return models, weights
 
 
-def _prefix(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenPrefix:
+def _frozen_layers(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenLayers:
     """With every level that the stages start from."""
     config = course.config
-    prefix = FrozenPrefix(
+    frozen_layers = FrozenLayers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config),
@@ -186,8 +186,8 @@ def _prefix(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenPr
     for level in sorted(
         model.start_level(lora.split(model, stage.mode)[1]) for stage in course.plan.stages
     ):
-        prefix.at(level)
-    return prefix
+        frozen_layers.at(level)
+    return frozen_layers
 
 
 def _interrupted(courses: Sequence[Course], saved: Position | None) -> Interrupted:

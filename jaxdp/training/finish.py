@@ -14,7 +14,7 @@ from . import processes
 from .course import Course
 from .randomness import noise_generator, seed_policy
 from .release import write_release
-from .rundir import RunDirectory, write_json, write_whole
+from .run_directory import RunDirectory, write_json, write_whole
 from .setup import Inputs
 from .warm_start import public_start
 

@@ -22,7 +22,7 @@ from .mesh import make_mesh
 from .monitor import Monitor, SilentMonitor
 from .patients import patient_epsilons
 from .randomness import RunSecret
-from .rundir import RunDirectory, RunError, write_json
+from .run_directory import RunDirectory, RunError, write_json
 from .setup import Inputs, load_inputs, test_probabilities
 from .stages import RunPlan, plan_run
 

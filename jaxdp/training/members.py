@@ -16,7 +16,7 @@ from .mesh import MEMBER
 
 
 class CannotShare(ValueError):
-    """Members whose frozen prefix differs: nothing is computed once for all of them."""
+    """Members whose frozen layers differ: nothing is computed once for all of them."""
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -27,7 +27,7 @@ from jaxdp.models.pretrained import LoadReport
 from jaxdp.progress import Display
 
 from .checkpoint import DamagedCheckpoint, Position
-from .rundir import RunDirectory
+from .run_directory import RunDirectory
 from .setup import Inputs
 from .stages import RunPlan, Stage
 

@@ -24,7 +24,7 @@ from jaxdp.config import ConfigError
 from .checkpoint import Checkpoints, DamagedCheckpoint, Position
 from .interrupt import Interrupt
 from .mesh import DATA
-from .rundir import RunError
+from .run_directory import RunError
 from .step import TrainState
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import read_config
 
 from .release_check import PATHS, TOKENIZER_FILES, ReleaseError, check_release
-from .rundir import sync, sync_tree, write_json
+from .run_directory import sync, sync_tree, write_json
 
 
 def write_release(

@@ -9,7 +9,7 @@ from jaxdp import dp
 from jaxdp.config import Config
 
 from .checkpoint import Checkpoints, Position
-from .rundir import RunDirectory, RunError
+from .run_directory import RunDirectory, RunError
 from .stages import plan_run
 
 

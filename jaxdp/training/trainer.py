@@ -23,16 +23,16 @@ from jaxdp.evaluation.inference import Predictor, packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
+from .frozen_layers import FrozenLayers
 from .members import member_specs, stack, stack_differing, unstack
 from .mesh import MEMBER, WHOLE, frozen_specs, place, to_host
-from .prefix import FrozenPrefix
 from .randomness import RunSecret
 from .stages import Stage, make_optimizer
 from .step import LabelledData, TrainState, make_train_step, multilabel_loss, plain_gradient_sum
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Trainee:
+class StageMember:
     """What is one member's own in a stage of a sweep.
 
     Attributes:
@@ -59,8 +59,8 @@ class StageTrainer:
     sums: then every leaf of a state has a leading axis of members, and so has what is predicted.
 
     Args:
-        stage, model, secret, center: see `Trainee`.
-        prefix: gives the reports at the level where the stage starts.
+        stage, model, secret, center: see `StageMember`.
+        frozen_layers: gives the reports at the level where the stage starts.
         labels: split -> [n, num_labels].
         units: of the training reports.
         token_buckets: microbatch shapes for whole reports; those for features follow from them.
@@ -79,7 +79,7 @@ class StageTrainer:
         stage: Stage,
         model: ReportClassifier,
         *,
-        prefix: FrozenPrefix,
+        frozen_layers: FrozenLayers,
         labels: dict[str, np.ndarray],
         units: PrivacyUnits,
         secret: RunSecret,
@@ -88,22 +88,22 @@ class StageTrainer:
         secure_noise: bool = False,
         mesh: Mesh | None = None,
         shard_frozen: bool = False,
-        others: Sequence[Trainee] = (),
+        others: Sequence[StageMember] = (),
     ):
         self.stage = stage
-        self._trainees = [Trainee(stage, model, secret, center), *others]
-        _require_one_program(self._trainees, secure_noise)
-        parts = [lora.split(each.model, stage.mode) for each in self._trainees]
+        self._members = [StageMember(stage, model, secret, center), *others]
+        _require_one_program(self._members, secure_noise)
+        parts = [lora.split(each.model, stage.mode) for each in self._members]
         graphdef = parts[0][0]
         # Copies: the step donates its state, and the models keep their own parameters.
         adapters = [
             _shift_head(jax.tree.map(jnp.copy, own), each.center)
-            for (_, own, _), each in zip(parts, self._trainees, strict=True)
+            for (_, own, _), each in zip(parts, self._members, strict=True)
         ]
         self.level = model.start_level(adapters[0])
         at_feature = self.level == model.feature_level
         self.buckets = token_buckets.for_features() if at_feature else token_buckets
-        reports = prefix.at(self.level)
+        reports = frozen_layers.at(self.level)
         train, self._validation = reports["train"], reports.get("validation")
         self._lengths = train.lengths
 
@@ -126,7 +126,7 @@ class StageTrainer:
         else:
             gradient_sum = plain_gradient_sum
         loss = _report_loss(graphdef, self.level)
-        optimizers = [_optimizer(each, adapters[0], secure_noise) for each in self._trainees]
+        optimizers = [_optimizer(each, adapters[0], secure_noise) for each in self._members]
         # What members differ in is in the state, so the update of one is that of all.
         optimizer, self._draw = optimizers[0]
         state = [
@@ -134,13 +134,13 @@ class StageTrainer:
             for own, (each, _) in zip(adapters, optimizers, strict=True)
         ]
         # Arguments of the compiled step, not constants in it: its program is cached on disk.
-        center = [jnp.float32(each.center) for each in self._trainees]
+        center = [jnp.float32(each.center) for each in self._members]
         nothing = jnp.float32(0.0)  # is taken later, where it was taken from the data
         frozen = [
             (own, nothing if at_feature else each)
             for (_, _, own), each in zip(parts, center, strict=True)
         ]
-        bound = [jnp.float32(_clip_norm(each.stage)) for each in self._trainees]
+        bound = [jnp.float32(_clip_norm(each.stage)) for each in self._members]
         specs = frozen_specs(frozen[0], mesh) if shard_frozen and mesh else WHOLE
         step = make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs)
         if others:
@@ -197,18 +197,18 @@ class StageTrainer:
     def each(self, tree: Any) -> list[Any]:
         """Of every member what is its own of a state, or of what follows from one; of a run that is
         alone, the tree itself."""
-        members = len(self._trainees)
+        members = len(self._members)
         return [tree] if members == 1 else unstack(tree, members)
 
     def install(self, state: TrainState) -> None:
         """Writes the trained parameters into the models."""
-        for trainee, own in zip(self._trainees, self.each(to_host(state.adapters)), strict=True):
+        for member, own in zip(self._members, self.each(to_host(state.adapters)), strict=True):
             adapters = jax.tree.map(jnp.asarray, own)
-            nnx.update(trainee.model, _shift_head(adapters, -trainee.center))
+            nnx.update(member.model, _shift_head(adapters, -member.center))
 
 
-def _require_one_program(trainees: Sequence[Trainee], secure_noise: bool) -> None:
-    def shared(each: Trainee):
+def _require_one_program(members: Sequence[StageMember], secure_noise: bool) -> None:
+    def shared(each: StageMember):
         stage, mechanism = each.stage, each.stage.mechanism
         settings, seed = stage.settings, each.secret.sampling_seed(stage.name)
         return (
@@ -217,7 +217,7 @@ def _require_one_program(trainees: Sequence[Trainee], secure_noise: bool) -> Non
             mechanism and (mechanism.units, mechanism.expected_batch_size),
         )
 
-    if len(trainees) > 1 and (secure_noise or len(set(map(shared, trainees))) > 1):
+    if len(members) > 1 and (secure_noise or len(set(map(shared, members))) > 1):
         raise ValueError("members of one program must share samples, and differ in numbers alone")
 
 
@@ -237,13 +237,13 @@ def _clip_norm(stage: Stage) -> float:
 
 
 def _optimizer(
-    trainee: Trainee, like: Any, secure_noise: bool
+    member: StageMember, like: Any, secure_noise: bool
 ) -> tuple[optax.GradientTransformation, Callable[[int], dict[str, Any]]]:
     """Release and update, and step -> what the release needs besides the sum."""
-    stage = trainee.stage
+    stage = member.stage
     if stage.mechanism:
         like = jax.eval_shape(lambda: like)
-        release, draw = trainee.secret.release(
+        release, draw = member.secret.release(
             stage.mechanism, stage.name, like, secure=secure_noise
         )
     else:

@@ -32,8 +32,8 @@ from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
+from .frozen_layers import FrozenLayers
 from .mesh import DATA, WHOLE, place, put, to_host
-from .prefix import FrozenPrefix
 from .step import multilabel_loss
 
 _HEAD_RATE = 10.0
@@ -78,13 +78,15 @@ def warm_start(
         model.label_attention.queries[...] = name_queries(model, names)
 
     def learn() -> _Public:
-        prefix = FrozenPrefix(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
-        learnt = _train(model, mode, prefix, buckets, labels, settings, mesh, watch)
+        frozen_layers = FrozenLayers(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
+        learnt = _train(model, mode, frozen_layers, buckets, labels, settings, mesh, watch)
         nnx.update(model, learnt)
         # From the states below what was trained, which are still at hand.
         level = model.start_level(learnt)
-        prefix = FrozenPrefix(model, prefix.at(level), buckets, mesh=mesh, watch=watch, level=level)
-        features = prefix.at(model.feature_level)["train"].values
+        frozen_layers = FrozenLayers(
+            model, frozen_layers.at(level), buckets, mesh=mesh, watch=watch, level=level
+        )
+        features = frozen_layers.at(model.feature_level)["train"].values
         return _Public(learnt, *public_basis(features, model.classifier.kernel[...]))
 
     def vector() -> tuple[Packed, int]:
@@ -163,7 +165,7 @@ def _mode(config: Config, model: ReportClassifier) -> str:
 def _train(
     model: ReportClassifier,
     mode: str,
-    prefix: FrozenPrefix,
+    frozen_layers: FrozenLayers,
     buckets: Buckets,
     labels: np.ndarray,
     settings: WarmStartConfig,
@@ -173,7 +175,7 @@ def _train(
     """What `mode` trains, trained: AdamW with linear decay, on batches of like length."""
     graphdef, trained, frozen = lora.split(model, mode)
     level = model.start_level(trained)
-    states = prefix.at(level)["train"]
+    states = frozen_layers.at(level)["train"]
     widths = (1,) if level == model.feature_level else buckets.widths
 
     def report_loss(params, frozen, values, length, labels):

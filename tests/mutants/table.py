@@ -11,9 +11,10 @@ CLIPPING, MECHANISM, NOISE = "dp/clipping.py", "dp/mechanism.py", "dp/noise.py"
 SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/statement.py"
 LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
-CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/rundir.py"
+CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/run_directory.py"
 COURSE, RUN = "training/course.py", "training/loop.py"
-STAGES, PREFIX = "training/stages.py", "training/prefix.py"
+FROZEN = "        frozen_layers = _frozen_layers(courses[0], models[0], inputs)\n"
+STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "training/processes.py"
 RELEASE_CHECK = "training/release_check.py"
@@ -63,7 +64,7 @@ STAGE_NOISE = "test_trainer.py::test_a_step_without_gradients_is_the_noise_of_it
 OWN_SAMPLES = (
     "test_trainer.py::test_stages_and_runs_draw_samples_of_their_own_and_a_resumed_one_the_same"
 )
-MEAN_NOISE = "test_prefix.py::test_noise_of_the_mean_is_of_its_own_stream_and_kind"
+MEAN_NOISE = "test_frozen_layers.py::test_noise_of_the_mean_is_of_its_own_stream_and_kind"
 OWN_NUMBERS = "test_stages.py::test_every_stage_has_its_own_clip_norm_batch_steps_and_noise"
 TO_THE_TARGET = "test_stages.py::test_plan_composes_to_the_target"
 AS_PLANNED = "test_course.py::test_what_runs_is_what_was_planned"
@@ -1012,7 +1013,7 @@ MUTANTS = [
         "every member is centred as the first",
         TRAINER,
         "jnp.float32(each.center)",
-        "jnp.float32(self._trainees[0].center)",
+        "jnp.float32(self._members[0].center)",
         MEMBERS,
     ),
     Mutant(
@@ -1035,7 +1036,7 @@ MUTANTS = [
         "evaluation/inference.py",
         "if not _adapters_act(nnx.merge(graphdef, state), state, level):",
         "if True:",
-        "test_prefix.py::test_adapters_that_have_learnt_change_the_levels_above_them_alone",
+        "test_frozen_layers.py::test_adapters_that_have_learnt_change_the_levels_above_them_alone",
     ),
     Mutant(
         "a made-up report denies what it has",
@@ -1302,17 +1303,17 @@ MUTANTS = [
     ),
     Mutant(
         "every report of a patient in the mean",
-        PREFIX,
+        FROZEN_LAYERS,
         "features.values[units.reports_at(0, sampler)]",
         "features.values[units.members]",
-        "test_prefix.py::test_a_patient_adds_at_most_the_clip_norm_to_the_mean_however_many_reports",
+        "test_frozen_layers.py::test_a_patient_adds_at_most_the_clip_norm_to_the_mean_however_many_reports",
     ),
     Mutant(
         "the mean of all units, whatever its sampling",
-        PREFIX,
+        FROZEN_LAYERS,
         'secret.sampling_seed("feature mean"), mechanism.sampling_probability,',
         'secret.sampling_seed("feature mean"), 1.0,',
-        "test_prefix.py::test_the_mean_is_of_a_poisson_sample_of_the_units",
+        "test_frozen_layers.py::test_the_mean_is_of_a_poisson_sample_of_the_units",
     ),
     Mutant(
         "a unit of the group has no more draws than one",
@@ -1408,14 +1409,14 @@ MUTANTS = [
     ),
     Mutant(
         "the mean has the main stage's noise",
-        PREFIX,
+        FROZEN_LAYERS,
         'secret.release(mechanism, "feature mean",',
         'secret.release(mechanism, "main stage",',
         MEAN_NOISE,
     ),
     Mutant(
         "secure noise asked for, and not used by the mean",
-        PREFIX,
+        FROZEN_LAYERS,
         "one, secure=secure_noise",
         "one, secure=False",
         MEAN_NOISE,
@@ -1453,8 +1454,8 @@ MUTANTS = [
     Mutant(
         "reports are read before the secret is kept",
         COURSE,
-        "        processes.first(start)\n        prefix = _prefix(courses[0], models[0], inputs)\n",
-        "        prefix = _prefix(courses[0], models[0], inputs)\n        processes.first(start)\n",
+        f"        processes.first(start)\n{FROZEN}",
+        f"{FROZEN}        processes.first(start)\n",
         "test_course.py::test_nothing_is_done_with_the_reports_before_the_start",
     ),
     Mutant(

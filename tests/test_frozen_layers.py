@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen prefix gives what the whole model gives; its mean is released with the right noise."""
+"""Frozen layers give what the whole model gives; their mean is released with the right noise."""
 
 from contextlib import contextmanager
 
@@ -18,7 +18,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, cache_level, in_batches
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
-from jaxdp.training.prefix import FrozenPrefix, mean_feature
+from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
 
 LENGTHS = np.array([9, 1, 16, 4, 8, 1, 16, 4, 9, 8])
@@ -77,11 +77,11 @@ def test_centre_is_the_same_as_a_shifted_bias(model, tokens):
     np.testing.assert_allclose(centred, one_by_one(model, tokens), atol=5e-6)
 
 
-def test_prefix_keeps_what_it_has_computed(model, tokens):
-    prefix = FrozenPrefix(model, {"train": tokens, "validation": tokens}, BUCKETS)
-    assert prefix.at(3) is prefix.at(3)
-    assert prefix.at(3)["train"].values.shape == (10, 16)
-    assert prefix.at(1)["train"].values.shape == (LENGTHS.sum(), 16)
+def test_frozen_layers_keeps_what_it_has_computed(model, tokens):
+    frozen_layers = FrozenLayers(model, {"train": tokens, "validation": tokens}, BUCKETS)
+    assert frozen_layers.at(3) is frozen_layers.at(3)
+    assert frozen_layers.at(3)["train"].values.shape == (10, 16)
+    assert frozen_layers.at(1)["train"].values.shape == (LENGTHS.sum(), 16)
 
 
 def test_who_watches_is_told_of_every_report_once(model, tokens, tmp_path):
@@ -94,18 +94,18 @@ def test_who_watches_is_told_of_every_report_once(model, tokens, tmp_path):
 
     splits = {"train": tokens, "validation": tokens}
     for _ in range(2):
-        FrozenPrefix(model, splits, BUCKETS, tmp_path, watch=watch).at(3)
+        FrozenLayers(model, splits, BUCKETS, tmp_path, watch=watch).at(3)
     ((total, *counts),) = told  # all but the first split of the first time is found in the folder
     assert total == sum(counts) == len(tokens) and len(counts) > 1
 
 
 def folder_run(model, tokens, folder, level=3, buckets=BUCKETS):
-    prefix = FrozenPrefix(model, {"train": tokens}, buckets, folder / "kept")
-    return prefix.at(level)["train"]
+    frozen_layers = FrozenLayers(model, {"train": tokens}, buckets, folder / "kept")
+    return frozen_layers.at(level)["train"]
 
 
 def test_kept_levels_are_those_that_were_computed_and_are_read_back(model, tokens, tmp_path):
-    plain = FrozenPrefix(model, {"train": tokens}, BUCKETS).at(1)["train"]
+    plain = FrozenLayers(model, {"train": tokens}, BUCKETS).at(1)["train"]
     first = folder_run(model, tokens, tmp_path, level=1)
     again = folder_run(model, tokens, tmp_path, level=1)
     for found in (first, again):
@@ -161,7 +161,7 @@ def test_whatever_changes_a_level_makes_it_anew(model, tokens, tmp_path, change)
     else:
         buckets = Buckets((16, 8), (2, 2))
     found = folder_run(model, tokens, tmp_path, level, buckets)
-    fresh = FrozenPrefix(model, {"train": tokens}, buckets).at(level)["train"]
+    fresh = FrozenLayers(model, {"train": tokens}, buckets).at(level)["train"]
     np.testing.assert_array_equal(found.values, fresh.values)
     assert len(list((tmp_path / "kept").iterdir())) == 2
 

@@ -18,12 +18,12 @@ from .mesh import make_mesh
 from .monitor import Monitor, SilentMonitor
 from .patients import patient_epsilons
 from .processes import SharedInterrupt
-from .rundir import RunDirectory, RunError, write_json
+from .run_directory import RunDirectory, RunError, write_json
 from .setup import load_inputs, test_probabilities
 from .stages import plan_run
 
 
-def train_together(
+def train_members(
     configs: Sequence[Config],
     *,
     folder: Path,

@@ -20,7 +20,7 @@ from jaxdp.models.classifier import ReportClassifier
 from .randomness import RunSecret
 
 
-class FrozenPrefix:
+class FrozenLayers:
     """Training and validation reports at any level below the trainable parameters, cached.
 
     Valid as long as nothing below the asked level is trained, which is what `start_level` says.
