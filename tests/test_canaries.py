@@ -404,7 +404,11 @@ def test_labelling_fails_on_the_row_and_tells_the_place_alone(tmp_path, name, co
     (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError, match=message) as error:
         label_file(
-            Constant(), tmp_path / name, tmp_path / "out", text_column="text", skip_bad_rows=False
+            Constant(),
+            tmp_path / name,
+            tmp_path / "out.csv",
+            text_column="text",
+            skip_bad_rows=False,
         )
     assert not [s for s in PLANTED if s in str(error.value).encode()]
 

@@ -330,6 +330,7 @@ LEFT_OUT = {
 """Check of scikit-learn -> why it does not hold."""
 
 
+@pytest.mark.slow
 def test_scikit_learns_own_checks_hold_where_they_are_about_texts(backbone):
     settings = QUICK | {"train.steps": 1, "train.expected_batch_size": 5.0}
     model = OnNumbers(

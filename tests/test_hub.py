@@ -321,6 +321,7 @@ def test_a_release_that_is_not_sound_is_not_pushed(hub, client, run, change, wor
     assert "someone/new" not in hub.repositories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"privacy__epsilon": None, "run__research_seed": None}], ids=["seed", "none"]
 )

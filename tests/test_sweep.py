@@ -244,7 +244,7 @@ def test_a_sweep_trains_its_members_and_skips_them_then(workspace):
     table = results_table(plan.members)
     write_results(sweep.path, table)
     rows = table.to_pylist()
-    assert len(rows) == 2 * (3 + 3 * 5)
+    assert len(rows) == 2 * (5 + 3 * 5)
     kept = {
         (r["member"], r["label"], r["metric"]): (r["value"], r["privacy.epsilon"]) for r in rows
     }
