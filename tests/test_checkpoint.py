@@ -2,7 +2,9 @@
 """Checkpoints and the run directory: bit for bit, or a clear refusal."""
 
 import dataclasses
+import errno
 import json
+import os
 import random
 import re
 
@@ -149,6 +151,25 @@ def test_the_one_before_is_in_force_until_the_new_one_is_there(tmp_path, monkeyp
     with pytest.raises(OSError):
         checkpoints.save(Position(0, 2), state(2))
     assert checkpoints.latest() == Position(0, 1)
+    assert_identical(checkpoints.restore(Position(0, 1), state()), state(1))
+
+
+def test_no_room_is_said_before_orbax_meets_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(Position(0, 1), state(1))
+    asked = []
+
+    def full(descriptor, begin, room):
+        asked.append(room)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(checkpoints._orbax, "save", lambda *_: None)
+    with pytest.raises(OSError) as error:
+        checkpoints.save(Position(0, 2), state(2))
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "0-2")
+    saved = sum(path.stat().st_size for path in (tmp_path / "0-1").rglob("*"))
+    assert asked and asked[0] > saved
     assert_identical(checkpoints.restore(Position(0, 1), state()), state(1))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,8 +74,10 @@ class Checkpoints:
         """Writes the state of `position`; OSError if there is no room, and nothing is lost then."""
         path = self._path(position)
         shutil.rmtree(path, ignore_errors=True)  # what a crash may have left
+        tensors = {name: value for name, value in _tensors(state).items() if value.size}
         try:
-            self._orbax.save(path, {n: v for n, v in _tensors(state).items() if v.size})
+            self._require_room(tensors)
+            self._orbax.save(path, tensors)
             sync_tree(path)
             sync(self._directory)
             write_whole(path / _DIGEST, _digest(position, path).encode())
@@ -87,6 +90,14 @@ class Checkpoints:
         for other in set(self._directory.iterdir()) - kept:
             if other.is_dir() and other.suffix != _DAMAGED:
                 shutil.rmtree(other)
+
+    def _require_room(self, tensors: dict[str, np.ndarray]) -> None:
+        """OSError if there is none: from within, Orbax would fill the terminal about it."""
+        files = 16_384 * (len(tensors) + 16)  # at least one for each array, in blocks
+        room = 2 * sum(value.nbytes for value in tensors.values()) + files
+        if hasattr(os, "posix_fallocate"):
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                os.posix_fallocate(file.fileno(), 0, room)
 
     def latest(self) -> Position | None:
         """The newest checkpoint's position; None if there is none."""

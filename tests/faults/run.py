@@ -154,7 +154,8 @@ def damaged_checkpoints(lab: Lab, rng: random.Random, options) -> str:
         with run.restored_after():
             checkpoints = run.private / "checkpoints"
             assert sorted(p.name for p in checkpoints.glob("?-*[0-9]")) == ["1-10", "1-8"]
-            saved = [rng.choice(sorted(checkpoints.glob(f"{n}/**/*.*"))) for n in ("1-10", "1-8")]
+            files = [sorted(checkpoints.glob(f"{name}/**/*")) for name in ("1-10", "1-8")]
+            saved = [rng.choice([path for path in each if path.is_file()]) for each in files]
             # every third time the one before as well
             for path in saved if number % 3 == 2 else saved[:1]:
                 path.unlink() if way is None else path.write_bytes(way(path.read_bytes()))

@@ -1621,6 +1621,13 @@ MUTANTS = [
         "test_checkpoint.py::test_a_checkpoint_counts_once_all_of_it_is_on_disk",
     ),
     Mutant(
+        "no room is left for Orbax to tell",
+        CHECKPOINT,
+        "            self._require_room(tensors)\n",
+        "",
+        "test_checkpoint.py::test_no_room_is_said_before_orbax_meets_it",
+    ),
+    Mutant(
         "a checkpoint is taken for that of another step",
         CHECKPOINT,
         "hashlib.blake2b(repr(tuple(position)).encode(), digest_size=32)",
@@ -1651,10 +1658,9 @@ MUTANTS = [
     Mutant(
         "the old checkpoint goes before the new one is there",
         CHECKPOINT,
-        "        try:\n            self._orbax.save(",
-        "        for old in self._positions():\n"
-        "            shutil.rmtree(self._path(old))\n"
-        "        try:\n            self._orbax.save(",
+        "            self._require_room(tensors)\n",
+        "            for old in self._positions():\n"
+        "                shutil.rmtree(self._path(old))\n",
         "test_checkpoint.py::test_the_one_before_is_in_force_until_the_new_one_is_there",
     ),
     Mutant(
