@@ -226,9 +226,8 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             "run": {"dir": str(folder.parent), "name": folder.name},
         }
         if self.recipe == "auto" and "albert" not in str(self.backbone).lower():
-            values["lora"] = {
-                "layers": "last:2"
-            }  # as in the shipped configs: a quicker public start
+            # As in the shipped configs: a quicker public start.
+            values["lora"] = {"layers": "last:2"}
         extra = dict(self.settings or {})
         for name, value in ({_FIELDS[k]: v for k, v in given.items()} | extra).items():
             section, dot, field = str(name).partition(".")

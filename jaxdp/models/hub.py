@@ -74,14 +74,11 @@ def upload_folder(repo_id: str, folder: Path, *, private: bool, message: str) ->
     """
     api = huggingface_hub.HfApi()
     try:
-        with _explained(repo_id, None):
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, delete_patterns=["*"], commit_message=message
-            ).commit_url
-    except WeightsError:
-        raise
-    except Exception as error:  # of the HTTP library, which is the client's own business
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id, folder_path=folder, delete_patterns=["*"], commit_message=message
+        ).commit_url
+    except Exception as error:  # the client's, or of the HTTP library, which is its own business
         raise WeightsError(f"hub model {repo_id}: {_reason(error, None)}") from error
 
 
