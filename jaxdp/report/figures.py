@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .analysis import Collection, SweepReport
-from .panels import Panel, calibration, curve, title, training
+from .panels import Panel, calibration, curve, setting_names, title, training
 
 # Fonts as outlines of TrueType (42), which publishers accept and readers can search.
 _STYLE = {"pdf.fonttype": 42, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -79,19 +79,13 @@ def _lines(panel: Panel) -> Figure:
     return figure
 
 
-def _names(collection: Collection) -> list[str]:
-    if len({s.series for s in collection.settings}) == 1:
-        return [s.level for s in collection.settings]
-    return [f"{s.series}, {s.level}" for s in collection.settings]
-
-
 def _grid(size: tuple[float, float], collection: Collection) -> tuple[Figure, Axes]:
     figure = Figure(size, layout="constrained")
     axes = figure.subplots()
     axes.set_title(title(collection))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    names = _names(collection)
+    names = setting_names(collection)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     return figure, axes
 
@@ -118,7 +112,7 @@ def _matrix(collection: Collection) -> Figure:
     figure, axes = _grid((2.2 + 0.8 * count, 1.6 + 0.5 * count), collection)
     most = np.nanmax(np.abs(values)) or 1.0
     axes.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", alpha=0.6)
-    axes.set_yticks(range(count), _names(collection))
+    axes.set_yticks(range(count), setting_names(collection))
     for c in collection.comparisons:
         star = "*" if c.adjusted_p <= 0.05 else ""
         for i, j, sign in ((c.row, c.column, 1), (c.column, c.row, -1)):

@@ -69,6 +69,13 @@ def title(collection: Collection) -> str:
     return f"{DATASETS.get(collection.source, collection.source)}, per {collection.unit}"
 
 
+def setting_names(collection: Collection) -> list[str]:
+    """Of each setting: its level, and its series where there are several."""
+    if len({s.series for s in collection.settings}) == 1:
+        return [s.level for s in collection.settings]
+    return [f"{s.series}, {s.level}" for s in collection.settings]
+
+
 def interval_text(score: Sequence[float]) -> str:
     mean, low, high = score
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
@@ -102,13 +109,13 @@ def curve(collection: Collection) -> Panel:
 def calibration(collection: Collection) -> Panel:
     """How often labels are there over the probability that was given for them; a line for each
     setting, and the diagonal, where the two agree."""
-    several = len({s.series for s in collection.settings}) > 1
+    names = setting_names(collection)
     even = tuple(Point(x, x, note="as often as was said") for x in (0.0, 1.0))
     lines = [Line("as often as said", COLOURS[-1], even)]
     for i, setting in enumerate(collection.settings):
         counts, sums, positives = setting.reliability.T
         most = np.maximum(counts, 1)
-        name = f"{setting.series}, {setting.level}" if several else setting.level
+        name = names[i]
         points = tuple(
             Point(p, share, note=f"{name}: said {p:.2f}, is {share:.2f}, {int(n):,} answers")
             for n, p, share in zip(counts, sums / most, positives / most, strict=True)
@@ -121,9 +128,9 @@ def calibration(collection: Collection) -> Panel:
 def training(report: SweepReport, collection: Collection) -> Panel:
     """Weighted F1 on validation reports over training steps; a colour for each setting."""
     lines, marks = [], {}
-    several = len({s.series for s in collection.settings}) > 1
+    names = setting_names(collection)
     for i, setting in enumerate(collection.settings):
-        name = f"{setting.series}, {setting.level}" if several else setting.level
+        name = names[i]
         for member in setting.members:
             config = report.members[member].config
             offset = config.head_stage.steps

@@ -10,7 +10,7 @@ from jaxdp.dp.statement import rounded_up
 from jaxdp.page import Html, element
 
 from .analysis import Collection, SweepReport, flat
-from .panels import calibration, curve, interval_text, title, training
+from .panels import calibration, curve, interval_text, setting_names, title, training
 from .svg import line_chart
 from .theme import SCRIPT, STYLE
 
@@ -167,9 +167,7 @@ def _scores(collection: Collection) -> Html:
 
 
 def _heatmap(collection: Collection) -> Html:
-    several = len({s.series for s in collection.settings}) > 1
-    header = ["label (positives)"]
-    header += [f"{s.series}, {s.level}" if several else s.level for s in collection.settings]
+    header = ["label (positives)", *setting_names(collection)]
     rows = []
     for i in sorted(range(len(collection.label_names)), key=lambda i: -collection.support[i]):
         name = f"{collection.label_names[i].replace('_', ' ')} ({collection.support[i]:,})"
@@ -194,9 +192,7 @@ def _matrix(collection: Collection, permutations: int) -> Iterable[Html]:
     if not collection.comparisons:
         yield element("p", "There is only one setting.")
         return
-    names = [f"{s.series}, {s.level}" for s in collection.settings]
-    if len({s.series for s in collection.settings}) == 1:
-        names = [s.level for s in collection.settings]
+    names = setting_names(collection)
     cells = {}
     for c in collection.comparisons:
         effect = "" if c.effect is None else f", Hedges' g over seeds {c.effect:+.1f}"
