@@ -17,7 +17,7 @@ from .models.checkpoints import read_json
 from .models.hub import download_folder, upload_folder
 from .runtime import prepare
 from .training.mesh import make_mesh
-from .training.release_check import ReleaseError, check_release
+from .training.release_check import ReleaseError, check_release, failures
 
 _BUNDLE = ["adapter/*", "privacy.json", "PRIVACY.md"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -79,9 +79,9 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         # A copy, so that what is sent is what was checked; links stay links, which are refused.
         bundle = Path(shutil.copytree(place, Path(scratch) / "bundle", symlinks=True))
-        failed = [f"{f.check}: {f.text}" for f in check_release(bundle) if not f.passed]
+        failed = failures(check_release(bundle))
         if failed:
-            raise ReleaseError(f"not pushed, {place} fails its checks: {'; '.join(failed)}")
+            raise ReleaseError(f"not pushed, {place} fails its checks: {failed}")
         statement = read_json(bundle / "privacy.json")
         protected = statement["mechanisms"] and statement["seed_policy"] == "os-entropy"
         if not protected and not unprotected:

@@ -15,7 +15,7 @@ from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import read_config
 
-from .release_check import PATHS, TOKENIZER_FILES, ReleaseError, check_release
+from .release_check import PATHS, TOKENIZER_FILES, ReleaseError, check_release, failures
 from .run_directory import sync, sync_tree, write_json
 
 
@@ -79,11 +79,9 @@ def write_release(
     write_json(scratch / "privacy.json", statement)
     (scratch / "PRIVACY.md").write_text(statement_markdown(statement), encoding="utf-8")
     sync_tree(scratch)
-    failed = [f for f in check_release(scratch, backbone.directory) if not f.passed]
+    failed = failures(check_release(scratch, backbone.directory))
     if failed:
-        raise ReleaseError(
-            "not released: " + "; ".join(f"{finding.check}: {finding.text}" for finding in failed)
-        )
+        raise ReleaseError(f"not released: {failed}")
     if release.exists():
         release.rename(old)
     scratch.rename(release)

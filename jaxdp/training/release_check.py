@@ -77,6 +77,11 @@ class Finding:
     """What was seen, or what is wrong; never a report's text."""
 
 
+def failures(findings: list[Finding]) -> str:
+    """What did not pass, in one line; empty if all did."""
+    return "; ".join(f"{f.check}: {f.text}" for f in findings if not f.passed)
+
+
 def check_release(release: Path, base: Path | None = None) -> list[Finding]:
     """Checks a bundle against the design's release contract; read only.
 
