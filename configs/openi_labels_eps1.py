@@ -13,5 +13,6 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "openi_eps1")
     config.warm_start.phrasebook = "labels"
+    config.warm_start.lexicon = False  # see openi_labels_eps8
     config.run.name = "openi_labels_eps1"
     return config

@@ -13,5 +13,6 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "openi_eps8")
     config.warm_start.phrasebook = "labels"
+    config.warm_start.lexicon = False  # it knows these labels, as people's own often are not
     config.run.name = "openi_labels_eps8"
     return config

@@ -236,6 +236,8 @@ class WarmStartConfig:
     """labels: of the reports, en or es."""
     synonyms: tuple[str, ...] = ()
     """labels: what to call a label instead of its name, each "label: name, name"."""
+    lexicon: bool = True
+    """labels: use the sentences that shipped files have for findings of such names as well."""
     normal: float = 0.35
     """Share of made-up reports without any finding. This and the next four say what the reports
     that they stand for look like: public knowledge, never measured on private ones."""
@@ -247,10 +249,13 @@ class WarmStartConfig:
     """Chance that a finding comes again at the end, as in an impression."""
     other: float = 0.35
     """Chance of a sentence about something else in a report with findings."""
+    from_adapter: str | None = None
+    """Folder of an adapter, PEFT's or a release's, that the start begins at: adapters, and queries
+    and head of labels that both know. It must owe nothing to the reports that are protected."""
     reports: int = 10_000
     """How many are made up."""
     steps: int = 400
-    """Of all that learns in public, together."""
+    """Of all that learns in public, together; 0 learns nothing more than from_adapter knows."""
     batch_size: int = 64
     learning_rate: float = 2e-3
     """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
@@ -258,9 +263,10 @@ class WarmStartConfig:
     """Adapters learn too, not queries and head alone."""
 
     def __post_init__(self):
-        for field in ("reports", "steps", "batch_size"):
+        least = {"reports": 1, "steps": int(self.from_adapter is None), "batch_size": 1}
+        for field, bound in least.items():
             value = getattr(self, field)
-            _require(value >= 1, f"warm_start.{field}", "at least 1", value)
+            _require(value >= bound, f"warm_start.{field}", f"at least {bound}", value)
         for field in ("normal", "denied", "repeated", "other"):
             value = getattr(self, field)
             _require(0 <= value <= 1, f"warm_start.{field}", "in [0, 1]", value)
@@ -528,6 +534,12 @@ class Config:
             self.model.label_dimensions is None or self.warm_start.phrasebook is not None,
             "warm_start.phrasebook",
             "set where model.label_dimensions is: made-up reports choose the directions",
+            None,
+        )
+        _require(
+            self.warm_start.from_adapter is None or self.warm_start.phrasebook is not None,
+            "warm_start.phrasebook",
+            "set where warm_start.from_adapter is: made-up reports say where features lie",
             None,
         )
         if not self.privacy.private:

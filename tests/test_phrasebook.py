@@ -3,6 +3,7 @@
 
 import json
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -173,3 +174,45 @@ def test_every_language_says_what_it_is_made_from_and_nothing_of_a_label(languag
 def test_a_mistake_in_synonyms_or_language_is_named(arguments, message):
     with pytest.raises(DataError, match=message):
         Phrasebook.of_labels(("Nodule",), *arguments)
+
+
+def test_the_lexicon_adds_what_shipped_files_say_of_a_name():
+    labels = ("No Finding", "Hernia, Hiatal", "Effusion", "unheard_of")
+    plain, known = (Phrasebook.of_labels(labels, "en", (), lexicon) for lexicon in (False, True))
+    assert known.names["Hernia, Hiatal"] == "hiatal hernia"
+    assert "There is hiatal hernia." in plain.labels["Hernia, Hiatal"]["present"]
+    assert plain.labels["unheard_of"] == known.labels["unheard_of"]
+    books = {name: Phrasebook.read(name).labels for name in SHIPPED}
+    for key in ("present", "absent"):
+        more = known.labels["Effusion"][key][len(plain.labels["Effusion"][key]) :]
+        # Of the books that have it, whatever they call it; slots keep the choices of their book.
+        said = {re.sub(r"\w+_en_(\w+)\}", r"\1}", sentence) for sentence in more}
+        assert said == {
+            *books["chest_en"]["pleural_effusion"][key],
+            *books["mimic_en"]["Pleural Effusion"][key],
+            *books["ct_en"]["Pleural effusion"][key],
+        }
+    texts, _ = known.write_reports(300, labels, SHAPE)
+    assert not any(mark in text for text in texts for mark in "{}")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_name_of_the_lexicon_is_of_one_finding_with_sentences(language):
+    path = resources.files("jaxdp.data") / "phrasebooks" / f"findings_{language}.json"
+    lexicon = json.loads(path.read_text("utf-8"))
+    names = [name for finding in lexicon["findings"].values() for name in finding["names"]]
+    assert len(names) == len(set(names)) and names == [name.lower() for name in names]
+    own = [
+        s
+        for f in lexicon["findings"].values()
+        for key in ("present", "absent")
+        for s in f.get(key, ())
+    ]
+    assert len(own) == len(set(own)) > 700
+    assert {w for s in own for w in re.findall(r"\{(\w+)\}", s)} == lexicon["slots"].keys()
+    assert "without reading a report" in lexicon["origin"]
+    book = Phrasebook.of_labels(names, language, (), True)
+    plain = Phrasebook.of_labels(names, language, (), False)
+    for name in book.labels:  # the language's normal is no finding
+        more = len(book.labels[name]["present"]) - len(plain.labels[name]["present"])
+        assert more >= 10, name

@@ -2,6 +2,7 @@
 """The public start: it learns, costs nothing, is said, and is the same again when built again."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from jaxdp.config import ConfigError, WarmStartConfig
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
+from jaxdp.models.checkpoints import WeightsError
 from jaxdp.training import warm_start as warm_start_module
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
@@ -253,3 +255,68 @@ def test_a_book_of_names_begins_at_them(workspace, book):
 
     assert (alike(config) > 0.8).all()
     assert (alike(smoke_config(workspace, **settings(book, steps=1))) < 0.8).any()
+
+
+def test_it_begins_at_an_adapter_for_the_labels_that_both_know(workspace, book):
+    tiny = {"model__pooling": "label-attention", "train__mode": "head", "head_stage__steps": 0}
+    first = smoke_config(workspace, **settings(book, steps=20, **tiny))
+    run(first)
+    folder = workspace / "runs" / "smoke" / "release" / "adapter"
+    released = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+
+    def begun(names, **changes):
+        changes = tiny | {"warm_start__from_adapter": str(folder)} | changes
+        config = smoke_config(workspace, **settings("labels", steps=0, **changes))
+        backbone = Backbone("", workspace / "backbone", "label-attention")
+        return parameters(build_model(config, backbone, names, None)[0])
+
+    found = begun(("oedema", *reversed(LABELS)))
+    columns = dict(zip(LABELS, released["base_model.model.classifier.weight"], strict=True))
+    queries = released["base_model.model.label_attention.queries"]
+    for row, label in enumerate(reversed(LABELS), start=1):
+        np.testing.assert_array_equal(found["classifier.kernel"][:, row], columns[label])
+        own = found["label_attention.queries"][row]
+        np.testing.assert_array_equal(own, queries[LABELS.index(label)])
+    assert found["label_attention.queries"][0].any()  # begins at its name, as without an adapter
+    biases = dict(zip(LABELS, released["base_model.model.classifier.bias"], strict=True))
+    shift = (found["basis.center"] * found["classifier.kernel"].T).sum(axis=1)  # of `set_basis`
+    expected = [0, *(biases[label] for label in reversed(LABELS))]
+    np.testing.assert_allclose(found["classifier.bias"] - shift, expected, atol=1e-6)
+    pairs = [(n, v) for n, v in released.items() if "lora_B" in n]
+    assert len(pairs) == 2 and all(value.any() for _, value in pairs)
+    for name, value in pairs:
+        layer = name.removeprefix("base_model.model.").removesuffix(".lora_B.weight")
+        np.testing.assert_array_equal(found[f"{layer}.lora_b"], value.T)
+    # It goes on from there, and says from where.
+    again = smoke_config(
+        workspace,
+        **settings(book, steps=1, **tiny, warm_start__from_adapter=str(folder), run__name="again"),
+    )
+    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    said = f"begun at an adapter, sha256 {digest}, that is said to owe nothing to them; head and"
+    assert run(again)[0]["privacy"]["public_start"].startswith(said)
+    for changes, message in (
+        (
+            {"lora__rank": 3},
+            "must be as in warm_start.from_adapter: rank .* in 2 layers, not rank 3",
+        ),
+        ({"model__pooling": "mean"}, "its pooling is label-attention, the model's mean"),
+    ):
+        with pytest.raises((ConfigError, WeightsError), match=message):
+            config = smoke_config(
+                workspace,
+                **settings("labels", steps=0, **tiny | changes)
+                | {"warm_start__from_adapter": str(folder)},
+            )
+            built(workspace, config, pooling=config.model.pooling)
+    with pytest.raises(ConfigError, match="knows none of these labels, but normal, card"):
+        begun(("oedema",))
+
+
+def test_nothing_is_learnt_in_no_steps_without_an_adapter(workspace, book):
+    with pytest.raises(ConfigError, match="warm_start.steps must be at least 1, not 0"):
+        smoke_config(workspace, **settings(book, steps=0))
+    with pytest.raises(
+        ConfigError, match="warm_start.phrasebook must be set where warm_start.from"
+    ):
+        smoke_config(workspace, warm_start__from_adapter="adapter")

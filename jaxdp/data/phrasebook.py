@@ -11,14 +11,15 @@ A phrasebook is a JSON file:
     slots          word -> what a sentence may have in place of {word}
     origin         who wrote it, and from what; goes into the privacy statement
 
-Where nobody has written one, `Phrasebook.of_labels` puts the labels' names into sentences of a
-fixed form.
+Where nobody has written one, `Phrasebook.of_labels` makes one of the labels' names: sentences of a
+fixed form around each, and those that shipped files have for a finding of that name.
 
 Whoever writes one must not look at the private reports: then it is public, and so is what a model
 learns from it.
 """
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -93,16 +94,22 @@ class Phrasebook:
 
     @classmethod
     def of_labels(
-        cls, label_names: Sequence[str], language: str, synonyms: Sequence[str] = ()
+        cls,
+        label_names: Sequence[str],
+        language: str,
+        synonyms: Sequence[str] = (),
+        lexicon: bool = False,
     ) -> "Phrasebook":
-        """Sentences of a fixed form around the labels' names.
+        """Sentences of a fixed form around the labels' names, and those of the lexicon.
 
         Args:
-            label_names: "_" stands for a space. One that means that there is nothing, such as
-                "No Finding", becomes the label of normal reports.
+            label_names: "_" stands for a space, and "hernia, hiatal" for a hiatal hernia. One that
+                means that there is nothing, such as "No Finding", becomes the label of normal
+                reports.
             language: one of LANGUAGES.
             synonyms: "label: name, name": what to call a label instead, for labels in another
                 language, or with several names.
+            lexicon: sentences that shipped files have for a finding of such a name come in as well.
 
         Raises:
             DataError: unknown language, or synonyms of no label.
@@ -112,7 +119,7 @@ class Phrasebook:
                 f"warm_start.language must be one of {', '.join(LANGUAGES)}, not {language!r}"
             )
         rule = _shipped(f"rule_{language}")
-        names = {label: [label.replace("_", " ").strip().lower()] for label in label_names}
+        names = {label: [_spoken(label)] for label in label_names}
         for line in synonyms:
             label, _, listed = line.partition(":")
             said = [name.strip() for name in listed.split(",") if name.strip()]
@@ -122,16 +129,25 @@ class Phrasebook:
                 )
             names[label] = said
         normal = next((label for label in names if set(names[label]) & set(rule["normal"])), None)
-        labels = {
-            label: {
+        known, slots = _lexicon(language) if lexicon else ({}, {})
+        labels = {}
+        for label, said in names.items():
+            findings = {id(known[name]): known[name] for name in said if name in known}.values()
+            labels[label] = {
                 key: [sentence.replace("{name}", name) for name in said for sentence in rule[key]]
+                + [sentence for finding in findings for sentence in finding[key]]
                 for key in ("present", "absent")
             }
-            for label, said in names.items()
-            if label != normal
-        }
-        lists = {field: rule[field] for field in (*_LISTS, "slots", "origin")}
-        return cls(labels=labels, normal=normal, names={n: s[0] for n, s in names.items()}, **lists)
+        labels.pop(normal, None)
+        more = "; where a name is known, those of the phrasebooks that come with jaxdp as well"
+        return cls(
+            labels=labels,
+            normal=normal,
+            slots=rule["slots"] | slots,
+            origin=rule["origin"] + (more if lexicon else ""),
+            names={label: said[0] for label, said in names.items()},
+            **{field: rule[field] for field in _LISTS},
+        )
 
     def _check(self, name: str) -> None:
         lists = {field: getattr(self, field) for field in _LISTS}
@@ -206,3 +222,27 @@ class Phrasebook:
 def _shipped(name: str) -> dict[str, Any]:
     file = resources.files(__package__) / "phrasebooks" / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _lexicon(language: str) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]]]:
+    """(what a finding may be called -> {"present", "absent"}, slots), of all shipped files in a
+    language. A slot is called after its file: two files may mean different things by a word."""
+    known: dict[str, dict[str, list[str]]] = {}
+    slots: dict[str, list[str]] = {}
+    for file in (f"findings_{language}", *(b for b in SHIPPED if b.endswith(f"_{language}"))):
+        book = _shipped(file)
+        slots |= {f"{file}_{word}": choices for word, choices in book["slots"].items()}
+        for label, phrases in (book.get("findings") or book["labels"]).items():
+            names = [_spoken(name) for name in phrases.get("names", [label])]
+            empty = {"present": [], "absent": []}
+            finding = next((known[name] for name in names if name in known), empty)
+            for key, said in finding.items():
+                said += [re.sub(r"\{(\w+)\}", rf"{{{file}_\1}}", s) for s in phrases.get(key, [])]
+            known |= dict.fromkeys(names, finding)
+    return known, slots
+
+
+def _spoken(label: str) -> str:
+    """As a sentence says it: "Hernia, Hiatal" is a hiatal hernia."""
+    return " ".join(reversed(label.replace("_", " ").strip().lower().split(", ")))

@@ -39,6 +39,7 @@ from .pretrained import relayout, source_name
 
 TORCH_CLASS = Path(__file__).with_name("label_attention_torch.py")
 """Runs an adapter with label attention in PyTorch; written beside each."""
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _NO_TARGETS = "dummy-target-modules"  # peft.utils.constants.DUMMY_TARGET_MODULES
 
@@ -108,9 +109,7 @@ def save_adapter(
         _file_name(path): relayout(path, np.asarray(variable[...]))
         for path, variable in nnx.to_flat_state(nnx.state(model, chosen))
     }
-    safetensors.numpy.save_file(
-        tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"}
-    )
+    safetensors.numpy.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if model.pooling == "cls" else None,
@@ -270,7 +269,7 @@ def _read_supported_config(directory: Path) -> dict[str, Any]:
 
 def _read_adapter(directory: Path) -> dict[str, np.ndarray]:
     """The adapter's tensors by the names of the model's own parameters."""
-    path = directory / "adapter_model.safetensors"
+    path = directory / WEIGHTS
     tensors = {
         name.removeprefix(_PREFIX).replace(".base_layer.", "."): value()
         for name, value in read_safetensors(path).items()

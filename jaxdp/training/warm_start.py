@@ -7,7 +7,8 @@ head is then trained in private. It does the same again in a resumed run.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdp import __version__
-from jaxdp.config import Config, WarmStartConfig
+from jaxdp.config import Config, ConfigError, WarmStartConfig
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook, Shape
@@ -31,6 +32,8 @@ from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info
+from jaxdp.models.pretrained import load_classifier
 
 from .frozen_layers import FrozenLayers
 from .mesh import DATA, WHOLE, place, put, to_host
@@ -76,6 +79,8 @@ def warm_start(
     if book.names and model.pooling == "label-attention":
         names, _ = tokenize([book.names[label] for label in label_names], tokenizer, 32)
         model.label_attention.queries[...] = name_queries(model, names)
+    if settings.from_adapter is not None:
+        _begin_at(Path(settings.from_adapter), model, directory, label_names)
 
     def learn() -> _Public:
         frozen_layers = FrozenLayers(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
@@ -131,7 +136,7 @@ def _read(vector: Packed, model: ReportClassifier, mode: str) -> _Public:
 def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
     if settings.phrasebook == "labels":
         synonyms = settings.synonyms if label_names else ()
-        return Phrasebook.of_labels(label_names, settings.language, synonyms)
+        return Phrasebook.of_labels(label_names, settings.language, synonyms, settings.lexicon)
     return Phrasebook.read(settings.phrasebook)
 
 
@@ -154,6 +159,50 @@ def name_queries(model: ReportClassifier, names: Packed) -> jax.Array:
     means = jax.jit(jax.vmap(mean_state))(ids, lengths)
     apart = means - means.mean(axis=0)
     return apart / jnp.maximum(jnp.linalg.norm(apart, axis=1, keepdims=True), 1e-12)
+
+
+def _begin_at(
+    folder: Path, model: ReportClassifier, directory: Path, label_names: Sequence[str]
+) -> None:
+    """Adapters of that folder, and its queries and head for the labels that both know; in place.
+
+    Raises:
+        WeightsError: see `load_adapter`.
+        ConfigError: its adapters are others than config.lora's, or it knows none of the labels.
+    """
+    known = read_adapter_info(folder).description.label_names
+    donor, _ = load_classifier(directory, len(known), model.pooling, rngs=nnx.Rngs(0))
+    load_adapter(folder, donor)
+    adapters = nnx.state(donor, nnx.LoRAParam)
+    if (theirs := _adapted(donor)) != (ours := _adapted(model)):
+        raise ConfigError(
+            f"config.lora must be as in warm_start.from_adapter: {_said(theirs)}, not {_said(ours)}"
+        )
+    nnx.update(model, adapters)
+    rows = [(i, known.index(name)) for i, name in enumerate(label_names) if name in known]
+    if not rows:
+        raise ConfigError(
+            f"config.warm_start.from_adapter knows none of these labels, but {', '.join(known)}"
+        )
+    mine, its = map(np.array, zip(*rows, strict=True))
+    head, other = model.classifier, donor.classifier
+    head.kernel[...] = head.kernel[...].at[:, mine].set(other.kernel[...][:, its])
+    head.bias[...] = head.bias[...].at[mine].set(other.bias[...][its])
+    if model.pooling == "label-attention":
+        queries, others = model.label_attention.queries, donor.label_attention.queries
+        queries[...] = queries[...].at[mine].set(others[...][its])
+
+
+def _adapted(model: ReportClassifier) -> dict[tuple, tuple[int, float]]:
+    """Layer -> (rank, alpha)."""
+    layers = nnx.iter_modules(model)
+    return {path: (m.rank, m.alpha) for path, m in layers if isinstance(m, lora.LoRALinear)}
+
+
+def _said(adapted: Mapping[tuple, tuple[int, float]]) -> str:
+    shapes = sorted(set(adapted.values()))
+    said = " and ".join(f"rank {rank}, alpha {alpha:g}" for rank, alpha in shapes)
+    return f"{said} in {len(adapted)} layers" if adapted else "none"
 
 
 def _mode(config: Config, model: ReportClassifier) -> str:
@@ -291,7 +340,12 @@ def public_start(config: Config) -> str | None:
         return None
     book = _book(settings, ())
     what = "head and adapters" if settings.trains_adapters else "head"
+    begun = ""
+    if settings.from_adapter is not None:
+        weights = (Path(settings.from_adapter) / WEIGHTS).read_bytes()
+        digest = hashlib.sha256(weights).hexdigest()
+        begun = f"begun at an adapter, sha256 {digest}, that is said to owe nothing to them; "
     return (
-        f"{what} learnt first from {settings.reports} made-up reports, without noise; their "
-        f"sentences: {book.origin}"
+        f"{begun}{what} learnt first from {settings.reports} made-up reports, without noise; "
+        f"their sentences: {book.origin}"
     )

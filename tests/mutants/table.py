@@ -1080,6 +1080,27 @@ MUTANTS = [
         "int(widths[-1] / 1.15)",
         "test_batching.py::test_shapes_cover_every_length",
     ),
+    Mutant(
+        "a slot of one book filled from another's",
+        "data/phrasebook.py",
+        'rf"{{{file}_\\1}}"',
+        'rf"{{\\1}}"',
+        "test_phrasebook.py::test_the_lexicon_adds_what_shipped_files_say_of_a_name",
+    ),
+    Mutant(
+        "the head of another label than the adapter's",
+        WARM_START,
+        ".set(other.kernel[...][:, its])",
+        ".set(other.kernel[...][:, mine])",
+        "test_warm_start.py::test_it_begins_at_an_adapter_for_the_labels_that_both_know",
+    ),
+    Mutant(
+        "adapters of the folder not taken",
+        WARM_START,
+        "    nnx.update(model, adapters)\n",
+        "",
+        "test_warm_start.py::test_it_begins_at_an_adapter_for_the_labels_that_both_know",
+    ),
     # Label attention: what a label reads, in which coordinates, and how its head is clipped.
     Mutant(
         "norm of column products from one factor",
