@@ -14,13 +14,13 @@ import torch
 from helpers_models import IGNORE_PEFT, save_torch_model
 from helpers_training import smoke_config, write_backbone, write_collection
 
-from jaxdp.baseline.job import MAIN, Job
-from jaxdp.baseline.trainer import MultilabelLoss, TorchTrainer, relative_rate
-from jaxdp.comparison import arithmetic
-from jaxdp.comparison.arithmetic import compare_gradients, compare_trajectories
-from jaxdp.comparison.ours import OurTrainer
-from jaxdp.comparison.start import make_job, move_adapter
 from jaxdp.config import ConfigError
+from jaxdp.peers import comparison
+from jaxdp.peers.comparison import compare_gradients, compare_trajectories
+from jaxdp.peers.jax_side import OurTrainer
+from jaxdp.peers.job import MAIN, Job
+from jaxdp.peers.start import make_job, move_adapter
+from jaxdp.peers.torch_side import MultilabelLoss, TorchTrainer, relative_rate
 from jaxdp.training.setup import load_inputs
 from jaxdp.training.step import multilabel_loss
 
@@ -108,7 +108,7 @@ def test_differences_are_seen(bert, tmp_path, monkeypatch):
         other = dataclasses.replace(job, mechanisms=job.mechanisms | {MAIN: fields})
         return TorchTrainer(other, **options)
 
-    monkeypatch.setattr(arithmetic, "TorchTrainer", changed)
+    monkeypatch.setattr(comparison, "TorchTrainer", changed)
     job = moved(bert, tmp_path)
     assert not compare_gradients(job, reports=24)["passed"]
     assert not compare_trajectories(job, 1)["passed"]
@@ -151,10 +151,11 @@ def test_without_privacy_both_sides_take_the_same_step(bert):
     config = dataclasses.replace(config, privacy=privacy, train=train)
     job = dataclasses.replace(bert, config=config, mechanisms={})
     ours, theirs = OurTrainer(job), TorchTrainer(job, method="none", physical_batch=7)
-    state, _ = ours.stage.step(ours.stage.initial_state, 0, ours.stage.plan(0))
-    theirs.step(ours.rows(0))
+    rows = ours.rows(0)
+    ours.step(rows)
+    theirs.step(rows)
     for name, value in theirs.adapters().items():
-        np.testing.assert_allclose(ours.adapters(state)[name], value, atol=1e-6)
+        np.testing.assert_allclose(ours.adapters()[name], value, atol=1e-6)
     assert theirs.epsilon() == {}
 
 
@@ -228,7 +229,7 @@ def test_what_the_other_side_has_not_is_refused(workspace):
             make_job(config, load_inputs(config), workspace / "job")
 
 
-def test_the_baseline_runs_without_jax():
+def test_the_torch_side_runs_without_jax():
     """So that its memory and its time are its own."""
-    program = "import sys, jaxdp.baseline.run; sys.exit('jax' in sys.modules)"
+    program = "import sys, jaxdp.peers.torch_side; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -15,19 +15,20 @@ from helpers_models import IGNORE_PEFT, SIZES
 from helpers_training import smoke_config, start_script, write_backbone, write_collection
 
 from jaxdp.backbone import Backbone
-from jaxdp.baseline.job import Job, Reports
-from jaxdp.benchmark.contenders import CONTENDERS
-from jaxdp.benchmark.flops import StepFlops
-from jaxdp.benchmark.inputs import repeated, with_lengths, write_job, write_random_model
-from jaxdp.benchmark.jax_side import JaxPrivacy, Ours
-from jaxdp.benchmark.rounds import Record, draw, rotated, run_rounds
-from jaxdp.benchmark.startup import measure
-from jaxdp.benchmark.summary import HEADER, goal_rows, goals, ratio, rows, spread, summarise
-from jaxdp.benchmark.torch_side import Torch
-from jaxdp.benchmark.worker import PHYSICAL, tune
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.peers.contenders import CONTENDERS
+from jaxdp.peers.flops import StepFlops
+from jaxdp.peers.inputs import repeated, with_lengths, write_job, write_random_model
+from jaxdp.peers.jax_privacy_side import JaxPrivacy
+from jaxdp.peers.jax_side import OurTrainer
+from jaxdp.peers.job import Job, Reports
+from jaxdp.peers.rounds import Record, draw, rotated, run_rounds
+from jaxdp.peers.side import PHYSICAL, tune
+from jaxdp.peers.startup import measure
+from jaxdp.peers.summary import HEADER, goal_rows, goals, ratio, rows, spread, summarise
+from jaxdp.peers.torch_side import TorchTrainer
 from jaxdp.training.setup import Inputs, load_inputs
 from jaxdp.training.step import multilabel_loss
 
@@ -119,13 +120,13 @@ def test_speed_has_not_fallen_off_a_cliff(job):
     non-private (rounds 0.70 to 2.03) and 1.72 for JAX-Privacy / ours (1.33 to 3.00). The limits are
     far from both medians; with every report computed at full length the second was 1.04.
     """
-    sides = {"ours": Ours(job), "plain": Ours(job, private=False), "padded": JaxPrivacy(job)}
-    sides["padded"].physical_batch = 64  # as many positions at once as ours
+    sides = {"ours": OurTrainer(job), "plain": OurTrainer(job, private=False)}
+    sides["padded"] = JaxPrivacy(job, physical_batch=64)  # as many positions at once as ours
     seconds = {name: [] for name in sides}
     for step in range(16):
         for name in rotated(list(sides), step):
             began = time.perf_counter()
-            compiling = sides[name].step(step, draw(job, step))
+            compiling = sides[name].step(draw(job, step)) or 0.0
             seconds[name].append(time.perf_counter() - began - compiling)
     later = {name: values[1:] for name, values in seconds.items()}  # the first one compiles
     assert ratio(later["ours"], later["plain"])["median"] < 1.5
@@ -141,7 +142,8 @@ def test_widths_are_those_that_are_computed(job):
     assert len(padded.widths(rows_of_step)) == 32 * math.ceil(len(lengths) / 32)
 
     def torch_widths(**options):
-        return Torch(job, "none", **options).widths(rows_of_step)
+        trainer = TorchTrainer(job, method="none", physical_batch=PHYSICAL[0], **options)
+        return trainer.widths(rows_of_step)
 
     assert (torch_widths(padding="fixed") == 16).all()
     parts = np.array_split(lengths, math.ceil(len(lengths) / PHYSICAL[0]))
@@ -156,12 +158,12 @@ def test_the_fastest_physical_batch_is_kept():
     class Slow:
         physical_batch = 1
 
-        def step(self, step, rows):
+        def step(self, rows):
             time.sleep(0.02 if self.physical_batch == 32 else 0.1)
             return 0.05 if self.physical_batch == 64 else 0.0  # compiling does not count
 
     side = Slow()
-    tried = tune(side, 0, np.arange(3))
+    tried = tune(side, np.arange(3))
     assert side.physical_batch == 32 and list(tried) == ["16", "32", "64"]
     assert tried["64"] < 0.08 < tried["16"]
 
@@ -252,7 +254,7 @@ def test_lengths_are_as_described(inputs):
 def test_every_contender_has_a_baseline_and_a_side():
     for contender in CONTENDERS.values():
         baseline = CONTENDERS[contender.baseline]
-        assert baseline.options == {"kind": "private"} and baseline.layers == contender.layers
+        assert baseline.options == {"private": True} and baseline.layers == contender.layers
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from helpers_data import answers
 from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
-from jaxdp.baseline.job import Job, Outcome
-from jaxdp.comparison.page import SIDES, write_page
-from jaxdp.comparison.runs import Pair, summarise
+from jaxdp.peers.job import SIDES, Job, Outcome
+from jaxdp.peers.page import write_page
+from jaxdp.peers.runs import Pair, summarise
 
 pytestmark = IGNORE_PEFT
 

@@ -19,10 +19,8 @@ LEVELS = {
     "sweep": 5,
     "audit": 5,
     "report": 6,
-    "comparison": 5,
-    "benchmark": 6,
+    "peers": 5,
     "training": 4,
-    "baseline": 4,
     "evaluation": 3,
     "data": 2,
     "backbone": 1,
@@ -32,11 +30,12 @@ LEVELS = {
     "recipe": -1,
     "assets": 0,
     "runtime": 1,
+    "files": 0,
     "page": 0,
     "progress": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
-NEED_TORCH = ("baseline", "comparison", "benchmark")
+NEED_TORCH = ("peers",)
 FOR_TORCH = "jaxdp.models.label_attention_torch"  # ships beside adapters; nothing else imports it
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from jaxdp.training.run_directory import write_json
+from jaxdp.files import write_json
 
 from .config import AuditConfig
 from .run import Finding, showings

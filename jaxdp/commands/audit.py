@@ -20,9 +20,9 @@ from jaxdp.audit.config import AuditConfig
 from jaxdp.audit.report import HEADINGS, cells, summary, write_report
 from jaxdp.audit.run import Finding, run_audit, showings
 from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.files import write_json
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
-from jaxdp.training.run_directory import write_json
 
 from .define import Define
 

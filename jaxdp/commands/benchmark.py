@@ -39,9 +39,9 @@ from rich.table import Table
 
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config, inherit
+from jaxdp.files import write_json
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
-from jaxdp.training.run_directory import write_json
 
 from . import shipped_configs
 from .define import Define
@@ -85,8 +85,8 @@ def main(argv) -> None:
 def _check() -> None:
     """Ends with one line that names the flag, if a value cannot be used."""
     # The extras may be missing where only --help is asked for.
-    from jaxdp.benchmark.contenders import CONTENDERS
-    from jaxdp.benchmark.inputs import LENGTHS, MODEL_NAMES
+    from jaxdp.peers.contenders import CONTENDERS
+    from jaxdp.peers.inputs import LENGTHS, MODEL_NAMES
 
     for flag, allowed in ((_MODELS, MODEL_NAMES), (_LENGTHS, LENGTHS), (_CONTENDERS, CONTENDERS)):
         if wrong := [name for name in flag.value or () if name not in allowed]:
@@ -111,7 +111,7 @@ def _config_file() -> Path:
 
 def _measure(console: Console) -> None:
     """Speed, or memory, for all combinations; each is printed and written once it is done."""
-    from jaxdp.benchmark import contenders, inputs, run, summary
+    from jaxdp.peers import benchmark, contenders, inputs, summary
 
     began = time.perf_counter()
 
@@ -131,7 +131,7 @@ def _measure(console: Console) -> None:
         models, names, batches = _MODELS.value or ["minilm-l6"], ["ours"], _batches()
         lengths, rounds = ["openi"], 1
     document: dict[str, Any] = {"machine": _machine(), "results": []}
-    for result in run.measure(
+    for result in benchmark.measure(
         models,
         lengths,
         batches,
@@ -177,7 +177,7 @@ def _print_memory(console: Console, document: dict[str, Any]) -> None:
 
 def _startup(console: Console) -> None:
     """Time to the first step, by part."""
-    from jaxdp.benchmark import startup
+    from jaxdp.peers import startup
 
     settings = inherit(str(_config_file()), _CONFIG.value)
     config = Config.from_dict(settings.to_dict())

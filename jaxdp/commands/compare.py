@@ -32,9 +32,9 @@ from rich.table import Column, Table
 
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
+from jaxdp.files import write_json
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
-from jaxdp.training.run_directory import write_json
 
 from .define import Define
 
@@ -78,7 +78,7 @@ def main(argv) -> None:
 def _compare(configs: list[Config], output: Path, console: Console) -> dict[str, Any]:
     """Runs the level, prints it, writes its file and the page."""
     # The extra may be missing where only --help is asked for.
-    from jaxdp.comparison import levels, page
+    from jaxdp.peers import comparison, page, runs
 
     options = {
         "method": _METHOD.value,
@@ -87,11 +87,11 @@ def _compare(configs: list[Config], output: Path, console: Console) -> dict[str,
     }
     with Display(console, "comparison", status="working"):
         if _LEVEL.value == "gradients":
-            result = levels.gradients(configs[0], _REPORTS.value, options)
+            result = comparison.gradients(configs[0], _REPORTS.value, options)
         elif _LEVEL.value == "trajectory":
-            result = levels.trajectory(configs[0], _STEPS.value, options)
+            result = comparison.trajectory(configs[0], _STEPS.value, options)
         else:
-            result = levels.runs(
+            result = runs.compare_runs(
                 configs,
                 [float(e) for e in _EPSILONS.value],
                 _SEEDS.value,

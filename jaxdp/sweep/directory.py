@@ -8,8 +8,9 @@ from typing import Any
 
 from jaxdp import dp
 from jaxdp.config import Config
+from jaxdp.files import write_json
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.run_directory import RunError, differences, write_json
+from jaxdp.training.run_directory import RunError, differences
 from jaxdp.training.setup import load_inputs
 
 from .accounting import SweepPlan

@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from jaxdp.training.run_directory import RunError, write_whole
+from jaxdp.files import write_whole
+from jaxdp.training.run_directory import RunError
 
 from .members import Member
 

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxdp.files import sync, sync_tree, write_whole
+
 from .mesh import put
-from .run_directory import sync, sync_tree, write_whole
 from .step import TrainState
 
 _DIGEST = "blake2b"

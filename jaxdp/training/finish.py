@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxdp import dp
 from jaxdp.evaluation.predictions import TestPredictions
+from jaxdp.files import write_json, write_whole
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 
@@ -14,7 +15,7 @@ from . import processes
 from .course import Course
 from .randomness import noise_generator, seed_policy
 from .release import write_release
-from .run_directory import RunDirectory, write_json, write_whole
+from .run_directory import RunDirectory
 from .setup import Inputs
 from .warm_start import public_start
 

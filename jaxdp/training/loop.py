@@ -12,6 +12,7 @@ import numpy as np
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
+from jaxdp.files import write_json
 
 from . import processes
 from .checkpoint import Checkpoints, DamagedCheckpoint
@@ -22,7 +23,7 @@ from .mesh import make_mesh
 from .monitor import Monitor, SilentMonitor
 from .patients import patient_epsilons
 from .randomness import RunSecret
-from .run_directory import RunDirectory, RunError, write_json
+from .run_directory import RunDirectory, RunError
 from .setup import Inputs, load_inputs, test_probabilities
 from .stages import RunPlan, plan_run
 

@@ -10,13 +10,13 @@ from typing import Any
 from jaxdp.backbone import Backbone
 from jaxdp.data.tokens import read_tokenizer
 from jaxdp.dp import statement_markdown
+from jaxdp.files import sync, sync_tree, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.peft import save_adapter
 from jaxdp.models.pretrained import read_config
 
 from .release_check import PATHS, TOKENIZER_FILES, ReleaseError, check_release, failures
-from .run_directory import sync, sync_tree, write_json
 
 
 def write_release(

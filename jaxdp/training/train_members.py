@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxdp.config import Config
+from jaxdp.files import write_json
 
 from .checkpoint import Checkpoints, DamagedCheckpoint
 from .course import Course, train_stages
@@ -18,7 +19,7 @@ from .mesh import make_mesh
 from .monitor import Monitor, SilentMonitor
 from .patients import patient_epsilons
 from .processes import SharedInterrupt
-from .run_directory import RunDirectory, RunError, write_json
+from .run_directory import RunDirectory, RunError
 from .setup import load_inputs, test_probabilities
 from .stages import plan_run
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from jaxdp import page
 from jaxdp.page import Html, element
 
-from .runs import SIDES
+from .job import SIDES
 
 DIFFERENCES = ("over_seeds", "over_reports")
 COLOURS = dict(zip(SIDES, ("#1f6fb4", "#d8731c"), strict=True))

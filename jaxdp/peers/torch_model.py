@@ -9,15 +9,8 @@ from peft import PeftModel
 
 from jaxdp.models.label_attention_torch import LabelAttention, LabelHead
 
-from .job import Job
+from .job import TRAINED, Job
 
-_TRAINABLE = {
-    "lora": ("lora_A", "lora_B", "classifier.modules_to_save.default"),
-    "lora-ffa": ("lora_B", "classifier.modules_to_save.default"),
-    "head": ("classifier.modules_to_save.default",),
-}
-"""train.mode -> what marks the names of trainable parameters."""
-MODES = tuple(_TRAINABLE)
 _NO_DROPOUT = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -82,14 +75,13 @@ def build(job: Job, device: str) -> PeftModel:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # tensors that we have no use for
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # below: all frozen
-    base = Classifier(job).to(
-        device
-    )  # before PEFT: adapters put on later did not train (opacus#820)
+    base = Classifier(job).to(device)  # before PEFT: adapters put on later don't train (opacus#820)
     model = PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
     model.train()
-    marks = _TRAINABLE[job.config.train.mode]
+    marks = TRAINED[job.config.train.mode]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = any(mark in name for mark in marks)
+        trained = any(mark in name for mark in marks)
+        parameter.requires_grad = trained and "original_module" not in name
     head = base.classifier.modules_to_save["default"]
     with torch.no_grad():
         # The same logits, now that features are centred.

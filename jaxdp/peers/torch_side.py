@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DP training in PyTorch as Opacus' documentation teaches it, one logical step at a time."""
+"""DP training in PyTorch as Opacus' documentation teaches it; a process of its own, see `side`:
 
+python -m jaxdp.peers.torch_side JOB_FOLDER BEGAN '{"method": "hooks", "sort": true}'
+"""
+
+import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +22,29 @@ from opacus.utils.batch_memory_manager import BatchMemoryManager
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.utils.data import DataLoader
 
-from .batches import Collate, ReportRows
+from .flops import StepFlops
 from .job import MAIN, Job, Reports, sampling_probability
-from .model import adapter_name, build
+from .side import PHYSICAL, work
+from .torch_model import adapter_name, build
 
 METHODS = ("hooks", "ghost", "none")
 """Opacus' per-example gradients, its ghost clipping, or no privacy."""
-PADDINGS = ("dynamic", "fixed")
-"""To the longest report of a physical batch, or to data.max_length."""
+
+
+class ReportRows(torch.utils.data.Dataset):
+    """(token ids [length], labels [num_labels]) of a report."""
+
+    def __init__(self, reports: Reports):
+        self._reports = reports
+        self._ends = np.cumsum(reports.lengths)
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self._ends[row]
+        ids = self._reports.ids[end - self._reports.lengths[row] : end].astype(np.int64)
+        return torch.tensor(ids), torch.tensor(self._reports.labels[row])
 
 
 class MultilabelLoss(torch.nn.Module):
@@ -43,7 +64,7 @@ class MultilabelLoss(torch.nn.Module):
 
 
 class TorchTrainer:
-    """The main stage of a job, ready to step.
+    """A `side.Side` in PyTorch: with scaled dot product attention, in training mode.
 
     Opacus is told what it would otherwise work out: noise multiplier, sampling rate, and expected
     batch size. Its own are far too large at small epsilons, or rounded (the rate to one over a
@@ -52,7 +73,10 @@ class TorchTrainer:
     Args:
         job: what to train, and from where.
         method: one of `METHODS`.
-        padding: one of `PADDINGS`.
+        padding: "dynamic", to the longest report of a physical batch, or "fixed", to
+            data.max_length.
+        sort: whether a logical batch is sorted by length before it is cut into physical ones, which
+            Opacus does not do by itself but its user can.
         physical_batch: most reports computed at once.
         device: of torch.
     """
@@ -63,14 +87,15 @@ class TorchTrainer:
         *,
         method: str = "hooks",
         padding: str = "dynamic",
-        physical_batch: int = 64,
+        sort: bool = False,
+        physical_batch: int = PHYSICAL[-1],
         device: str = "cpu",
     ):
-        self.job, self._method, self._padding = job, method, padding
+        self.job, self._method, self._padding, self._sort = job, method, padding, sort
+        self._fixed = job.config.data.max_length if padding == "fixed" else None
+        self._device = device
         self.physical_batch = physical_batch
         """Of the next steps; may be changed between them."""
-        width = job.config.data.max_length if padding == "fixed" else None
-        self._collate = Collate(len(job.label_names), width, device)
         seed, train = job.config.run.research_seed, job.config.train
         torch.manual_seed(torch.seed() if seed is None else seed)
         self._model = self._peft_model = build(job, device)
@@ -119,7 +144,7 @@ class TorchTrainer:
         )
 
     def draws(self) -> Iterator[list[int]]:
-        """The reports of each step, by Opacus' Poisson sampler."""
+        """By Opacus' Poisson sampler."""
         return iter(self._sampler)
 
     def step(self, rows: Sequence[int]) -> None:
@@ -128,7 +153,7 @@ class TorchTrainer:
         Without rows it is a step of noise alone.
         """
         private, share = self._engine is not None, self.job.config.train.expected_batch_size
-        with self._physical_batches(rows) as batches:
+        with self._physical_batches(self._ordered(rows)) as batches:
             for ids, mask, labels in batches:
                 loss = self._loss(self._model(ids, mask), labels)
                 if private:
@@ -176,12 +201,10 @@ class TorchTrainer:
         return torch.stack(norms).numpy(force=True), sums
 
     def adapters(self) -> dict[str, np.ndarray]:
-        """Copies of the trained tensors by their names in an adapter file; the head is the centred
-        one."""
         return {name: p.numpy(force=True).copy() for name, p in self._trained.items()}
 
-    def probabilities(self, reports: Reports) -> np.ndarray:
-        """[n, num_labels], in batches of similar length."""
+    def probabilities(self) -> np.ndarray:
+        reports = self.job.test
         batches = self.split(np.argsort(reports.lengths, kind="stable"))
         result = np.empty(reports.labels.shape, np.float32)
         self._model.eval()
@@ -191,8 +214,18 @@ class TorchTrainer:
         self._model.train()
         return result
 
+    def widths(self, rows: np.ndarray) -> np.ndarray:
+        lengths = [self.job.train.lengths[part] for part in self.split(self._ordered(rows))]
+        widths = [np.full(len(part), self._fixed or part.max(initial=1)) for part in lengths]
+        return np.concatenate(widths)
+
+    def flops(self) -> StepFlops:
+        encoder = json.loads((Path(self.job.backbone) / "config.json").read_text("utf-8"))
+        passes = 2 if self._method == "ghost" else 1
+        return StepFlops.of_job(self.job, encoder, backward_passes=passes)
+
     def epsilon(self) -> dict[str, float]:
-        """What Opacus' accountants say that the run has cost, stages before this one included."""
+        """By Opacus' accountants."""
         if self._engine is None:
             return {}
         before = [
@@ -211,7 +244,6 @@ class TorchTrainer:
         return result
 
     def settings(self) -> dict[str, Any]:
-        """What is run, read back from the objects that run it."""
         optimizer, defaults = self._optimizer, self._plain_optimizer.defaults
         train, private = self.job.config.train, self._engine is not None
         encoder = self._peft_model.base_model.model.encoder
@@ -255,9 +287,30 @@ class TorchTrainer:
         """The physical batches of a logical one, cut as Opacus' BatchMemoryManager cuts them."""
         return np.array_split(rows, max(math.ceil(len(rows) / self.physical_batch), 1))
 
+    def _ordered(self, rows: Sequence[int]) -> Sequence[int]:
+        if not self._sort:
+            return rows
+        return rows[np.argsort(-self.job.train.lengths[rows], kind="stable")]
+
     def _loader(self, batches, reports: Reports | None = None) -> DataLoader:
-        rows = ReportRows(self.job.train if reports is None else reports)
+        rows = ReportRows(reports or self.job.train)
         return DataLoader(rows, batch_sampler=batches, collate_fn=self._collate)
+
+    def _collate(self, rows: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+        """(ids [B, L], mask [B, L], labels [B, num_labels]).
+
+        transformers' attention fails on B = 0, which Poisson sampling draws at times, so no reports
+        become one whose labels are all unknown: its loss and its gradient are zero.
+        """
+        rows = rows or [
+            (torch.zeros(1, dtype=torch.int64), torch.full([len(self.job.label_names)], -1))
+        ]
+        lengths = torch.tensor([len(ids) for ids, _ in rows])
+        width = self._fixed or int(lengths.max())
+        ids = torch.stack([torch.nn.functional.pad(i, (0, width - len(i))) for i, _ in rows])
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        labels = torch.stack([labels for _, labels in rows])
+        return tuple(x.to(self._device) for x in (ids, mask, labels))
 
     def _physical_batches(self, rows: Sequence[int]):
         if self._engine is None:
@@ -276,3 +329,8 @@ def relative_rate(schedule: str, progress: float) -> float:
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[schedule]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
+    work(TorchTrainer)

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two levels without coins: gradients of one batch, and a trajectory of several steps."""
+"""The two comparisons without coins: gradients of one batch, and several steps."""
 
 import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdp.baseline.job import MAIN, Job
-from jaxdp.baseline.trainer import TorchTrainer
+from jaxdp.config import Config, ConfigError
+from jaxdp.training.setup import load_inputs
 
-from .ours import OurTrainer
+from .jax_side import OurTrainer
+from .job import MAIN, SIDES, Job
+from .start import make_job, move_adapter
+from .torch_side import TorchTrainer
 
 GRADIENT_TOLERANCE = 1e-4
 """Of float32 against float32, relative to the largest entry of a tensor; Opacus' clip factor
@@ -17,6 +23,35 @@ C / (norm + 1e-6) alone is 3e-5 off at a norm of 0.03."""
 TRAJECTORY_TOLERANCE = {"sgd": 1e-4, "adam": 1e-2}
 """Distance between the adapters over the distance moved. Adam divides a gradient by its own size:
 entries that are zero but for rounding move as far as any other, either way."""
+
+
+def gradients(config: Config, reports: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`compare_gradients` at the start of the main stage, moved a little off it, with the settings
+    of both sides; `options` are those of `TorchTrainer`."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = _private_job(config, Path(folder))
+        move_adapter(job)
+        result = compare_gradients(job, reports, physical_batch=options["physical_batch"])
+        return result | _settings(job, options)
+
+
+def trajectory(config: Config, steps: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`compare_trajectories` from the start of the main stage, in the same way."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = _private_job(config, Path(folder))
+        return compare_trajectories(job, steps, **options) | _settings(job, options)
+
+
+def _private_job(config: Config, folder: Path) -> Job:
+    if not config.privacy.private:
+        raise ConfigError("config.privacy.epsilon must be a number: gradients are clipped here")
+    return make_job(config, load_inputs(config), folder)
+
+
+def _settings(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
+    trainers = (OurTrainer(job), TorchTrainer(job, **options))
+    settings = {side: t.settings() for side, t in zip(SIDES, trainers, strict=True)}
+    return {"settings": {job.config.run.name: settings}}
 
 
 def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[str, Any]:
@@ -81,30 +116,28 @@ def compare_trajectories(job: Job, steps: int, **options) -> dict[str, Any]:
     """
     job = job.without_noise()
     ours, theirs = OurTrainer(job), TorchTrainer(job, **options)
-    names = theirs.adapters().keys()
-    state = ours.stage.initial_state
-    start = {name: ours.adapters(state)[name] for name in names}
+    start = ours.adapters()
     by_step, reports = [], []
     for step in range(min(steps, ours.stage.stage.steps)):
-        plan = ours.stage.plan(step)
-        state, _ = ours.stage.step(state, step, plan)
-        theirs.step(ours.rows(step))
-        reports.append(int((plan.rows >= 0).sum()))
-        a, b = ours.adapters(state), theirs.adapters()
-        moved = _distance(a, start, names)
-        by_step.append(_distance(a, b, names) / moved)
+        rows = ours.rows(step)
+        ours.step(rows)
+        theirs.step(rows)
+        reports.append(len(rows))
+        a, b = ours.adapters(), theirs.adapters()
+        moved = _distance(a, start)
+        by_step.append(_distance(a, b) / moved)
     tolerance = TRAJECTORY_TOLERANCE[job.config.train.optimizer]
     return {
         "steps": len(by_step),
         "reports": reports,
-        "moved": moved / _distance(start, {}, names),
+        "moved": moved / _distance(start, {n: 0.0 for n in start}),
         "tolerance": tolerance,
         "error_by_step": by_step,
-        "errors": {name: _distance(a, b, [name]) / moved for name in names},
+        "errors": {n: _distance({n: a[n]}, b) / moved for n in a},
         "passed": max(by_step) <= tolerance,
     }
 
 
-def _distance(a: dict, b: dict, names) -> float:
-    """Euclidean, over the tensors of these names; a missing one is zero."""
-    return float(np.sqrt(sum(np.square(a[n] - b.get(n, 0.0)).sum() for n in names)))
+def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """Euclidean, over all tensors of `a`."""
+    return float(np.sqrt(sum(np.square(a[n] - b[n]).sum() for n in a)))

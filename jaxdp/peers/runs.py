@@ -2,10 +2,8 @@
 """Whole private runs on both sides, over seeds, each in a process of its own."""
 
 import dataclasses
-import json
 import math
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxdp.baseline.job import Job, Outcome
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.evaluation.statistics import over_reports, over_seeds
 from jaxdp.training.run_directory import RunError
 from jaxdp.training.setup import load_inputs
 
+from .job import SIDES, Job, Outcome
+from .side import command
 from .start import make_job
-
-SIDES = ("jaxdp", "PyTorch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +54,44 @@ class Pair:
         return rows
 
 
-def run_pair(
-    recipe: str,
+def compare_runs(
+    configs: Sequence[Config],
+    epsilons: Sequence[float],
+    seeds: int,
+    folder: Path,
+    options: Mapping[str, Any],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Every configuration, epsilon and seed on both sides; without epsilons, each configuration's
+    own. What is finished in `folder` is not repeated.
+
+    Args:
+        folder: for jobs and outcomes; as private as the reports.
+        options: of `torch_side.TorchTrainer`.
+        report: told what was done, in one line.
+
+    Returns:
+        JSON-ready: "summary", "runs" and "settings".
+    """
+    recipes = [
+        dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, epsilon=epsilon))
+        for config in configs
+        for epsilon in epsilons or [config.privacy.epsilon]
+    ]
+    pairs = [
+        _run_pair(config, seed, folder, options, report)
+        for seed in range(seeds)
+        for config in recipes
+    ]
+    settings = {
+        f"{pair.recipe}, epsilon {pair.epsilon}": {s: o.settings for s, o in pair.outcomes.items()}
+        for pair in pairs
+    }
+    runs = [row for pair in pairs for row in pair.rows()]
+    return {"summary": summarise(pairs), "runs": runs, "settings": settings}
+
+
+def _run_pair(
     config: Config,
     seed: int,
     folder: Path,
@@ -68,36 +101,26 @@ def run_pair(
     """Trains both sides, one after the other, from what is there already: the job, and outcomes of
     earlier calls with the same settings. Odd seeds begin with PyTorch.
 
-    Args:
-        recipe: name of `config`, for people.
-        config: its research_seed becomes `seed`.
-        folder: for jobs and outcomes; as private as the reports.
-        options: of `baseline.trainer.TorchTrainer`.
-        report: told what was done, in one line.
-
     Raises:
         RunError: `folder` holds a run of other settings, or a side has failed.
     """
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, research_seed=seed))
     privacy = config.privacy
-    name = f"{recipe}, epsilon {privacy.epsilon if privacy.private else 'none'}, seed {seed}"
+    recipe, epsilon = config.run.name, privacy.epsilon if privacy.private else "none"
+    name = f"{recipe}, epsilon {epsilon}, seed {seed}"
     job_folder = folder / name.replace(", ", "_").replace(" ", "_")
     job = _job(config, job_folder, report)
     options = dict(options) if job.private else {**options, "method": "none"}
     programs = {
-        "jaxdp": ("jaxdp", "jaxdp.comparison.ours"),
-        "PyTorch": (
-            "_".join(["pytorch", *map(str, options.values())]),
-            "jaxdp.baseline.run",
-            json.dumps(options),
-        ),
+        "jaxdp": ("jaxdp", "jax_side", {}),
+        "PyTorch": ("_".join(["pytorch", *map(str, options.values())]), "torch_side", options),
     }
     outcomes = {}
     for side in SIDES if seed % 2 == 0 else reversed(SIDES):
-        target, module, *arguments = programs[side]
+        target, module, arguments = programs[side]
         target = job_folder / target
         if not (target / "outcome.json").exists():
-            _run_process(module, job_folder, target, *arguments)
+            _run_process(module, job_folder, arguments, target)
         outcomes[side] = outcome = Outcome.read(target)
         report(
             f"{name}, {side}: {outcome.training_seconds:.1f} s of training after "
@@ -154,11 +177,12 @@ def _job(config: Config, folder: Path, report: Callable[[str], None]) -> Job:
     return job
 
 
-def _run_process(module: str, job: Path, target: Path, *arguments: str) -> None:
+def _run_process(side: str, job: Path, options: Mapping[str, Any], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", module, str(job), str(target), repr(time.time()), *arguments]
     log = target / "log.txt"
     with log.open("w") as output:
-        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+        result = subprocess.run(
+            command(side, job, options, target), stdout=output, stderr=subprocess.STDOUT
+        )
     if result.returncode != 0:
-        raise RunError(f"{module} ended with status {result.returncode}; see {log}")
+        raise RunError(f"{side} ended with status {result.returncode}; see {log}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The time from starting Python to the first step of `scripts/train.py`, and where it goes.
 
-`measure` runs this module as a process: python -m jaxdp.benchmark.startup SETTINGS BEGAN RESULT
+`measure` runs this module as a process: python -m jaxdp.peers.startup SETTINGS BEGAN RESULT
 """
 
 import contextlib
@@ -19,11 +19,12 @@ import jax
 from rich.console import Console
 
 from jaxdp.config import Config
+from jaxdp.files import write_json
 from jaxdp.runtime import prepare
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
-from jaxdp.training.run_directory import RunError, write_json
+from jaxdp.training.run_directory import RunError
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",

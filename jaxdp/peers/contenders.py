@@ -4,6 +4,8 @@
 import dataclasses
 from typing import Any
 
+from .side import PHYSICAL
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -11,7 +13,7 @@ class Contender:
 
     Attributes:
         side: module of this package that the process runs.
-        options: of its `make`.
+        options: of the side that it makes.
         baseline: whose reports per second are divided by this one's.
         layers: lora.layers.
     """
@@ -24,35 +26,35 @@ class Contender:
     @property
     def tunes(self) -> bool:
         """Whether its user has to choose how many reports are computed at once."""
-        return self.side == "torch_side" or self.options["kind"] == "jax-privacy"
+        return self.side != "jax_side"
 
 
 PADDINGS = {
-    "fixed": {"padding": "fixed", "sort": False},
-    "dynamic": {"padding": "dynamic", "sort": False},
+    "fixed": {"padding": "fixed"},
+    "dynamic": {"padding": "dynamic"},
     "sorted": {"padding": "dynamic", "sort": True},
 }
 """Of PyTorch's batches: to data.max_length; to the longest report of each physical batch, in the
-order drawn; the same, of a logical batch sorted by length first, which Opacus does not do by itself
-but its user can."""
+order drawn; the same, of a logical batch sorted by length first."""
 
 
 def _torch(name: str, method: str, **fields) -> dict[str, Contender]:
+    common = {"method": method, "physical_batch": PHYSICAL[0]}
     return {
-        f"{name}-{padding}": Contender("torch_side", {"method": method} | options, **fields)
+        f"{name}-{padding}": Contender("torch_side", common | options, **fields)
         for padding, options in PADDINGS.items()
     }
 
 
 _LAST2 = {"layers": "last:2", "baseline": "ours-last2"}
 CONTENDERS = {
-    "ours": Contender("jax_side", {"kind": "private"}),
-    "ours-nonprivate": Contender("jax_side", {"kind": "plain"}),
-    "jax-privacy": Contender("jax_side", {"kind": "jax-privacy"}),
+    "ours": Contender("jax_side", {"private": True}),
+    "ours-nonprivate": Contender("jax_side", {"private": False}),
+    "jax-privacy": Contender("jax_privacy_side", {}),
     **_torch("opacus", "hooks"),
     **_torch("ghost", "ghost"),
     **_torch("torch", "none"),
-    "ours-last2": Contender("jax_side", {"kind": "private"}, **_LAST2),
+    "ours-last2": Contender("jax_side", {"private": True}, **_LAST2),
     **_torch("opacus-last2", "hooks", **_LAST2),
 }
 """jaxdp with privacy and without; `clipped_grad` of JAX-Privacy on our model, padded to

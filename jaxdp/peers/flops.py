@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from .job import Job
+
 
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
@@ -68,6 +70,19 @@ class StepFlops:
             intermediate=encoder["intermediate_size"],
             layers=encoder["num_hidden_layers"],
             embedding=narrow,
+            **fields,
+        )
+
+    @classmethod
+    def of_job(cls, job: Job, encoder: Mapping[str, Any], **fields) -> "StepFlops":
+        """Of what the job trains, on a parsed config.json."""
+        return cls.of(
+            encoder,
+            labels=len(job.label_names),
+            rank=job.config.lora.rank,
+            adapted=len(job.config.lora.targets),
+            first_layer=job.config.lora.first_layer(encoder["num_hidden_layers"]),
+            pooler=job.pooling == "cls",
             **fields,
         )
 

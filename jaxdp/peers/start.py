@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from jaxdp.baseline.job import Job, Reports
-from jaxdp.baseline.model import MODES
 from jaxdp.config import Config, ConfigError
 from jaxdp.models.peft import save_adapter
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
@@ -16,6 +14,8 @@ from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import Inputs, build_model, compute_dtype, token_buckets
 from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageTrainer
+
+from .job import TRAINED, Job, Reports
 
 
 def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
@@ -94,7 +94,7 @@ def move_adapter(job: Job, scale: float = 0.02) -> None:
 
 def _check(config: Config) -> None:
     for field, value, allowed in (
-        ("train.mode", config.train.mode, MODES),
+        ("train.mode", config.train.mode, TRAINED),
         ("privacy.unit", config.privacy.unit, ("report",)),
         ("model.dtype", compute_dtype(config), ("float32",)),
         ("model.label_dimensions", config.model.label_dimensions, (None,)),

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our side of a job; trained to its end, in a process of its own, by
+"""jaxdp itself on a job; a process of its own, see `side`:
 
-python -m jaxdp.comparison.ours JOB_FOLDER OUTCOME_FOLDER BEGAN
-
-BEGAN is the Unix time at which the process was started.
+python -m jaxdp.peers.jax_side JOB_FOLDER BEGAN '{"private": true}'
 """
 
+import dataclasses
 import inspect
 import os
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +20,43 @@ import safetensors.numpy
 from flax import nnx
 
 from jaxdp import dp
-from jaxdp.baseline.job import MAIN, Job, Outcome, Reports, peak_memory
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
+from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import load_adapter, save_adapter
-from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.pretrained import load_classifier, read_config
 from jaxdp.runtime import prepare
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import token_buckets
 from jaxdp.training.stages import Stage
-from jaxdp.training.step import TrainState, multilabel_loss
+from jaxdp.training.step import multilabel_loss
 from jaxdp.training.trainer import StageTrainer
+
+from .flops import StepFlops
+from .job import MAIN, TRAINED, Job, Reports
+from .side import work
 
 
 class OurTrainer:
-    """The main stage of a job by `training.trainer.StageTrainer`, with what comparing needs."""
+    """A `side.Side`: `training.trainer.StageTrainer`, as `scripts/train.py` uses it.
 
-    def __init__(self, job: Job):
+    Args:
+        job: what to train, and from where.
+        private: False leaves clip and noise out, at the job's sampling probability.
+    """
+
+    def __init__(self, job: Job, private: bool = True):
+        if not private:
+            job = dataclasses.replace(job, mechanisms={})
         self.job, config = job, job.config
-        self._model, _ = load_classifier(
-            Path(job.backbone), len(job.label_names), job.pooling, rngs=nnx.Rngs(0)
-        )
-        load_adapter(job.adapter, self._model)
+        self._model = load_model(job)
         mesh = make_mesh(config.run.devices)
         # The split that a stage calls validation is the one it can label.
-        tokens = {"train": _packed(job.train), "validation": _packed(job.test)}
+        tokens = {"train": packed(job.train), "validation": packed(job.test)}
         mechanism = dp.SubsampledGaussian(**job.mechanisms[MAIN]) if job.private else None
         units = np.arange(len(job.train) + 1)
         self.stage = StageTrainer(
@@ -66,10 +72,30 @@ class OurTrainer:
             mesh=mesh,
         )
 
+        self._state, self._step = self.stage.initial_state, 0
+
     def rows(self, step: int) -> np.ndarray:
         """The reports that take part in `step`."""
         rows = self.stage.plan(step).rows
         return np.sort(rows[rows >= 0])
+
+    def draws(self) -> Iterator[np.ndarray]:
+        return map(self.rows, range(self.stage.stage.steps))
+
+    def step(self, rows: np.ndarray) -> None:
+        """The next step; its own sampler must have drawn these rows, in rising order."""
+        self._plan = self.stage.plan(self._step)
+        self._state, _ = self.stage.step(self._state, self._step, self._plan)
+        jax.block_until_ready(self._state)
+        drawn = self._plan.rows[self._plan.rows >= 0]
+        if not np.array_equal(np.sort(drawn), rows):
+            raise RuntimeError(f"step {self._step} drew other reports than it was told")
+        self._step += 1
+
+    def profile(self, folder: str, rows: np.ndarray) -> None:
+        """Writes a trace of one step, for TensorBoard's profiler or Perfetto."""
+        with jax.profiler.trace(folder):
+            self.step(rows)
 
     def clipped_sum(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each training report's gradient at the start, clipped sum by adapter tensor)."""
@@ -80,7 +106,7 @@ class OurTrainer:
             return multilabel_loss(packed_logits(model, ids, length, 0, self.job.center), labels)
 
         train = self.job.train
-        ids, lengths = _packed(train).gather(np.arange(len(train)), int(train.lengths.max()))
+        ids, lengths = packed(train).gather(np.arange(len(train)), int(train.lengths.max()))
         gradient_sum = dp.clipped_gradient_sum(loss, self.stage.stage.mechanism.l2_clip_norm)
         total, diagnostics = jax.jit(gradient_sum)(
             self.stage.initial_state.adapters,
@@ -91,9 +117,8 @@ class OurTrainer:
         )
         return np.asarray(diagnostics.norm), self._by_name(total)
 
-    def adapters(self, state: TrainState) -> dict[str, np.ndarray]:
-        """The adapter by the names of its file; the head is the centred one."""
-        return self._by_name(state.adapters)
+    def adapters(self) -> dict[str, np.ndarray]:
+        return self._by_name(self._state.adapters)
 
     def _by_name(self, adapters: nnx.State) -> dict[str, np.ndarray]:
         mode = self.job.config.train.mode
@@ -101,10 +126,27 @@ class OurTrainer:
         with tempfile.TemporaryDirectory() as folder:
             model = nnx.merge(graphdef, adapters, frozen)
             save_adapter(Path(folder), model, mode, base_model="", label_names=self.job.label_names)
-            return safetensors.numpy.load_file(Path(folder) / "adapter_model.safetensors")
+            tensors = safetensors.numpy.load_file(Path(folder) / "adapter_model.safetensors")
+        return {n: x for n, x in tensors.items() if any(mark in n for mark in TRAINED[mode])}
+
+    def epsilon(self) -> dict[str, float]:
+        mechanisms = [dp.SubsampledGaussian(**fields) for fields in self.job.mechanisms.values()]
+        accountants = {"pld": dp.epsilon_pld, "rdp": dp.epsilon_rdp} if mechanisms else {}
+        delta = self.job.config.privacy.delta
+        return {name: epsilon(mechanisms, delta) for name, epsilon in accountants.items()}
+
+    def probabilities(self) -> np.ndarray:
+        return self.stage.validation_probabilities(self._state)
+
+    def widths(self, rows: np.ndarray) -> np.ndarray:
+        buckets = self.stage.buckets
+        return np.repeat(buckets.widths, self._plan.counts * np.array(buckets.rows))
+
+    def flops(self) -> StepFlops:
+        return count_flops(self.job, cached=self.stage.level > 0)
 
     def settings(self) -> dict[str, Any]:
-        """What is run, under the names that `TorchTrainer.settings` uses."""
+        """Under the names that `TorchTrainer.settings` uses."""
         config, stage = self.job.config, self.stage.stage
         buckets = token_buckets(config)
         mechanism, train = stage.mechanism, stage.settings
@@ -152,42 +194,27 @@ class OurTrainer:
         }
 
 
-def _packed(reports: Reports) -> Packed:
+def load_model(job: Job) -> ReportClassifier:
+    """With the job's adapter."""
+    model, _ = load_classifier(
+        Path(job.backbone), len(job.label_names), job.pooling, rngs=nnx.Rngs(0)
+    )
+    load_adapter(job.adapter, model)
+    return model
+
+
+def packed(reports: Reports) -> Packed:
+    """Their token ids."""
     return Packed.from_lengths(reports.ids, reports.lengths)
 
 
-def run(job: Job, began: float) -> Outcome:
-    """Trains the job to its end; `began` is when setting up began, in Unix time."""
-    trainer = OurTrainer(job)
-    stage, reports = trainer.stage, []
-    state, marks = stage.initial_state, [began, time.time()]
-    for step in range(stage.stage.steps):
-        plan = stage.plan(step)
-        state, diagnostics = stage.step(state, step, plan)
-        jax.block_until_ready(diagnostics)  # no queue of steps with collectives in them
-        reports.append(int((plan.rows >= 0).sum()))
-        if step == 0:
-            jax.block_until_ready(state)
-            marks.append(time.time())
-    jax.block_until_ready(state)
-    marks.append(time.time())
-    delta = job.config.privacy.delta
-    mechanisms = [dp.SubsampledGaussian(**fields) for fields in job.mechanisms.values()]
-    epsilon = {"pld": dp.epsilon_pld, "rdp": dp.epsilon_rdp} if mechanisms else {}
-    setup, first, later = np.diff(marks).tolist()
-    return Outcome(
-        setup_seconds=setup,
-        first_step_seconds=first,
-        later_seconds=later,
-        reports=reports,
-        epsilon={name: accountant(mechanisms, delta) for name, accountant in epsilon.items()},
-        settings=trainer.settings(),
-        probabilities=stage.validation_probabilities(state),
-        peak_memory=peak_memory(),
-    )
+def count_flops(job: Job, *, cached: bool) -> StepFlops:
+    """Of a report of this job in our model, which ends in the pooled token where that is all its
+    head sees (`models.classifier.ReportClassifier.advance`)."""
+    encoder = read_config(Path(job.backbone)).to_dict()
+    return StepFlops.of_job(job, encoder, cached=cached, pooled_only=job.pooling == "cls")
 
 
 if __name__ == "__main__":
     prepare()
-    job, outcome, began = sys.argv[1:]
-    run(Job.read(Path(job)), float(began)).write(Path(outcome))
+    work(OurTrainer)

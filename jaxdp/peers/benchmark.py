@@ -2,7 +2,6 @@
 """All combinations of model, lengths and batch, one after the other."""
 
 import itertools
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,22 +43,9 @@ def measure(
     best = _matmul({}, report)
     with tempfile.TemporaryDirectory() as folder:
         backbones = {m: inputs.backbone_of(m, loaded.num_labels, Path(folder)) for m in models}
-        seconds = {
-            (model, which, batch): rounds.expected_seconds(
-                names,
-                json.loads((backbones[model].directory / "config.json").read_text("utf-8")),
-                data[which].tokens["train"].lengths,
-                inputs.LENGTHS[which],
-                batch,
-                rounds=count,
-                tune=tune,
-                matmul=max(best.values()),
-            )
-            for model, which, batch in itertools.product(models, lengths, batches)
-        }
-        report(f"about {sum(seconds.values()) / 60:.0f} minutes in all")
-        for (model, which, batch), expected in seconds.items():
-            report(f"{model}, {which}, batch {batch:g}: about {expected / 60:.1f} minutes")
+        combinations = list(itertools.product(models, lengths, batches))
+        for number, (model, which, batch) in enumerate(combinations, 1):
+            report(f"{model}, {which}, batch {batch:g}: {number} of {len(combinations)}")
             place = Path(folder) / f"{model}_{which}_{batch:g}"
             jobs, refused = _jobs(data[which], backbones[model], batch, which, names, place)
             records = {n: rounds.Record(error=e) for n, e in refused.items()}

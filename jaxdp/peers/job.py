@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both sides of a comparison are given, and what each gives back, as folders."""
+"""What every side is given, and what each gives back, as folders."""
 
 import dataclasses
 import json
@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from jaxdp.config import Config
+from jaxdp.files import write_json
 
 MAIN = "main stage"
 """Name of the mechanism that is compared, the last of a run."""
+SIDES = ("jaxdp", "PyTorch")
+"""Of a comparison."""
+TRAINED = {
+    "lora": ("lora_A", "lora_B", "classifier"),
+    "lora-ffa": ("lora_B", "classifier"),
+    "head": ("classifier",),
+}
+"""train.mode that all sides have -> what marks the names of trained tensors."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -174,10 +183,3 @@ def peak_memory() -> int:
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented; the file appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    scratch.replace(path)

@@ -5,9 +5,7 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxdp import dp
-from jaxdp.baseline.job import MAIN, Job
 from jaxdp.training.randomness import RunSecret
 
 from .contenders import CONTENDERS
-from .flops import StepFlops
-from .worker import PHYSICAL
+from .job import MAIN, Job
+from .side import command
 
 TUNED_ON = 96
 """Reports on which physical batch sizes are tried."""
@@ -35,12 +32,10 @@ class Worker:
 
     def __init__(self, name: str, folder: Path, log: Path):
         contender = CONTENDERS[name]
-        self._name, self._log = name, log
-        command = [sys.executable, "-m", f"{__package__}.{contender.side}", str(folder)]
-        command += [repr(time.time()), json.dumps(contender.options)]
+        self._log = log
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                command,
+                command(contender.side, folder, contender.options),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -49,7 +44,7 @@ class Worker:
                 env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
             )
 
-    def ask(self, task: str | None = None, step: int = 0, rows: Sequence[int] = (), **fields):
+    def ask(self, task: str | None = None, rows: Sequence[int] = (), **fields):
         """The worker's answer; `task` None waits for what it says when it is ready.
 
         Raises:
@@ -57,7 +52,7 @@ class Worker:
         """
         try:
             if task is not None:
-                message = {"task": task, "step": step, "rows": list(map(int, rows))} | fields
+                message = {"task": task, "rows": list(map(int, rows))} | fields
                 self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
             line = self._process.stdout.readline()
@@ -143,18 +138,18 @@ def run_rounds(
 
     def start(worker: Worker, record: Record) -> None:
         record.setup_seconds = worker.ask()["setup_seconds"]
-        record.first = worker.ask("step", 0, draws[0])
+        record.first = worker.ask("step", draws[0])
         if tune and CONTENDERS[name].tunes:
-            record.tried = worker.ask("tune", 0, draws[0][:TUNED_ON])["tried"]
+            record.tried = worker.ask("tune", draws[0][:TUNED_ON])["tried"]
         seconds = record.first["seconds"] + record.first["compile_seconds"]
         report(f"{name}: ready in {record.setup_seconds:.1f} s, first step {seconds:.1f} s")
 
     def take(step: int, worker: Worker, record: Record) -> None:
-        record.steps.append(worker.ask("step", step, draws[step]))
+        record.steps.append(worker.ask("step", draws[step]))
 
     def trace(worker: Worker, record: Record) -> None:
         del record
-        worker.ask("profile", rounds + 1, draws[rounds + 1], folder=str(profile))
+        worker.ask("profile", draws[rounds + 1], folder=str(profile))
 
     try:
         for name in names:
@@ -173,43 +168,6 @@ def run_rounds(
         for worker in workers.values():
             worker.close()
     return records
-
-
-def expected_seconds(
-    names: Sequence[str],
-    encoder: Mapping[str, Any],
-    lengths: np.ndarray,
-    max_length: int,
-    batch: float,
-    *,
-    rounds: int,
-    tune: bool,
-    matmul: float,
-) -> float:
-    """Roughly what `run_rounds` will take: starting, and a step's arithmetic at half of `matmul`
-    GFLOP/s.
-
-    Args:
-        encoder: the parsed config.json.
-        lengths: of the training reports.
-    """
-    total = 0.0
-    for name in names:
-        contender = CONTENDERS[name]
-        layers, last = encoder["num_hidden_layers"], contender.layers != "all"
-        flops = StepFlops.of(
-            encoder,
-            labels=1,
-            first_layer=max(layers - 2, 0) if last else 0,
-            cached=last and contender.side == "jax_side",
-            backward_passes=2 if contender.options.get("method") == "ghost" else 1,
-        )
-        short = name in ("ours", "ours-nonprivate", "ours-last2") or name.endswith("-sorted")
-        report = float(flops.step(np.mean(lengths) if short else max_length))
-        tried = len(PHYSICAL) * min(TUNED_ON / batch, 1.0) if tune and contender.tunes else 0
-        starting = 30 if contender.side == "jax_side" else 12  # ours compiles a program per width
-        total += starting + (1 + rounds + tried) * batch * report / (0.5e9 * matmul)
-    return total
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:

@@ -10,8 +10,6 @@ import numpy as np
 from flax import nnx
 
 from jaxdp.backbone import Backbone, resolve_backbone
-from jaxdp.baseline.job import Job
-from jaxdp.comparison.start import make_job
 from jaxdp.config import Config, default_config
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
@@ -19,6 +17,9 @@ from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.presets import PRESETS, PUBLISHED_SIZES
 from jaxdp.models.pretrained import MODELS, as_config, read_config
 from jaxdp.training.setup import Inputs, load_inputs
+
+from .job import Job
+from .start import make_job
 
 MODEL_NAMES = ("minilm-l6", *PUBLISHED_SIZES)
 LENGTHS = {"openi": 128, "ct": 512}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jax_privacy.clipped_grad` on our model, as its documentation teaches it; a process of its own:
+
+python -m jaxdp.peers.jax_privacy_side JOB_FOLDER BEGAN '{}'
+"""
+
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax_privacy
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxdp.evaluation.inference import packed_logits
+from jaxdp.models import lora
+from jaxdp.runtime import prepare
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.step import LabelledData, multilabel_loss
+
+from .flops import StepFlops
+from .jax_side import count_flops, load_model, packed
+from .job import MAIN, Job
+from .side import PHYSICAL, work
+
+
+class JaxPrivacy:
+    """A `side.Side` of a benchmark. Reports are padded to data.max_length, the batch to a fixed
+    number of slots in the order that lets it stop early at the empty ones, `microbatch_size` as the
+    user chooses it. Model, loss, data on the device, optimizer and donation are as in our own step.
+    """
+
+    def __init__(self, job: Job, physical_batch: int = PHYSICAL[0]):
+        self.job, self.physical_batch = job, physical_batch
+        config, mechanism = job.config, job.mechanisms[MAIN]
+        graphdef, adapters, self._frozen = lora.split(load_model(job), config.train.mode)
+        self._data = jax.device_put(LabelledData(packed(job.train), job.train.labels))
+
+        def loss(adapters, frozen, ids, length, labels):
+            merged = nnx.merge(graphdef, adapters, frozen)
+            return multilabel_loss(packed_logits(merged, ids, length, 0), labels)
+
+        clip_norm, batch = mechanism["l2_clip_norm"], mechanism["expected_batch_size"]
+        noise = jax_privacy.noise_addition.gaussian_privatizer(
+            stddev=mechanism["noise_multiplier"] * clip_norm,
+            prng_key=jax.random.key(RunSecret.create(0).init_seed() % 2**32),
+        )
+        optimizer = optax.chain(
+            noise, optax.scale(1 / batch), optax.adam(config.train.learning_rate)
+        )
+
+        def step(state, frozen, data, rows, *, microbatch_size):
+            adapters, optimizer_state = state
+            values, lengths = data.reports.gather(rows, config.data.max_length)
+            clipped = jax_privacy.clipped_grad(
+                loss,
+                l2_clip_norm=clip_norm,
+                batch_argnums=(2, 3, 4),
+                keep_batch_dim=False,
+                microbatch_size=microbatch_size,
+            )
+            labels = data.labels[jnp.maximum(rows, 0)]
+            total = clipped(adapters, frozen, values, lengths, labels, is_padding_example=rows < 0)
+            updates, optimizer_state = optimizer.update(total, optimizer_state, adapters)
+            return optax.apply_updates(adapters, updates), optimizer_state
+
+        self._jitted = jax.jit(step, static_argnames="microbatch_size", donate_argnums=0)
+        self._programs: dict[int, Any] = {}
+        self._slots = -(-int(batch + 8 * math.sqrt(batch)) // max(PHYSICAL)) * max(PHYSICAL)
+        adapters = jax.tree.map(jnp.copy, adapters)
+        self._state = (adapters, optimizer.init(adapters))
+
+    def step(self, rows: np.ndarray) -> float:
+        size = self.physical_batch
+        (padded,) = jax_privacy.batch_selection.split_and_pad_global_batch(
+            rows.astype(np.int32), self._slots, size
+        )
+        arguments = (self._state, self._frozen, self._data, padded)
+        began = time.perf_counter()
+        if size not in self._programs:
+            lowered = self._jitted.lower(*arguments, microbatch_size=size)
+            self._programs[size] = lowered.compile()
+        compiling = time.perf_counter() - began
+        self._state = self._programs[size](*arguments)
+        jax.block_until_ready(self._state)
+        return compiling
+
+    def widths(self, rows: np.ndarray) -> np.ndarray:
+        size = self.physical_batch
+        return np.full(-(-len(rows) // size) * size, self.job.config.data.max_length)
+
+    def flops(self) -> StepFlops:
+        return count_flops(self.job, cached=False)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "framework": f"jax_privacy {jax_privacy.__version__}, jax {jax.__version__}",
+            "padding": "fixed",
+            "physical batch": f"{self.physical_batch} reports",
+            "threads": os.cpu_count(),
+        }
+
+
+if __name__ == "__main__":
+    prepare()
+    work(JaxPrivacy)
