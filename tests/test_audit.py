@@ -26,10 +26,10 @@ from jaxdp.audit.attack import gradient_scores, input_scores
 from jaxdp.audit.bound import Bounds, lower_bounds
 from jaxdp.audit.canaries import CanaryCollection, GradientCanaries
 from jaxdp.audit.config import AuditConfig, with_audit
-from jaxdp.audit.report import write_report
 from jaxdp.audit.run import Audit, Finding, showings
 from jaxdp.audit.variants import Variant, all_variants
 from jaxdp.config import Config, ConfigError, inherit
+from jaxdp.report.audit import write_report
 from jaxdp.training.step import multilabel_loss
 
 DELTA = 1e-5

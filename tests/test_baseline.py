@@ -2,6 +2,7 @@
 """The PyTorch side, and that both sides do the same arithmetic."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,8 @@ def tiny_job(folder, kind: str, **changes) -> Job:
     if kind == "albert":
         save_torch_model(folder / "albert", "albert", num_labels=3)
         shutil.copy(folder / "backbone" / "vocab.txt", folder / "albert")
+        tokenizer = {"tokenizer_class": "BertTokenizer"}
+        (folder / "albert" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         changes["model__backbone"] = str(folder / "albert")
     changes = {
         "lora__layers": "all",

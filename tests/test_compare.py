@@ -10,8 +10,8 @@ from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
 from jaxdp.peers.job import SIDES, Job, Outcome
-from jaxdp.peers.page import write_page
 from jaxdp.peers.runs import Pair, summarise
+from jaxdp.report.comparison import write_page
 
 pytestmark = IGNORE_PEFT
 

@@ -31,7 +31,6 @@ LEVELS = {
     "assets": 0,
     "runtime": 1,
     "files": 0,
-    "page": 0,
     "progress": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level

@@ -23,6 +23,8 @@ from .canaries import CanaryCollection
 from .config import AuditConfig
 from .variants import Variant, all_variants
 
+HEADINGS = ("canaries", "trained", "claimed epsilon", "lower bound", "general bound", "AUROC", "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -62,6 +64,18 @@ class Finding:
             "canaries_in": int(self.included.sum()),
             "canaries_out": int((~self.included).sum()),
         }
+
+    def cells(self) -> list[str]:
+        """A row under HEADINGS."""
+        return [
+            self.kind,
+            self.variant.name,
+            f"{self.claim:.3g}" if math.isfinite(self.claim) else "none",
+            f"{self.bounds.epsilon:.2f}",
+            f"{self.bounds.epsilon_any:.2f}",
+            f"{self.bounds.auroc:.3f}",
+            "VIOLATED" if self.violated else "",
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,4 +197,15 @@ def showings(findings: list[Finding]) -> dict[str, bool]:
         "broken code: every gradient attack proves a violation": all(caught),
         "small epsilon: AUROC within 0.1 of 0.5": all(abs(a - 0.5) < 0.1 for a in small),
         "no privacy: AUROC above 0.9": all(a > 0.9 for a in free),
+    }
+
+
+def summary(config: AuditConfig, findings: list[Finding]) -> dict[str, Any]:
+    """JSON-ready: settings, one row per finding, and what they show."""
+    return {
+        "delta": config.privacy.delta,
+        "confidence": config.audit.confidence,
+        "config": config.to_dict(),
+        "findings": [finding.row() for finding in findings],
+        "showings": showings(findings),
     }

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdp.audit.config import AuditConfig
-from jaxdp.audit.report import HEADINGS, cells, summary, write_report
-from jaxdp.audit.run import Finding, run_audit, showings
+from jaxdp.audit.run import HEADINGS, Finding, run_audit, showings, summary
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.files import write_json
 from jaxdp.progress import Display
+from jaxdp.report.audit import write_report
 from jaxdp.runtime import prepare
 
 from .define import Define
@@ -40,7 +40,7 @@ def show(findings: list[Finding], config: AuditConfig, console: Console) -> None
     for heading in HEADINGS:
         table.add_column(heading, no_wrap=heading == "trained")
     for finding in findings:
-        table.add_row(*cells(finding))
+        table.add_row(*finding.cells())
     console.print(table)
 
 

@@ -33,6 +33,7 @@ from rich.table import Column, Table
 from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
 from jaxdp.files import write_json
+from jaxdp.peers.job import SIDES
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
 
@@ -78,7 +79,8 @@ def main(argv) -> None:
 def _compare(configs: list[Config], output: Path, console: Console) -> dict[str, Any]:
     """Runs the level, prints it, writes its file and the page."""
     # The extra may be missing where only --help is asked for.
-    from jaxdp.peers import comparison, page, runs
+    from jaxdp.peers import comparison, runs, tables
+    from jaxdp.report.comparison import write_page
 
     options = {
         "method": _METHOD.value,
@@ -100,13 +102,13 @@ def _compare(configs: list[Config], output: Path, console: Console) -> dict[str,
                 report=console.print,
             )
     for name, settings in result["settings"].items():
-        rows = page.settings_rows(settings)
-        console.print(_table(f"settings, {name}", ("", *page.SIDES, ""), rows))
-    console.print(_table(_LEVEL.value, *page.result_table(_LEVEL.value, result)))
+        rows = tables.settings_rows(settings)
+        console.print(_table(f"settings, {name}", ("", *SIDES, ""), rows))
+    console.print(_table(_LEVEL.value, *tables.result_table(_LEVEL.value, result)))
     result["command"] = shlex.join(["python", *sys.argv])
     write_json(output / f"{_LEVEL.value}.json", result)
     files = {level: output / f"{level}.json" for level in LEVELS}
-    page.write_page(
+    write_page(
         output / "page.html",
         {level: json.loads(f.read_text("utf-8")) for level, f in files.items() if f.exists()},
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdp.cli import USER_ERRORS, fail
-from jaxdp.report.paper import PUBLISHED, paper_table, read_results
+from jaxdp.sweep.paper import PUBLISHED, paper_table, read_results
 
 from .define import Define
 

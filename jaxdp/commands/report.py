@@ -17,10 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from jaxdp.cli import USER_ERRORS, fail
-from jaxdp.report.analysis import SweepReport, analyse
-from jaxdp.report.figures import write_figures
-from jaxdp.report.sweep_page import sweep_page
+from jaxdp.report.sweep import sweep_page, write_figures
 from jaxdp.runtime import prepare
+from jaxdp.sweep.analysis import SweepReport, analyse
 
 from .define import Define
 

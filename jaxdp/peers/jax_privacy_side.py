@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jax_privacy.clipped_grad` on our model, as its documentation teaches it; a process of its own:
-
-python -m jaxdp.peers.jax_privacy_side JOB_FOLDER BEGAN '{}'
-"""
+"""`jax_privacy.clipped_grad` on our model, as its documentation teaches it."""
 
 import math
 import os
@@ -25,7 +22,7 @@ from jaxdp.training.step import LabelledData, multilabel_loss
 from .flops import StepFlops
 from .jax_side import count_flops, load_model, packed
 from .job import MAIN, Job
-from .side import PHYSICAL, work
+from .side import PHYSICAL
 
 
 class JaxPrivacy:
@@ -105,6 +102,7 @@ class JaxPrivacy:
         }
 
 
-if __name__ == "__main__":
+def make(job: Job, **options) -> JaxPrivacy:
+    """`JaxPrivacy` on all cores."""
     prepare()
-    work(JaxPrivacy)
+    return JaxPrivacy(job, **options)

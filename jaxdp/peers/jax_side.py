@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""jaxdp itself on a job; a process of its own, see `side`:
-
-python -m jaxdp.peers.jax_side JOB_FOLDER BEGAN '{"private": true}'
-"""
+"""jaxdp itself on a job."""
 
 import dataclasses
 import inspect
@@ -38,7 +35,6 @@ from jaxdp.training.trainer import StageTrainer
 
 from .flops import StepFlops
 from .job import MAIN, TRAINED, Job, Reports
-from .side import work
 
 
 class OurTrainer:
@@ -92,7 +88,7 @@ class OurTrainer:
             raise RuntimeError(f"step {self._step} drew other reports than it was told")
         self._step += 1
 
-    def profile(self, folder: str, rows: np.ndarray) -> None:
+    def profile(self, folder: Path, rows: np.ndarray) -> None:
         """Writes a trace of one step, for TensorBoard's profiler or Perfetto."""
         with jax.profiler.trace(folder):
             self.step(rows)
@@ -215,6 +211,7 @@ def count_flops(job: Job, *, cached: bool) -> StepFlops:
     return StepFlops.of_job(job, encoder, cached=cached, pooled_only=job.pooling == "cls")
 
 
-if __name__ == "__main__":
+def make(job: Job, **options) -> OurTrainer:
+    """`OurTrainer` on all cores."""
     prepare()
-    work(OurTrainer)
+    return OurTrainer(job, **options)

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine's best dense float32 matrix product, as one framework reaches it:
-
-python -m jaxdp.benchmark.matmul jax|torch
-
-Each framework is imported in a process of its own.
-"""
+"""The machine's best dense float32 matrix product, as a framework reaches it."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from .process import Failed, Process
+
 SHAPES = ((1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 512))
 """(M, K, N): large squares, and what BERTs multiply."""
-FRAMEWORKS = ("jax", "torch")
 
 
 def best_rate(multiply: Callable, put: Callable, seconds: float = 0.6) -> float:
@@ -56,16 +51,10 @@ def _torch() -> float:
 def measure() -> dict[str, float]:
     """Framework -> GFLOP/s, each in its own process; 0 where that fails."""
     rates = {}
-    for framework in FRAMEWORKS:
-        result = subprocess.run(
-            [sys.executable, "-m", __name__, framework],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-        rates[framework] = float(result.stdout) if result.returncode == 0 else 0.0
+    for framework, best in (("jax", _jax), ("torch", _torch)):
+        with Process(Path(os.devnull), JAX_PLATFORMS="cpu") as process:
+            try:
+                rates[framework] = process.call(best)
+            except Failed:
+                rates[framework] = 0.0
     return rates
-
-
-if __name__ == "__main__":
-    print({"jax": _jax, "torch": _torch}[sys.argv[1]]())

@@ -2,9 +2,6 @@
 """Contenders taking turns: each in a process of its own that sleeps while others step."""
 
 import dataclasses
-import json
-import os
-import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,65 +14,11 @@ from jaxdp.training.randomness import RunSecret
 
 from .contenders import CONTENDERS
 from .job import MAIN, Job
-from .side import command
+from .process import Failed, Process
+from .side import begin, profile_here, tune_here, turn
 
 TUNED_ON = 96
 """Reports on which physical batch sizes are tried."""
-
-
-class Failed(RuntimeError):
-    """A contender could not do what it was told; the message is one line."""
-
-
-class Worker:
-    """The process of one contender; `folder` holds its job, log.txt beside it what it prints."""
-
-    def __init__(self, name: str, folder: Path, log: Path):
-        contender = CONTENDERS[name]
-        self._log = log
-        with log.open("w") as output:
-            self._process = subprocess.Popen(
-                command(contender.side, folder, contender.options),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                # One machine for all: and programs are compiled, not read from a cache.
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
-            )
-
-    def ask(self, task: str | None = None, rows: Sequence[int] = (), **fields):
-        """The worker's answer; `task` None waits for what it says when it is ready.
-
-        Raises:
-            Failed: it answered with an error, or ended.
-        """
-        try:
-            if task is not None:
-                message = {"task": task, "rows": list(map(int, rows))} | fields
-                self._process.stdin.write(json.dumps(message) + "\n")
-                self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line:
-            status = self._process.wait()
-            lines = self._log.read_text("utf-8", "replace").strip().splitlines()
-            raise Failed(f"ended with status {status}: {lines[-1][:200] if lines else 'no output'}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise Failed(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
 
 
 @dataclasses.dataclass
@@ -125,10 +68,11 @@ def run_rounds(
     Returns:
         Name -> record. One that fails keeps its error, and the rest goes on.
     """
-    records, workers = {name: Record() for name in names}, {}
+    records = {name: Record() for name in names}
+    workers: dict[str, Process] = {}
     draws = [draw(Job.read(next(iter(jobs.values()))), step) for step in range(rounds + 2)]
 
-    def attempt(name: str, action: Callable[[Worker, Record], None]) -> None:
+    def attempt(name: str, action: Callable[[Process, Record], None]) -> None:
         try:
             action(workers[name], records[name])
         except Failed as error:
@@ -136,24 +80,29 @@ def run_rounds(
             report(f"{name}: {error}")
             workers.pop(name).close()
 
-    def start(worker: Worker, record: Record) -> None:
-        record.setup_seconds = worker.ask()["setup_seconds"]
-        record.first = worker.ask("step", draws[0])
-        if tune and CONTENDERS[name].tunes:
-            record.tried = worker.ask("tune", draws[0][:TUNED_ON])["tried"]
+    def start(worker: Process, record: Record) -> None:
+        contender = CONTENDERS[name]
+        record.setup_seconds = worker.call(
+            begin, contender.side, jobs[contender.layers], contender.options, worker.began
+        )
+        record.first = worker.call(turn, draws[0])
+        if tune and contender.tunes:
+            record.tried = worker.call(tune_here, draws[0][:TUNED_ON])
         seconds = record.first["seconds"] + record.first["compile_seconds"]
         report(f"{name}: ready in {record.setup_seconds:.1f} s, first step {seconds:.1f} s")
 
-    def take(step: int, worker: Worker, record: Record) -> None:
-        record.steps.append(worker.ask("step", draws[step]))
+    def take(step: int, worker: Process, record: Record) -> None:
+        record.steps.append(worker.call(turn, draws[step]))
 
-    def trace(worker: Worker, record: Record) -> None:
+    def trace(worker: Process, record: Record) -> None:
         del record
-        worker.ask("profile", draws[rounds + 1], folder=str(profile))
+        worker.call(profile_here, profile, draws[rounds + 1])
 
     try:
         for name in names:
-            workers[name] = Worker(name, jobs[CONTENDERS[name].layers], folder / f"{name}.log")
+            # One machine for all: and programs are compiled, not read from a cache.
+            environment = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+            workers[name] = Process(folder / f"{name}.log", **environment)
             attempt(name, start)
         for step in range(1, rounds + 1):
             for name in rotated(names, step):

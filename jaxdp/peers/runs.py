@@ -3,7 +3,6 @@
 
 import dataclasses
 import math
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from jaxdp.training.run_directory import RunError
 from jaxdp.training.setup import load_inputs
 
 from .job import SIDES, Job, Outcome
-from .side import command
+from .process import Failed, Process
+from .side import finish
 from .start import make_job
 
 
@@ -180,9 +180,8 @@ def _job(config: Config, folder: Path, report: Callable[[str], None]) -> Job:
 def _run_process(side: str, job: Path, options: Mapping[str, Any], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     log = target / "log.txt"
-    with log.open("w") as output:
-        result = subprocess.run(
-            command(side, job, options, target), stdout=output, stderr=subprocess.STDOUT
-        )
-    if result.returncode != 0:
-        raise RunError(f"{side} ended with status {result.returncode}; see {log}")
+    with Process(log) as process:
+        try:
+            process.call(finish, side, job, options, process.began, target)
+        except Failed as error:
+            raise RunError(f"{side}: {error}; see {log}") from None

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a side is, and the process in which it works on a job:
+"""What a side is, and what its process does with it.
 
-python -m jaxdp.peers.SIDE JOB_FOLDER BEGAN OPTIONS [OUTCOME_FOLDER]
-
-BEGAN is the Unix time at which the process was started, OPTIONS are JSON. With an outcome's folder
-the job is trained to its end; without one the process steps when it is told to, and sleeps
-otherwise. Messages are then lines of JSON, on stdin and on what was stdout; whatever else prints
-goes to stderr. Imports neither jax nor torch, so that each process holds only what its side needs.
+Imports neither jax nor torch, so that each process holds only what its side needs.
 """
 
-import json
-import os
-import sys
+import dataclasses
+import importlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,20 +52,14 @@ class Side(Protocol):
         """Of a report."""
 
 
-def command(side: str, job: Path, options: dict[str, Any], *outcome: Path) -> list[str]:
-    """That starts a side's process, now."""
-    arguments = [job, repr(time.time()), json.dumps(options), *outcome]
-    return [sys.executable, "-m", f"{__package__}.{side}", *map(str, arguments)]
+def make(name: str, job: Path, options: dict[str, Any]) -> Side:
+    """The side of this module, on the job of this folder."""
+    return importlib.import_module(f".{name}", __package__).make(Job.read(job), **options)
 
 
-def work(make: Callable[..., Side]) -> None:
-    """What a side's process does; `make(job, **options)` makes it."""
-    folder, began, options, *outcome = sys.argv[1:]
-    if outcome:
-        job = Job.read(Path(folder))
-        train(make(job, **json.loads(options)), float(began)).write(Path(*outcome))
-    else:
-        _serve(lambda: make(Job.read(Path(folder)), **json.loads(options)), float(began))
+def finish(name: str, job: Path, options: dict[str, Any], began: float, outcome: Path) -> None:
+    """Trains a side to its end, and writes the outcome to this folder."""
+    train(make(name, job, options), began).write(outcome)
 
 
 def train(side: Side, began: float) -> Outcome:
@@ -104,34 +92,61 @@ def train(side: Side, began: float) -> Outcome:
     )
 
 
-def _serve(make: Callable[[], Side], began: float) -> None:
-    """Steps as it is told, until stdin ends or something fails, which is answered in one line."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+# In the process of a contender, which steps when it is its turn.
 
-    def answer(**values) -> None:
-        answers.write(json.dumps(values) + "\n")
 
-    try:
-        side = make()
-        answer(setup_seconds=time.time() - began)
-        slept = (time.process_time(), time.perf_counter())
-        for line in sys.stdin:
-            busy, waited = time.process_time() - slept[0], time.perf_counter() - slept[1]
-            message = json.loads(line)
-            rows = np.asarray(message["rows"], np.int64)
-            if message["task"] == "tune":
-                answer(tried=tune(side, rows))
-            elif message["task"] == "profile":
-                side.profile(message["folder"], rows)
-                answer()
-            else:
-                idle = {"idle_cpu_seconds": busy, "idle_seconds": waited}
-                answer(**_timed_step(side, rows), **idle)
-            slept = (time.process_time(), time.perf_counter())
-    except Exception as error:  # whatever it is, it is this side's result
-        answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
-        raise
+@dataclasses.dataclass
+class _Here:
+    side: Side
+    slept: tuple[float, float] = (0.0, 0.0)
+    """CPU seconds and the time at the end of the last turn."""
+
+    def sleep(self) -> None:
+        self.slept = (time.process_time(), time.perf_counter())
+
+
+_here: _Here
+
+
+def begin(name: str, job: Path, options: dict[str, Any], began: float) -> float:
+    """Sets up; seconds since `began`."""
+    global _here
+    _here = _Here(make(name, job, options))
+    _here.sleep()
+    return time.time() - began
+
+
+def turn(rows: np.ndarray) -> dict[str, Any]:
+    """A step on these training reports: what it took, and what happened since the last turn."""
+    side, (cpu, clock) = _here.side, _here.slept
+    idle = (time.process_time() - cpu, time.perf_counter() - clock)
+    seconds, compiling = _seconds(side, rows)
+    flops, widths, lengths = side.flops(), side.widths(rows), side.job.train.lengths[rows]
+    answer = {
+        "seconds": seconds,
+        "compile_seconds": compiling,
+        "peak_memory": peak_memory(),
+        "idle_cpu_seconds": idle[0],
+        "idle_seconds": idle[1],
+        "settings": side.settings(),
+        "reports": len(rows),
+        "tokens": int(np.sum(lengths)),
+        "positions": int(widths.sum()),
+        "flops": float(np.sum(flops.step(widths))),
+        "useful_flops": float(np.sum(flops.step(lengths))),
+    }
+    _here.sleep()
+    return answer
+
+
+def tune_here(rows: np.ndarray) -> dict[str, float]:
+    tried = tune(_here.side, rows)
+    _here.sleep()
+    return tried
+
+
+def profile_here(folder: Path, rows: np.ndarray) -> None:
+    _here.side.profile(folder, rows)
 
 
 def tune(side: Side, rows: np.ndarray) -> dict[str, float]:
@@ -150,19 +165,3 @@ def _seconds(side: Side, rows: np.ndarray) -> tuple[float, float]:
     began = time.perf_counter()
     compiling = side.step(rows) or 0.0
     return time.perf_counter() - began - compiling, compiling
-
-
-def _timed_step(side: Side, rows: np.ndarray) -> dict[str, Any]:
-    seconds, compiling = _seconds(side, rows)
-    flops, widths, lengths = side.flops(), side.widths(rows), side.job.train.lengths[rows]
-    return {
-        "seconds": seconds,
-        "compile_seconds": compiling,
-        "peak_memory": peak_memory(),
-        "settings": side.settings(),
-        "reports": len(rows),
-        "tokens": int(np.sum(lengths)),
-        "positions": int(widths.sum()),
-        "flops": float(np.sum(flops.step(widths))),
-        "useful_flops": float(np.sum(flops.step(lengths))),
-    }

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time from starting Python to the first step of `scripts/train.py`, and where it goes.
-
-`measure` runs this module as a process: python -m jaxdp.peers.startup SETTINGS BEGAN RESULT
-"""
+"""The time from starting Python to the first step of `scripts/train.py`, and where it goes."""
 
 import contextlib
 import dataclasses
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,12 +13,13 @@ import jax
 from rich.console import Console
 
 from jaxdp.config import Config
-from jaxdp.files import write_json
 from jaxdp.runtime import prepare
 from jaxdp.training.interrupt import Interrupt
 from jaxdp.training.loop import train
 from jaxdp.training.monitor import Monitor
 from jaxdp.training.run_directory import RunError
+
+from .process import Failed, Process
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",
@@ -109,40 +104,27 @@ def measure(config: Config, repeats: int) -> dict[str, Any]:
 
 def _process(config: Config, folder: Path, number: int) -> dict[str, Any]:
     place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
-    settings, result = folder / f"{number}.json", folder / f"{number}.out.json"
-    write_json(settings, dataclasses.replace(config, run=place).to_dict())
-    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
-    process = subprocess.run(
-        [sys.executable, "-m", __name__, str(settings), repr(time.time()), str(result)],
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(threshold),
-        },
-    )
-    if process.returncode:
-        raise RunError(f"training did not start: {process.stderr.strip().splitlines()[-1]}")
-    parts = json.loads(result.read_text("utf-8"))
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(
+            jax.config.jax_persistent_cache_min_compile_time_secs
+        ),
+    }
+    with Process(folder / f"{number}.log", **environment) as process:
+        try:
+            parts = process.call(_start, dataclasses.replace(config, run=place), process.began)
+        except Failed as error:
+            raise RunError(f"training did not start: {error}") from None
     names = list(parts)
     first = next(i for i, name in enumerate(names) if name.startswith("first step"))
-    return {
-        "parts": parts,
-        "first_step_seconds": sum(parts[name]["seconds"] for name in names[: first + 1]),
-    }
+    seconds = sum(parts[name]["seconds"] for name in names[: first + 1])
+    return {"parts": parts, "first_step_seconds": seconds}
 
 
-def main() -> None:
-    settings, began, result = sys.argv[1:]
+def _start(config: Config, began: float) -> dict[str, dict[str, float]]:
     prepare()
-    marks = _Marks(float(began))
+    marks = _Marks(began)
     marks.mark("imports")
-    config = Config.from_dict(json.loads(Path(settings).read_text("utf-8")))
     with contextlib.suppress(_FirstStepTaken), Interrupt() as interrupt:
         train(config, resume=False, interrupt=interrupt, monitor=marks)
-    write_json(Path(result), marks.parts)
-
-
-if __name__ == "__main__":
-    main()
+    return marks.parts

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DP training in PyTorch as Opacus' documentation teaches it; a process of its own, see `side`:
-
-python -m jaxdp.peers.torch_side JOB_FOLDER BEGAN '{"method": "hooks", "sort": true}'
-"""
+"""DP training in PyTorch as Opacus' documentation teaches it."""
 
 import json
 import math
@@ -24,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from .flops import StepFlops
 from .job import MAIN, Job, Reports, sampling_probability
-from .side import PHYSICAL, work
+from .side import PHYSICAL
 from .torch_model import adapter_name, build
 
 METHODS = ("hooks", "ghost", "none")
@@ -331,6 +328,7 @@ def relative_rate(schedule: str, progress: float) -> float:
     }[schedule]
 
 
-if __name__ == "__main__":
+def make(job: Job, **options) -> TorchTrainer:
+    """`TorchTrainer` on all cores."""
     torch.set_num_threads(os.cpu_count() or 1)
-    work(TorchTrainer)
+    return TorchTrainer(job, **options)

@@ -12,6 +12,7 @@ SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/stat
 LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
 CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/run_directory.py"
+FILES = "files.py"
 COURSE, RUN = "training/course.py", "training/loop.py"
 FROZEN = "        frozen_layers = _frozen_layers(courses[0], models[0], inputs)\n"
 STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
@@ -1622,7 +1623,7 @@ MUTANTS = [
     ),
     Mutant(
         "a checkpoint is named before it is synced",
-        RUNDIR,
+        FILES,
         "            os.fsync(file.fileno())\n",
         "",
         CHECKPOINT_POWER,
@@ -1657,7 +1658,7 @@ MUTANTS = [
     ),
     Mutant(
         "a new checkpoint's name is not synced",
-        RUNDIR,
+        FILES,
         "        sync(path.parent)\n",
         "",
         CHECKPOINT_POWER,

@@ -24,10 +24,11 @@ from jaxdp.evaluation.statistics import (
     percentile_interval,
     permutation_test,
 )
-from jaxdp.sweep.directory import read_description, read_members
-from jaxdp.sweep.history import evaluations, peak_memory, read_history, seconds
-from jaxdp.sweep.members import Member
 from jaxdp.training.run_directory import RunError
+
+from .directory import read_description, read_members
+from .history import evaluations, peak_memory, read_history, seconds
+from .members import Member
 
 _NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
 

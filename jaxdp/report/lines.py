@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the line figures of a sweep show, before anything is drawn: for the page and for paper."""
+"""The line figures of a sweep: what they show, and how it is drawn."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from .analysis import Collection, Setting, SweepReport
+from jaxdp.sweep.analysis import Collection, Setting, SweepReport
+from jaxdp.sweep.paper import DATASETS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-"""Okabe and Ito's: told apart by colour-blind readers, and visible on light and on dark."""
+from .draw import COLOURS, SOFT, new_figure, styled, svg, tag
+
 _FEW = 50
 """Answers in a bin, below which their share says little."""
-DATASETS = {"mimic": "MIMIC-CXR", "ctrate": "CT-RATE", "padchest": "PadChest", "openi": "Open-I"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +61,62 @@ class Panel:
         room = max(0.06 * (high - low), 0.01)
         return max(0.0, low - room), min(1.0, high + room)
 
-    def reach(self) -> tuple[float, float]:
-        """Of x."""
-        values = [p.x for line in self.lines for p in line.points] or list(self.ticks or (0.1, 10))
-        return min(values), max(values)
+    @styled
+    def figure(self, page: str = "") -> Figure:
+        """Drawn: for a paper, with title and legend; or as a page's chart of that name, in which
+        places are pointed at, and lines shown and hidden."""
+        colours = {line.name: line.colour for line in self.lines}
+        figure, (axes,) = new_figure(height=2.85 if page else 3.0 + 0.16 * len(colours))
+        if self.logarithmic:
+            axes.set_xscale("log")
+            axes.set_xticks(self.ticks, [f"{t:g}" for t in self.ticks])
+            axes.minorticks_off()
+            axes.margins(x=0.25)
+        for line in self.lines:
+            series = {"series": f"{page}-{list(colours).index(line.name)}"} if page else {}
+            _draw(axes, line, series)
+        for x, name in self.marks:
+            axes.axvline(x, color=SOFT, linestyle=":", linewidth=0.8)
+            place = {"xy": (x, 1), "xytext": (-3, -9), "xycoords": ("data", "axes fraction")}
+            axes.annotate(name, **place, textcoords="offset points", ha="right", color=SOFT)
+        axes.set(xlabel=self.x_label, ylabel=self.y_label, ylim=self.extent())
+        if not page:
+            axes.set_title(self.title)
+            figure.legend(loc="outside lower center")
+        return figure
+
+    def chart(self, name: str) -> dict[str, Any]:
+        """For a page's template; `name` is unique on the page."""
+        label = f"{self.title}: {self.y_label} by {self.x_label}"
+        return {
+            "name": name,
+            "title": self.title,
+            "svg": svg(self.figure(name), name, label),
+            "legend": {line.name: line.colour for line in self.lines},
+            "hint": "dashed: without privacy" if any(line.level for line in self.lines) else "",
+        }
+
+
+def _draw(axes: Axes, line: Line, series: dict[str, str]) -> None:
+    """With `series`, what a page tells the line by, also the places that show notes there."""
+    known = axes.get_legend_handles_labels()[1]
+    look = {"color": line.colour, "linewidth": 1.2, "gid": tag(**series)}
+    if line.level:
+        y, name = line.level.y, f"{line.name}, no privacy"
+        axes.axhline(y, linestyle="--", label=None if name in known else name, **look)
+        axes.axhspan(line.level.low, line.level.high, alpha=0.13, **look | {"linewidth": 0})
+        if series:
+            axes.axhline(y, linewidth=9, alpha=0, gid=tag(tip=line.level.note, **series))
+    if not line.points:
+        return
+    x, y = [p.x for p in line.points], [p.y for p in line.points]
+    wide = line.points[0].low is not None
+    if wide:
+        axes.vlines(x, [p.low for p in line.points], [p.high for p in line.points], **look)
+    label = None if line.name in known else line.name
+    axes.plot(x, y, "o-", markersize=5 if wide else 2, label=label, **look)
+    for p in line.points if series else ():
+        axes.plot([p.x], [p.y], "o", markersize=14, alpha=0, gid=tag(tip=p.note, **series))
 
 
 def title(collection: Collection) -> str:
