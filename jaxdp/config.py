@@ -41,6 +41,7 @@ ON_CPU = PlatformDefaults("float32", 512)
 ON_ACCELERATOR = PlatformDefaults("bfloat16", 16_384)
 """Some 5 GB of activations for a BERT-small."""
 
+DTYPES = ("float32", "tensorfloat32", "bfloat16")
 LABEL_POLICIES = ("zeros", "ones", "ignore")
 
 
@@ -137,8 +138,9 @@ class ModelConfig:
     """Label attention after a public start: train the head along so many directions of each label's
     feature, which the made-up reports choose; None is all of it."""
     dtype: str | None = None
-    """Type of matrix products: "float32" or "bfloat16"; norms, sums and noise stay float32. None is
-    the platform's, see `PlatformDefaults`."""
+    """Type of matrix products: "float32", everywhere; "tensorfloat32", float32 whose operands a GPU
+    rounds to 10 bits and a TPU splits into two bfloat16; or "bfloat16". Norms, sums and noise stay
+    float32. None is the platform's, see `PlatformDefaults`."""
     shard_frozen: bool = False
     """Share the frozen weights out over the devices, and gather each where it is used: less memory
     on each, more traffic between them."""
@@ -159,9 +161,9 @@ class ModelConfig:
             dimensions,
         )
         _require(
-            self.dtype in (None, "float32", "bfloat16"),
+            self.dtype in (None, *DTYPES),
             "model.dtype",
-            "float32, bfloat16 or None",
+            f"{', '.join(DTYPES)} or None",
             self.dtype,
         )
 

@@ -50,7 +50,7 @@ def test_defaults_of_config_files_are_the_dataclasses():
         ({"head_stage": {"epsilon_share": 1.0}}, r"config\.head_stage\.epsilon_share"),
         (
             {"model": {"dtype": "float16"}},
-            r"config\.model\.dtype must be float32, bfloat16 or",
+            r"config\.model\.dtype must be float32, tensorfloat32, bfloat16 or",
         ),
         ({"run": {"name": "a/b"}}, r"config\.run\.name must be a folder name"),
     ],

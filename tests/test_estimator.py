@@ -133,7 +133,8 @@ def test_pickle_holds_the_release_and_nothing_else_of_the_fit(fitted, tmp_path):
 def test_without_held_out_texts_nothing_is_evaluated_and_the_run_says_so(fitted):
     _, folder = fitted
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics == {"note": "there is no test split", "test": None}
+    wanted = {"note": "there is no test split", "test": None, "arithmetic": "float32 on cpu"}
+    assert metrics == wanted
     assert not (folder / "private" / "test_predictions.npz").exists()
 
 

@@ -53,7 +53,9 @@ class Evidence:
         def attention(state, values, lengths):
             def one(ids, length):
                 model = nnx.merge(graphdef, state)
-                return model.label_attention.weights(model.last_states(ids, length, 0), length)
+                with model.precise():
+                    states = model.last_states(ids, length, 0)
+                    return model.label_attention.weights(states, length)
 
             return jax.vmap(one)(values, lengths)
 

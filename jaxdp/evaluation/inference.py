@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdp.data.batching import Buckets
@@ -105,6 +104,17 @@ def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
     return call
 
 
+def shaped(tree: Any, device: jax.Device) -> Any:
+    """Shapes and types of the arrays, as if they were on `device`, which need not be here."""
+    sharding = SingleDeviceSharding(device)
+
+    def one(x):
+        kind = jax.typeof(x)
+        return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree)
+
+
 def _devices(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape[_DATA]
 
@@ -131,8 +141,7 @@ def packed_logits(
     `center`, like a feature, is subtracted from it before the head.
     """
     x = values[0] if level == model.feature_level else values
-    logits = model.classifier(model.advance(x, length, level, model.feature_level) - center)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return model.logits(model.advance(x, length, level, model.feature_level) - center)
 
 
 class Predictor:
@@ -169,6 +178,11 @@ class Predictor:
 
         self._probabilities = on_all(probabilities, mesh, members)
 
+    def lower(self, device: jax.Device, *arguments) -> jax.stages.Lowered:
+        """One shape without a mesh, from (adapters, frozen, center), values [rows, width, ...] and
+        lengths, lowered for a device of any kind, which need not be here."""
+        return self._probabilities.lower(*shaped(arguments, device))
+
     def __call__(
         self,
         adapters: nnx.State,
@@ -192,6 +206,16 @@ class Predictor:
                 result[rows] = output
                 seen(len(rows))
         return result if self._members is None else np.moveaxis(result, 1, 0)
+
+
+def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., jax.Array]:
+    """(state, values [rows, width, ...], lengths) -> what the reports are at `level`."""
+
+    def advance(state, values, lengths):
+        model = nnx.merge(graphdef, state)
+        return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
+
+    return advance
 
 
 def cache_level(
@@ -227,11 +251,7 @@ def cache_level(
         return splits
 
     features = level == nnx.merge(graphdef, state).feature_level
-
-    def advance(state, values, lengths):
-        model = nnx.merge(graphdef, state)
-        return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
-
+    advance = advancing(graphdef, start, level)
     everywhere = on_all(advance, mesh)
 
     def carried(reports: Packed) -> Packed:

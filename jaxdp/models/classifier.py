@@ -7,6 +7,8 @@ up to any later one, so "train only the last two layers on cached states" and "t
 cached features" are the same call with another starting level.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,6 +37,9 @@ class ReportClassifier(nnx.Module):
     """Where pooling is "label-attention"."""
     basis: Basis | None = None
     """Coordinates of the feature, see `set_basis`."""
+    precision: str = "float32"
+    """Of products of float32, by JAX's name. Left open, a GPU rounds their operands to
+    TensorFloat-32, and a TPU to bfloat16."""
     base_fingerprint: str | None = None
     """Of the pretrained weights it was filled with, see `pretrained.load_classifier`."""
 
@@ -52,9 +57,9 @@ class ReportClassifier(nnx.Module):
         Logits stay the same, but for what the head read outside the directions.
         """
         head = self.classifier
-        kernel, bias = head.kernel[...], head(center)
+        kernel, bias = head.kernel[...], self.logits(center)
         if directions is not None:
-            kernel = jnp.einsum("nhk,hn->kn", directions, kernel)
+            kernel = jnp.einsum("nhk,hn->kn", directions, kernel, precision="highest")
         self._set_head(kernel, bias)
         self.basis = Basis(center, directions)
 
@@ -64,7 +69,8 @@ class ReportClassifier(nnx.Module):
             return
         kernel, center = self.classifier.kernel[...], self.basis.center[...]
         if self.basis.directions is not None:
-            kernel = jnp.einsum("nhk,kn->hn", self.basis.directions[...], kernel)
+            directions = self.basis.directions[...]
+            kernel = jnp.einsum("nhk,kn->hn", directions, kernel, precision="highest")
         self._set_head(kernel, self.classifier.bias[...] - jnp.sum(center * kernel.T, axis=-1))
         self.basis = None
 
@@ -72,6 +78,10 @@ class ReportClassifier(nnx.Module):
         """All logits, hence the head, by a positive number; 1 changes no bit."""
         head = self.classifier
         self._set_head(head.kernel[...] / temperature, head.bias[...] / temperature)
+
+    def precise(self) -> contextlib.AbstractContextManager:
+        """What is traced within multiplies in `precision`, its gradients too."""
+        return jax.default_matmul_precision(self.precision)
 
     def _set_head(self, kernel: jax.Array, bias: jax.Array) -> None:
         head = self.classifier
@@ -128,13 +138,14 @@ class ReportClassifier(nnx.Module):
         """
         if not 0 <= start <= stop <= self.feature_level:
             raise ValueError(f"levels must satisfy 0 <= {start=} <= {stop=} <= {self.depth + 1}")
-        if stop <= self.depth:
-            return self._layers(x, length, start, stop)[0]
-        if start <= self.depth:
-            x = self.pool(self.last_states(x, length, start), length)
-            if self.basis is not None:
-                x = self.basis(x)
-        return x
+        with self.precise():
+            if stop <= self.depth:
+                return self._layers(x, length, start, stop)[0]
+            if start <= self.depth:
+                x = self.pool(self.last_states(x, length, start), length)
+                if self.basis is not None:
+                    x = self.basis(x)
+            return x
 
     def _layers(
         self, x: jax.Array, length: jax.Array, start: int, stop: int, only_first: bool = False
@@ -176,7 +187,12 @@ class ReportClassifier(nnx.Module):
         weights = (jnp.arange(x_LxH.shape[0]) < length).astype(x_LxH.dtype)
         return weights @ x_LxH / jnp.maximum(length, 1).astype(x_LxH.dtype)
 
+    def logits(self, feature: jax.Array) -> jax.Array:
+        """The head on a feature: [num_labels], float32 or wider."""
+        with self.precise():
+            logits = self.classifier(feature)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
     def __call__(self, x: jax.Array, length: jax.Array, start: int = 0) -> jax.Array:
         """Logits [num_labels], float32 or wider, of one report given at level `start`."""
-        logits = self.classifier(self.advance(x, length, start, self.feature_level))
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return self.logits(self.advance(x, length, start, self.feature_level))

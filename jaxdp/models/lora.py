@@ -45,7 +45,8 @@ class LoRALinear(nnx.Module):
 
     def merged_kernel(self) -> jax.Array:
         """The kernel of the one Linear layer that computes the same: [in, out]."""
-        return self.base.kernel[...] + self.lora_a[...] @ self.lora_b[...] * self.scale
+        update = jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
+        return self.base.kernel[...] + update * self.scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.base(x)
@@ -150,6 +151,20 @@ def trainable(mode: str):
         raise ValueError(f"train.mode must be one of {', '.join(MODES)}, not {mode!r}")
     chosen = nnx.Any(filters[mode], nnx.PathContains("queries")) if more else filters[mode]
     return nnx.All(nnx.Param, nnx.Not(nnx.PathContains("basis")), chosen)
+
+
+def rounded_once(model: nnx.Module, frozen: nnx.State) -> nnx.State:
+    """Frozen weights as their products take them: those of linear layers in the layer's `dtype`,
+    to which every step would else round them, to the same bits. Axes in front are left alone."""
+    dtypes = {path: layer.dtype for path, layer in linear_layers(model).items() if layer.dtype}
+    if not dtypes:
+        return frozen
+
+    def held(path, variable):
+        dtype = dtypes.get(path[:-1])
+        return variable if dtype is None else variable.replace(variable[...].astype(dtype))
+
+    return nnx.from_flat_state([(p, held(p, v)) for p, v in nnx.to_flat_state(frozen)])
 
 
 def split(model: nnx.Module, mode: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

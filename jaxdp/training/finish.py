@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdp import dp
@@ -16,7 +17,7 @@ from .course import Course
 from .randomness import noise_generator, seed_policy
 from .release import write_release
 from .run_directory import RunDirectory
-from .setup import Inputs
+from .setup import Inputs, arithmetic
 from .warm_start import public_start
 
 NOT_COVERED = (
@@ -71,6 +72,7 @@ def finish(
     if probabilities is not None:
         predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
         metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
+    metrics["arithmetic"] = f"{arithmetic(config)} on {jax.default_backend()}"
     processes.first(lambda: _write_results(course.run, predictions, metrics))
     course.monitor.finished(course.run, statement, metrics["test"])
     return {"privacy": statement, "metrics": metrics}

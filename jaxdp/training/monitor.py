@@ -28,7 +28,7 @@ from jaxdp.progress import Display
 
 from .checkpoint import DamagedCheckpoint, Position
 from .run_directory import RunDirectory
-from .setup import Inputs
+from .setup import Inputs, arithmetic
 from .stages import RunPlan, Stage
 
 _UNITS_OFF = 0.05
@@ -88,6 +88,7 @@ class Monitor:
         for section, field, value, reason in recipe.choices(settings):
             if config.train.recipe and settings[section][field] == value:
                 self._say(f"  by the recipe: {section}.{field} = {value} ({reason})")
+        self._say(f"  matrix products: {arithmetic(config)} on {jax.default_backend()}")
         for stage in plan.stages:
             self._say(f"  {stage.name}: {stage.mode}, {stage.steps} steps")
         for name, m in plan.mechanisms().items():

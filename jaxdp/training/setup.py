@@ -110,25 +110,16 @@ def build_model(
     shows people how far that is."""
     public = config.warm_start.phrasebook is not None
     rngs = nnx.Rngs(0 if public else secret.init_seed())
+    dtype = compute_dtype(config)
     model, report = load_classifier(
         backbone.directory,
         len(label_names),
         backbone.pooling,
-        dtype=None if compute_dtype(config) == "float32" else compute_dtype(config),
+        dtype=dtype if dtype == "bfloat16" else None,
         rngs=rngs,
     )
-    if config.train.mode in ADAPTER_MODES or config.warm_start.trains_adapters:
-        try:
-            lora.add_lora(
-                model,
-                rank=config.lora.rank,
-                alpha=config.lora.alpha,
-                targets=config.lora.targets,
-                first_layer=config.lora.first_layer(model.depth),
-                rngs=rngs,
-            )
-        except ValueError as error:
-            raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
+    model.precision = dtype
+    add_adapters(config, model, rngs)
     if public:
         warm_start(
             config,
@@ -141,6 +132,27 @@ def build_model(
             watch=watch,
         )
     return model, report
+
+
+def add_adapters(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> None:
+    """Fresh ones, where config.lora puts them and something trains them.
+
+    Raises:
+        ConfigError: config.lora names no layer.
+    """
+    if config.train.mode not in ADAPTER_MODES and not config.warm_start.trains_adapters:
+        return
+    try:
+        lora.add_lora(
+            model,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            targets=config.lora.targets,
+            first_layer=config.lora.first_layer(model.depth),
+            rngs=rngs,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
 
 
 def public_folder() -> Path | None:
@@ -162,8 +174,15 @@ def platform_defaults() -> PlatformDefaults:
 
 
 def compute_dtype(config: Config) -> str:
-    """The type that matrix products run in."""
+    """The type of matrix products that the configuration asks for."""
     return config.model.dtype or platform_defaults().dtype
+
+
+def arithmetic(config: Config) -> str:
+    """What matrix products are computed in here: only a GPU has TensorFloat-32."""
+    instead = {"cpu": "float32", "tpu": "bfloat16_3x"}  # by JAX's name: three products for one
+    dtype = compute_dtype(config)
+    return instead.get(jax.default_backend(), dtype) if dtype == "tensorfloat32" else dtype
 
 
 def token_buckets(config: Config, members: int = 1) -> Buckets:

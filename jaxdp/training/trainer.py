@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdp import dp
 from jaxdp.data.batching import Buckets, Plan
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import Predictor, packed_logits
+from jaxdp.evaluation.inference import Predictor, packed_logits, shaped
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 
@@ -154,6 +154,7 @@ class StageTrainer:
         else:
             spec, predicting = WHOLE, None
             (state,), (center,), (bound,), (frozen,) = state, center, bound, frozen
+        frozen = (lora.rounded_once(model, frozen[0]), frozen[1])
         self._step = jax.jit(
             step, donate_argnums=0, out_shardings=mesh and NamedSharding(mesh, spec)
         )
@@ -182,8 +183,17 @@ class StageTrainer:
     def export(self, platforms: Sequence[str]) -> jax.export.Exported:
         """The step, lowered for "cpu", "cuda" or "tpu" and the mesh's number of devices, whatever
         there is here; nothing is compiled."""
+        arguments, release = self._arguments()
+        return jax.export.export(self._step, platforms=platforms)(*arguments, **release)
+
+    def lower(self, device: jax.Device) -> jax.stages.Lowered:
+        """The step without a mesh, lowered for a device of any kind, which need not be here."""
+        arguments, release = shaped(self._arguments(), device)
+        return self._step.lower(*arguments, **release)
+
+    def _arguments(self) -> tuple[tuple, dict[str, Any]]:
         arguments = (self.initial_state, self._frozen, self._data, self.plan(0), self._bound)
-        return jax.export.export(self._step, platforms=platforms)(*arguments, **self._draw(0))
+        return arguments, self._draw(0)
 
     def describe(self, plan: Plan) -> tuple[int, float]:
         """(reports that take part, share of the computed positions that are real)."""

@@ -152,8 +152,8 @@ def name_queries(model: ReportClassifier, names: Packed) -> jax.Array:
     def mean_state(ids, length):
         position = jnp.arange(len(ids))
         inside = (position > 0) & (position < length - 1)
-        states = model.last_states(ids, length, 0)
-        return inside @ states / jnp.maximum(inside.sum(), 1)
+        with model.precise():
+            return inside @ model.last_states(ids, length, 0) / jnp.maximum(inside.sum(), 1)
 
     ids, lengths = names.gather(np.arange(len(names)), int(names.lengths.max()))
     means = jax.jit(jax.vmap(mean_state))(ids, lengths)

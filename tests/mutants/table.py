@@ -1735,4 +1735,27 @@ MUTANTS = [
         "if False",
         "test_hub.py::test_what_protects_nobody_is_pushed_only_on_purpose",
     ),
+    Mutant(
+        "float32 that a GPU rounds to TensorFloat-32",
+        "models/classifier.py",
+        "return jax.default_matmul_precision(self.precision)",
+        "return contextlib.nullcontext()",
+        "test_precision.py::test_every_product_of_a_step_is_in_what_was_asked_for"
+        "[cls-lora-float32]",
+    ),
+    Mutant(
+        "tensorfloat32 that is float32",
+        "training/setup.py",
+        "    model.precision = dtype\n",
+        "",
+        "test_precision.py::test_every_product_of_a_step_is_in_what_was_asked_for"
+        "[cls-lora-tensorfloat32]",
+    ),
+    Mutant(
+        "frozen weights rounded in every step",
+        TRAINER,
+        "(lora.rounded_once(model, frozen[0]), frozen[1])",
+        "(frozen[0], frozen[1])",
+        "test_precision.py::test_frozen_weights_are_rounded_once_and_not_in_every_step",
+    ),
 ]
