@@ -196,7 +196,7 @@ def _least_noise(
                 slope = math.log(high[1] / low[1]) / math.log(high[0] / low[0])
                 secant = high[0] * (aim / high[1]) ** (1 / slope)
                 noise = secant if low[0] < secant < high[0] else noise
-    return high[0]
+    return high[0] if high else None
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def _step_event(mechanism: SubsampledGaussian, size: int, rare: float) -> dp_acc
     chances /= drawn.cdf(shifts[-1])
     if shifts[0] > 0:
         chances[-1] += 1e-15  # nor a sum of chances that rounding left just below 1
-    return dp_event.MixtureOfGaussiansDpEvent(noise, shifts, chances)
+    return dp_event.MixtureOfGaussiansDpEvent(noise, shifts.tolist(), chances.tolist())
 
 
 @functools.cache

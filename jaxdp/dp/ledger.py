@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,7 +113,7 @@ class Ledger:
             _append(file, key, check, fingerprint, run, mechanisms)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[BinaryIO, bytes]]:
+    def _open(self) -> Generator[tuple[BinaryIO, bytes]]:
         """The locked file and the key, which is made at first use."""
         folder = self.path.parent
         made = [each for each in (folder, *folder.parents) if not each.exists()]

@@ -33,7 +33,7 @@ class NoiseState(NamedTuple):
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     """N(0, 1) with tails: see DRAWS. Fused by XLA; some 40 ns a value on a CPU core."""
     draws = [jax.random.normal(k, shape, dtype) for k in jax.random.split(key, DRAWS)]
-    return sum(draws) / DRAWS**0.5
+    return sum(draws[1:], draws[0]) / DRAWS**0.5
 
 
 def require_wide(leaf: jax.Array) -> None:
@@ -76,9 +76,9 @@ def add_noise_and_average(
         # A copy: the caller's key must survive donation of the optimizer state.
         return NoiseState(jnp.copy(key), jnp.zeros((), jnp.int32), jnp.asarray(mechanism.stddev))
 
-    def update(clipped_sum, state, params=None):
+    def update(updates, state, params=None):
         del params
-        leaves, treedef = jax.tree.flatten(clipped_sum)
+        leaves, treedef = jax.tree.flatten(updates)
         for leaf in leaves:
             require_wide(leaf)
         # One draw for all leaves: a generator for each would take most of a step's compilation.

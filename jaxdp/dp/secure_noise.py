@@ -130,7 +130,8 @@ class SecureNoise:
 
             return jax.tree.map(one, clipped_sum, draw.noise), SecureState(state.step + 1)
 
-        return optax.GradientTransformationExtraArgs(init, update)
+        # optax's type has no place for an argument that must be there.
+        return optax.GradientTransformationExtraArgs(init, update)  # ty: ignore[invalid-argument-type]
 
 
 def standard_normal(secret: bytes, step: int, leaf: int, size: int) -> np.ndarray:

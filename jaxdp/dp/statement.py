@@ -66,7 +66,7 @@ def privacy_statement(
     units = stages[0].units if private else None
     epsilon = epsilon_pld(stages, delta) if private else None
     groups, swap = None, None
-    if privacy_unit == "report" and private and math.isfinite(epsilon):
+    if privacy_unit == "report" and epsilon is not None and math.isfinite(epsilon):
         groups = _group_epsilons(stages, delta, max_reports_per_patient)
         if max_reports_per_patient is not None:
             swap = swap_epsilon(tuple(stages), delta)
@@ -110,7 +110,7 @@ def _warnings(
     epsilon: float | None, delta: float, units: int | None, seed_policy: str
 ) -> list[str]:
     """What a reader must know before the numbers; epsilon and units are None without privacy."""
-    if epsilon is None:
+    if epsilon is None or units is None:
         return ["trained WITHOUT differential privacy: the adapter may reveal reports"]
     warnings = []
     if math.isinf(epsilon):
@@ -133,7 +133,8 @@ def _group_epsilons(
 ) -> dict[str, float | None]:
     """Number of reports of one patient -> their epsilon together; None where none is claimed."""
     result: dict[str, float | None] = {}
-    for size in [k for k in GROUP_SIZES if most is None or k < most] + [most] * (most is not None):
+    sizes = [k for k in GROUP_SIZES if most is None or k < most]
+    for size in sizes if most is None else [*sizes, most]:
         beyond = None in result.values()  # larger groups cost more
         result[str(size)] = None if beyond else _claimed(group_epsilon(stages, delta, size))
     return result
