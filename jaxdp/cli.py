@@ -9,8 +9,8 @@ from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.dp import LedgerError
 from jaxdp.models.pretrained import WeightsError
-from jaxdp.training.release_check import ReleaseError
-from jaxdp.training.run_directory import RunError
+from jaxdp.run.directory import RunError
+from jaxdp.run.release_check import ReleaseError
 
 USER_ERRORS = (
     AssetError,

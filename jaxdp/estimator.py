@@ -22,10 +22,10 @@ from .data.arrays import groups_of, labels_of, texts_of
 from .data.dataset import DataError, ReportDataset
 from .evaluation.predict import ReleasedClassifier
 from .released import load
+from .run.interrupt import Interrupt
+from .run.monitor import Monitor, SilentMonitor
+from .run.train import Interrupted, train
 from .runtime import prepare
-from .training.interrupt import Interrupt
-from .training.loop import Interrupted, train
-from .training.monitor import Monitor, SilentMonitor
 
 _FIELDS = {
     "epsilon": "privacy.epsilon",
@@ -117,7 +117,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             groups: the patient of each text; needed for unit "patient".
 
         Raises:
-            ConfigError, DataError, and others of `training.loop.train`: input that cannot be used.
+            ConfigError, DataError, and others of `run.train.train`: input that cannot be used.
             KeyboardInterrupt: stopped by Ctrl-C; with `run_dir`, the same call goes on from there.
         """
         if _inside_a_search():

@@ -15,9 +15,9 @@ from .data.dataset import DataError
 from .evaluation.predict import ReleasedClassifier
 from .models.checkpoints import read_json
 from .models.hub import download_folder, upload_folder
+from .run.release_check import ReleaseError, check_release, failures
 from .runtime import prepare
 from .training.mesh import make_mesh
-from .training.release_check import ReleaseError, check_release, failures
 
 _BUNDLE = ["adapter/*", "privacy.json", "PRIVACY.md"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

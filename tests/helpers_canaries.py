@@ -35,7 +35,7 @@ TRAIN = [*PRIVATE, "--config.privacy.epsilon=inf"]
 RUNNER = """
 import json, os, runpy, sys, traceback
 import datasets, matplotlib.pyplot, pyarrow.parquet
-import jaxdp.cli, jaxdp.evaluation.predict, jaxdp.training.loop
+import jaxdp.cli, jaxdp.evaluation.predict, jaxdp.run.train
 for case in json.load(sys.stdin):
     pid = os.fork()
     if pid == 0:

@@ -16,7 +16,7 @@ from helpers_data import openi_xml, write_openi
 from ml_collections import config_dict
 
 from jaxdp.config import Config, inherit
-from jaxdp.training.interrupt import Interrupt
+from jaxdp.run.interrupt import Interrupt
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = "heart lungs clear normal enlarged opacity effusion small large left right no acute".split()

@@ -26,11 +26,11 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, cache_level
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import Interrupted, train
 from jaxdp.training.frozen_layers import FrozenLayers
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.mesh import DATA, WHOLE, frozen_specs, is_sharded, make_mesh, place
-from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
 from jaxdp.training.step import TrainState, make_train_step

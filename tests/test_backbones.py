@@ -46,9 +46,9 @@ from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models.checkpoints import WeightsError
 from jaxdp.models.peft import load_adapter, read_adapter_info
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor, peak_memory
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor, peak_memory
+from jaxdp.run.train import train
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model, load_inputs
 

@@ -17,10 +17,10 @@ from helpers_disk import Disk
 
 from jaxdp import dp
 from jaxdp.config import Config
-from jaxdp.training import checkpoint as checkpoint_module
-from jaxdp.training.checkpoint import Checkpoints, DamagedCheckpoint, Position
-from jaxdp.training.run_directory import RunDirectory, RunError
-from jaxdp.training.settle import settle
+from jaxdp.run import checkpoint as checkpoint_module
+from jaxdp.run.checkpoint import Checkpoints, DamagedCheckpoint, Position
+from jaxdp.run.directory import RunDirectory, RunError
+from jaxdp.run.give_up import give_up
 from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState
 
@@ -327,5 +327,5 @@ def test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved(tmp
     for step in (3, 5):
         checkpoints.save(Position(0, step), state())
     checkpoints.set_aside(Position(0, 5))  # damaged, but it has been seen all the same
-    assert settle(run.path, ledger) == Position(0, 5)
+    assert give_up(run.path, ledger) == Position(0, 5)
     assert counted() == {"main stage": planned["main stage"].replace(steps=5)}

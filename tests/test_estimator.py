@@ -23,7 +23,7 @@ from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.estimator import PrivacyWarning
 from jaxdp.models.checkpoints import WeightsError
-from jaxdp.training.release_check import check_release
+from jaxdp.run.release_check import check_release
 
 TEXT, PATIENT = "ZEBRAPHRASE", "OKAPIPATIENT"
 

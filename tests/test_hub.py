@@ -18,9 +18,9 @@ import yaml
 from helpers_training import LABELS, smoke_config, write_backbone, write_collection
 
 from jaxdp.released import load
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import SilentMonitor
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import SilentMonitor
+from jaxdp.run.train import train
 
 COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 FILES = {

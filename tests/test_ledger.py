@@ -56,16 +56,16 @@ def test_a_resumed_run_counts_once_and_must_be_the_same(ledger):
         ledger.plan("d", "one", {"head": HEAD})
 
 
-def test_settling_gives_back_steps_not_taken_and_resuming_takes_them_again(ledger):
+def test_giving_up_gives_back_steps_not_taken_and_resuming_takes_them_again(ledger):
     ledger.plan("d", "one", {"lora": LORA})
-    ledger.settle("d", "one", {"lora": LORA.replace(steps=10)})
+    ledger.give_up("d", "one", {"lora": LORA.replace(steps=10)})
     assert ledger.epsilon("d", DELTA) == epsilon_pld([LORA.replace(steps=10)], DELTA)
     ledger.plan("d", "one", {"lora": LORA})
     assert ledger.epsilon("d", DELTA) == epsilon_pld([LORA], DELTA)
     with pytest.raises(LedgerError, match="at least these steps"):
-        ledger.settle("d", "one", {"lora": LORA.replace(steps=101)})
+        ledger.give_up("d", "one", {"lora": LORA.replace(steps=101)})
     with pytest.raises(LedgerError, match="at least these steps"):
-        ledger.settle("d", "never planned", {"lora": LORA})
+        ledger.give_up("d", "never planned", {"lora": LORA})
 
 
 def test_a_run_that_would_overdraw_is_refused_and_not_recorded(ledger):
@@ -166,7 +166,7 @@ def test_an_entry_and_its_key_survive_a_power_loss_once_the_plan_has_returned(
         ledger.plan(fingerprint, run, {"lora": LORA})
         assert disk.kept(ledger.path) == ledger.path.read_bytes()
         assert disk.kept(key) == key.read_bytes()
-    ledger.settle(fingerprint, "two", {"lora": LORA.replace(steps=1)})
+    ledger.give_up(fingerprint, "two", {"lora": LORA.replace(steps=1)})
     assert disk.kept(ledger.path) == ledger.path.read_bytes()
     assert not disk.torn
 

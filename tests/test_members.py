@@ -25,20 +25,20 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.lora import LoRALinear, add_lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.run.checkpoint import Checkpoints
+from jaxdp.run.directory import RunError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.train import Interrupted
 from jaxdp.sweep.accounting import plan_sweep
 from jaxdp.sweep.directory import begin
 from jaxdp.sweep.execute import programs, run_group
 from jaxdp.sweep.history import read_history
 from jaxdp.sweep.members import expand
 from jaxdp.sweep.results import results_table
-from jaxdp.training.checkpoint import Checkpoints
 from jaxdp.training.frozen_layers import FrozenLayers
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted
 from jaxdp.training.members import CannotShare, share_frozen, stack, stack_differing, unstack
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.run_directory import RunError
 from jaxdp.training.stages import Stage, make_optimizer
 from jaxdp.training.step import TrainState, make_train_step
 from jaxdp.training.trainer import StageMember, StageTrainer

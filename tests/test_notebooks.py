@@ -112,7 +112,7 @@ def test_every_name_of_jaxdp_exists(name):
 SEEN = """
 import json
 from pathlib import Path
-from jaxdp.training.release_check import check_release
+from jaxdp.run.release_check import check_release
 seen = {
     "sound": [f.text for f in check_release(folder / "release") if not f.passed] == [],
     "privacy": json.loads((folder / "release" / "privacy.json").read_text()),

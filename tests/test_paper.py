@@ -8,9 +8,9 @@ import pytest
 from helpers_training import REPOSITORY, run_script, smoke_settings
 
 from jaxdp.config import Config, inherit
+from jaxdp.run.directory import RunError
 from jaxdp.sweep.members import expand, load_sweep
 from jaxdp.sweep.paper import Result, paper_table, read_results
-from jaxdp.training.run_directory import RunError
 
 SWEEP = str(REPOSITORY / "configs" / "sweep_paper.py")
 

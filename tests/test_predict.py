@@ -19,9 +19,9 @@ from jaxdp.evaluation.label_file import Row, label_file, read_rows
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models.checkpoints import WeightsError
 from jaxdp.released import load
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import train
 from jaxdp.training.setup import load_inputs
 
 TEXTS = ["heart normal.", "small opacity left.", "no acute effusion", "Enlarged heart, lungs clear"]

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation.predictions import TestPredictions
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import train
 
 
 def predictions(unit: str) -> TestPredictions:

@@ -25,13 +25,14 @@ from helpers_training import (
 from rich.console import Console
 
 from jaxdp.config import ConfigError
-from jaxdp.training import loop, processes
-from jaxdp.training.checkpoint import Checkpoints, DamagedCheckpoint, Position
-from jaxdp.training.interrupt import Interrupt
+from jaxdp.run import processes
+from jaxdp.run import train as whole
+from jaxdp.run.checkpoint import Checkpoints, DamagedCheckpoint, Position
+from jaxdp.run.directory import RunDirectory, RunError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
 from jaxdp.training.mesh import make_mesh
-from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.setup import load_inputs
 from jaxdp.training.step import TrainState
 
@@ -94,7 +95,7 @@ def test_an_error_of_one_is_an_error_of_both_and_says_whose(both, culprit):
             raise FileNotFoundError("reports.csv: no such file")
         return "reports"
 
-    errors = both(lambda i: processes.together(lambda: load(i)))
+    errors = both(lambda i: processes.on_all(lambda: load(i)))
     assert isinstance(errors[culprit], FileNotFoundError)
     assert isinstance(errors[1 - culprit], RunError)
     assert str(errors[1 - culprit]) == f"process {culprit} failed: reports.csv: no such file"
@@ -132,7 +133,7 @@ def test_one_run_has_one_secret(both, tmp_path, shared):
     inputs = load_inputs(config)
     run = RunDirectory(config, resume=False)
     try:
-        secrets = both(lambda i: loop._secret(None if i else run, inputs, shared))
+        secrets = both(lambda i: whole._secret(None if i else run, inputs, shared))
         expected = RunSecret(bytes.fromhex(run._new["secret"]), shared)
     finally:
         run.close()
@@ -253,7 +254,7 @@ def test_two_processes_release_the_adapter_of_one_with_the_same_secret(workspace
         (workspace / "runs/two/private/secret.json").read_bytes()
     )
     run.close()
-    loop.train(
+    whole.train(
         config, resume=True, interrupt=Interrupt(), monitor=Monitor(Console(file=io.StringIO()))
     )
     one, two = adapter(workspace, "one"), adapter(workspace, "two")

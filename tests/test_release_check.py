@@ -15,8 +15,8 @@ from jaxdp import dp
 from jaxdp.backbone import Backbone
 from jaxdp.models import lora
 from jaxdp.models.pretrained import load_classifier
-from jaxdp.training.release import write_release
-from jaxdp.training.release_check import ReleaseError, check_release
+from jaxdp.run.release import write_release
+from jaxdp.run.release_check import ReleaseError, check_release
 
 LABELS = ("normal", "effusion", "opacity")
 MECHANISM = dp.SubsampledGaussian(60, 60, 20, 0.1, 20.0)

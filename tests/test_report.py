@@ -18,10 +18,10 @@ from jaxdp.report.draw import INK, LINE, SOFT
 from jaxdp.report.lines import curve, training
 from jaxdp.report.page import TEMPLATES
 from jaxdp.report.sweep import sweep_page, write_figures
+from jaxdp.run.directory import RunError
 from jaxdp.sweep.accounting import plan_sweep
 from jaxdp.sweep.analysis import analyse
 from jaxdp.sweep.directory import begin
-from jaxdp.training.run_directory import RunError
 
 AXES = {"model.backbone": ("bert-small", "albert-base-v2"), "privacy.epsilon": (0.1, 0.5, None)}
 HOSTILE = "<script>alert(1)</script>&\"'"

@@ -21,10 +21,10 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.dp import SecureNoise, SubsampledGaussian, clipped_gradient_sum, secure_noise
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import train
 from jaxdp.training.frozen_layers import mean_feature
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.step import LabelledData, TrainState, make_train_step
 

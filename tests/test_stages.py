@@ -8,9 +8,9 @@ from helpers_training import smoke_config
 
 from jaxdp import dp
 from jaxdp.config import ConfigError
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import SilentMonitor
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import SilentMonitor
+from jaxdp.run.train import train
 from jaxdp.training.stages import plan_run
 
 OWN = dict(

@@ -29,6 +29,10 @@ from rich.console import Console
 
 from jaxdp import dp
 from jaxdp.config import Config, ConfigError
+from jaxdp.run.directory import RunDirectory, RunError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import Interrupted, train
 from jaxdp.sweep.accounting import plan_sweep
 from jaxdp.sweep.directory import begin, read_members, sampling_root
 from jaxdp.sweep.estimate import estimate_seconds
@@ -37,11 +41,7 @@ from jaxdp.sweep.history import evaluations, peak_memory, read_history, seconds
 from jaxdp.sweep.members import Grid, Sweep, expand, groups, load_sweep, override
 from jaxdp.sweep.progress import SweepProgress, joint_lines, status, winner_lines
 from jaxdp.sweep.results import results_table, write_results
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted, train
-from jaxdp.training.monitor import Monitor
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.setup import load_inputs
 
 DELTA = 1e-3  # of configs/smoke.py

@@ -27,13 +27,13 @@ from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.dp import Ledger, LedgerError
 from jaxdp.evaluation.predict import ReleasedClassifier
-from jaxdp.training.checkpoint import Position
+from jaxdp.run.checkpoint import Position
+from jaxdp.run.directory import RunDirectory, RunError
+from jaxdp.run.give_up import give_up
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor, SilentMonitor
+from jaxdp.run.train import Interrupted, train
 from jaxdp.training.frozen_layers import FrozenLayers
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted, train
-from jaxdp.training.monitor import Monitor, SilentMonitor
-from jaxdp.training.run_directory import RunDirectory, RunError
-from jaxdp.training.settle import settle
 from jaxdp.training.setup import load_inputs
 from jaxdp.training.stages import plan_run
 
@@ -363,26 +363,26 @@ def test_a_run_that_is_given_up_counts_with_the_steps_it_took(workspace):
         return mechanisms["main stage"].steps
 
     with pytest.raises(RunError, match="holds no run"):
-        settle(path, ledger)
+        give_up(path, ledger)
     stop_after(config, (0, 2))
     assert counted() == 6
     held = RunDirectory(config, resume=True)
     with pytest.raises(RunError, match="in use"):
-        settle(path, ledger)
+        give_up(path, ledger)
     held.close()
     with pytest.raises(LedgerError, match="is not in"):
-        settle(path, Ledger(workspace / "other.jsonl"))
+        give_up(path, Ledger(workspace / "other.jsonl"))
 
     # One more step than was read when it was asked to stop: that one had begun.
-    done = run_script("account.py", f"--ledger={ledger.path}", f"--settle={path}", "--delta=1e-3")
-    assert done.returncode == 0 and "settled after 3 steps of stage 1" in done.stdout, done.stderr
+    done = run_script("account.py", f"--ledger={ledger.path}", f"--give_up={path}", "--delta=1e-3")
+    assert done.returncode == 0 and "given up after 3 steps of stage 1" in done.stdout, done.stderr
     assert counted() == 3
     # What was set aside as damaged has been seen all the same.
     newest = path / "private" / "checkpoints" / "0-3"
     newest.rename(newest.with_suffix(".damaged"))
-    assert settle(path, ledger) == (0, 3)
+    assert give_up(path, ledger) == (0, 3)
 
     run(config, resume=True)
     assert counted() == 6
     with pytest.raises(RunError, match="not finished"):
-        settle(path, ledger)
+        give_up(path, ledger)

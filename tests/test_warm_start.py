@@ -23,11 +23,11 @@ from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
 from jaxdp.models.checkpoints import WeightsError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.release_check import check_release
+from jaxdp.run.train import train
 from jaxdp.training import warm_start as warm_start_module
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor
-from jaxdp.training.release_check import check_release
 from jaxdp.training.setup import build_model, load_inputs
 from jaxdp.training.setup import test_probabilities as probabilities_of_test_reports
 from jaxdp.training.stages import plan_run

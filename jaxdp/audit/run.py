@@ -119,7 +119,7 @@ class Audit:
         secret: RunSecret,
         units: PrivacyUnits,
     ) -> StageTrainer:
-        """The real trainer, as `training.loop` makes it, on `units` of the collection."""
+        """The real trainer, as `run.train` makes it, on `units` of the collection."""
         return StageTrainer(
             dataclasses.replace(self.stage, name=name, mechanism=mechanism),
             self.model,

@@ -7,6 +7,7 @@ Nothing is imported here but for the command that was asked for.
 import difflib
 import importlib
 import sys
+from inspect import signature
 from pathlib import Path
 
 COMMANDS = {
@@ -61,6 +62,8 @@ def run(name: str, arguments: list[str] | None = None) -> None:
     # After the command's own imports, which --help waits for in any case.
     from absl import app, flags
 
+    from jaxdp.cli import USER_ERRORS
+
     def parse(argv: list[str]) -> list[str]:
         flags.FLAGS(argv[:1])  # absl's own; nobody gives them
         try:
@@ -72,7 +75,18 @@ def run(name: str, arguments: list[str] | None = None) -> None:
             what = inner.args[0] if isinstance(inner, Exception) else inner
             _fail(f"a flag names no setting: {' '.join(str(what).split())}")
 
-    app.run(module.main, [f"jaxdp {name}", *_with_paths(arguments)], flags_parser=parse)
+    def main(argv: list[str]) -> None:
+        given, wanted = argv[1:], signature(module.main).parameters
+        if len(given) > len(wanted):
+            _fail(f"unexpected argument {given[-1]!r}; settings are given as --name=value")
+        if len(given) < len(wanted):
+            _fail(f"give one {', one '.join(wanted)}; see --help")
+        try:
+            module.main(*given)
+        except USER_ERRORS as error:
+            _fail(error)
+
+    app.run(main, [f"jaxdp {name}", *_with_paths(arguments)], flags_parser=parse)
 
 
 def shipped_configs() -> Path:
@@ -118,6 +132,6 @@ def _nearest(name: str, known) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _fail(text: str) -> None:
+def _fail(text: object) -> None:
     print(f"error: {text}", file=sys.stderr)
     sys.exit(1)

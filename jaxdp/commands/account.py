@@ -5,15 +5,15 @@
     jaxdp account --noise_multiplier 2.5 --units 50232 --batch 1024 --steps 1000
     jaxdp account --statement runs/openi_eps8/release/privacy.json
     jaxdp account --ledger ledger.jsonl --delta 1e-5
-    jaxdp account --ledger ledger.jsonl --settle runs/given_up
+    jaxdp account --ledger ledger.jsonl --give_up runs/given_up
 
 The first prints the least noise multiplier that meets each epsilon, the second the epsilon that
 each noise multiplier costs, both under add/remove of one unit with Poisson sampling at probability
 batch / units; by PLD (tight; what training uses), and by Renyi DP for comparison. The third
 recomputes a statement's epsilon with dp-accounting and fails if it is not the one claimed. The
 fourth prints what all recorded runs on the same data cost together. The last does so after a run
-that was stopped and is given up has been settled: it then counts with the steps it took instead of
-all it had planned. Should it be resumed after all, it counts in full again.
+that was stopped is given up: it then counts with the steps it took instead of all it had planned.
+Should it be resumed after all, it counts in full again.
 """
 
 import json
@@ -25,8 +25,8 @@ from rich.table import Table
 from scipy.optimize import brentq
 
 from jaxdp import dp
-from jaxdp.cli import USER_ERRORS, fail
-from jaxdp.training.settle import settle
+from jaxdp.cli import fail
+from jaxdp.run.give_up import give_up
 
 from .define import Define
 
@@ -42,7 +42,7 @@ _PROBABILITY = DEFINE.float(
 _STEPS = DEFINE.integer("steps", None, "Training steps.")
 _STATEMENT = DEFINE.string("statement", None, "A privacy.json to check, instead.")
 _LEDGER = DEFINE.string("ledger", None, "A ledger to add up, instead.")
-_SETTLE = DEFINE.string("settle", None, "With --ledger: directory of a run given up.")
+_GIVE_UP = DEFINE.string("give_up", None, "With --ledger: directory of a run given up.")
 _JSON = DEFINE.string("json", None, "Also write the result to this file.")
 
 
@@ -157,10 +157,10 @@ def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
     if not path.is_file():
         fail(f"{path}: no such ledger")
     ledger = dp.Ledger(path)
-    if _SETTLE.value is not None:
-        position = settle(Path(_SETTLE.value), ledger)
+    if _GIVE_UP.value is not None:
+        position = give_up(Path(_GIVE_UP.value), ledger)
         where = f"{position.step} steps of stage {position.stage + 1}" if position else "no step"
-        console.print(f"{_SETTLE.value}: settled after {where}", soft_wrap=True)
+        console.print(f"{_GIVE_UP.value}: given up after {where}", soft_wrap=True)
     table = Table(title=f"together, at delta {_DELTA.value:g}")
     table.add_column("data")
     table.add_column("runs", justify="right")
@@ -174,21 +174,19 @@ def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
     return rows
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     tasks = (_EPSILON, _NOISE, _STATEMENT, _LEDGER)
     if sum(flag.value is not None for flag in tasks) != 1:
         fail("give one of " + ", ".join(f"--{flag.name}" for flag in tasks))
-    if _SETTLE.value is not None and _LEDGER.value is None:
-        fail("--settle needs --ledger")
+    if _GIVE_UP.value is not None and _LEDGER.value is None:
+        fail("--give_up needs --ledger")
     console = Console()
     if _STATEMENT.value is not None:
         result = check(Path(_STATEMENT.value), console)
     elif _LEDGER.value is not None:
         try:
             result = {"delta": _DELTA.value, "data": add_up(Path(_LEDGER.value), console)}
-        except (*USER_ERRORS, ValueError) as error:
+        except ValueError as error:
             fail(error)
     else:
         sampling, given = (_UNITS, _BATCH), _PROBABILITY.value is not None

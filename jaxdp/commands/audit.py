@@ -18,7 +18,7 @@ from rich.table import Table
 
 from jaxdp.audit.config import AuditConfig
 from jaxdp.audit.run import HEADINGS, Finding, run_audit, showings, summary
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.cli import fail
 from jaxdp.files import write_json
 from jaxdp.progress import Display
 from jaxdp.report.audit import write_report
@@ -44,24 +44,19 @@ def show(findings: list[Finding], config: AuditConfig, console: Console) -> None
     console.print(table)
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+def main() -> None:
     if _JSON.value is not None and not Path(_JSON.value).parent.is_dir():
         fail(f"--json {_JSON.value}: its folder does not exist")
     prepare()
     console = Console()
-    try:
-        config = AuditConfig.from_dict(_CONFIG.value.to_dict())
-        directory = Path(config.run.dir) / config.run.name
-        directory.mkdir(parents=True, exist_ok=True)
-        with Display(console, "audit", status="starting") as display:
-            findings = run_audit(config, lambda status: display.update(0, status))
-        write_report(directory, config, findings)
-        if _JSON.value is not None:
-            write_json(Path(_JSON.value), summary(config, findings))
-    except USER_ERRORS as error:
-        fail(error)
+    config = AuditConfig.from_dict(_CONFIG.value.to_dict())
+    directory = Path(config.run.dir) / config.run.name
+    directory.mkdir(parents=True, exist_ok=True)
+    with Display(console, "audit", status="starting") as display:
+        findings = run_audit(config, lambda status: display.update(0, status))
+    write_report(directory, config, findings)
+    if _JSON.value is not None:
+        write_json(Path(_JSON.value), summary(config, findings))
     show(findings, config, console)
     console.print(f"report and plots: {directory}")
     missing = [what for what, did in showings(findings).items() if not did]

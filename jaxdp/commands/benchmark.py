@@ -37,7 +37,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.cli import fail
 from jaxdp.config import Config, inherit
 from jaxdp.files import write_json
 from jaxdp.progress import Display
@@ -61,9 +61,7 @@ _PROFILE = DEFINE.string("profile", None, "Folder for a JAX trace of one step of
 _JSON = DEFINE.string("json", None, "Also write everything to this file, as it comes.")
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --name=value")
+def main() -> None:
     needed = ("torch", "transformers", "peft", "opacus", "jax_privacy")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -73,13 +71,10 @@ def main(argv) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=170)  # a table that is piped to a file has room
-    try:
-        if _STARTUP.value:
-            _startup(console)
-        else:
-            _measure(console)
-    except USER_ERRORS as error:
-        fail(error)
+    if _STARTUP.value:
+        _startup(console)
+    else:
+        _measure(console)
 
 
 def _check() -> None:

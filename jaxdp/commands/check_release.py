@@ -11,7 +11,6 @@ Ends with status 1 if a check fails. Training runs the same checks before it pub
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxdp.cli import fail
-from jaxdp.training.release_check import check_release
+from jaxdp.files import write_json
+from jaxdp.run.release_check import check_release
 
 from .define import Define
 
@@ -29,17 +28,12 @@ _BASE = DEFINE.string("base", None, "Directory of the backbone, to compare with.
 _JSON = DEFINE.string("json", None, "Also write the findings to this file.")
 
 
-def main(argv) -> None:
-    if len(argv) != 2:
-        fail("give one release directory")
-    try:
-        base = None if _BASE.value is None else Path(_BASE.value)
-        findings = check_release(Path(argv[1]), base)
-        if _JSON.value is not None:
-            rows = [dataclasses.asdict(finding) for finding in findings]
-            Path(_JSON.value).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        fail(error)
+def main(release: str) -> None:
+    base = None if _BASE.value is None else Path(_BASE.value)
+    findings = check_release(Path(release), base)
+    if _JSON.value is not None:
+        rows = [dataclasses.asdict(finding) for finding in findings]
+        write_json(Path(_JSON.value), rows)
     table = Table("check", "result", "what was seen")
     for finding in findings:
         table.add_row(finding.check, "passed" if finding.passed else "FAILED", escape(finding.text))

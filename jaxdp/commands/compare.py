@@ -30,7 +30,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.cli import fail
 from jaxdp.config import Config
 from jaxdp.files import write_json
 from jaxdp.peers.job import SIDES
@@ -56,21 +56,16 @@ _BATCH = DEFINE.integer(
 )
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+def main() -> None:
     needed = ("torch", "transformers", "peft", "opacus")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
     prepare()
     console = Console()
-    try:
-        configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
-        output = Path(_OUTPUT.value or Path(configs[0].run.dir) / f"compare_{configs[0].run.name}")
-        output.mkdir(parents=True, exist_ok=True)
-        result = _compare(configs, output, console)
-    except USER_ERRORS as error:
-        fail(error)
+    configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
+    output = Path(_OUTPUT.value or Path(configs[0].run.dir) / f"compare_{configs[0].run.name}")
+    output.mkdir(parents=True, exist_ok=True)
+    result = _compare(configs, output, console)
     console.print(f"all numbers and plots: {output / 'page.html'}")
     if not result.get("passed", True):
         fail(f"the sides differ by more than {result['tolerance']:g}")

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import export
 
 from jaxdp.backbone import load_finetuned
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.cli import fail
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
@@ -87,12 +87,10 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
         write_stablehlo(output / "model.jax_export", model, config.max_position_embeddings)
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     prepare()
     try:
         run(Path(_ADAPTER.value), Path(_OUTPUT.value), _FORMAT.value, _BASE_MODEL.value)
-    except (*USER_ERRORS, ValueError) as error:
+    except ValueError as error:
         fail(error)
     print(f"wrote {_OUTPUT.value}")

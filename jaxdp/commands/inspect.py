@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdp.backbone import resolve_backbone
-from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
 from jaxdp.data.load import load_reports
@@ -153,19 +152,14 @@ def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray]:
     return summarize(dataset, tokens.lengths, config.data.max_length), tokens.lengths
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+def main() -> None:
     prepare()
     matplotlib.use("agg")
-    try:
-        # Of training nothing is asked: its numbers are chosen after looking.
-        values = {name: _CONFIG.value[name].to_dict() for name in ("data", "teacher")}
-        backbone = {name: _CONFIG.value.model[name] for name in ("backbone", "revision")}
-        config = Config.from_dict({**values, "model": backbone, "privacy": {"epsilon": None}})
-        summary, lengths = inspect(config)
-    except USER_ERRORS as error:
-        fail(error)
+    # Of training nothing is asked: its numbers are chosen after looking.
+    values = {name: _CONFIG.value[name].to_dict() for name in ("data", "teacher")}
+    backbone = {name: _CONFIG.value.model[name] for name in ("backbone", "revision")}
+    config = Config.from_dict({**values, "model": backbone, "privacy": {"epsilon": None}})
+    summary, lengths = inspect(config)
     print_summary(summary, Console())
     if _OUTPUT.value:
         plot_lengths(lengths, config.data.max_length, Path(_OUTPUT.value) / "lengths.png")

@@ -9,14 +9,13 @@ whatever its name; sweep_paper names the members of the whole study. Cells witho
 run are "-". Test scores are not covered by the privacy guarantee.
 """
 
-import json
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.files import write_json
 from jaxdp.sweep.paper import PUBLISHED, paper_table, read_results
 
 from .define import Define
@@ -27,20 +26,15 @@ _MARKDOWN = DEFINE.string("markdown", None, "Also write the table to this file."
 _JSON = DEFINE.string("json", None, "Also write the rows to this file.")
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
-    try:
-        headings, rows = paper_table(read_results(Path(_RUNS.value)))
-        if _MARKDOWN.value is not None:
-            lines = [headings, ["---"] * len(headings), *rows]
-            text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-            Path(_MARKDOWN.value).write_text(f"{text}\n{PUBLISHED}\n", encoding="utf-8")
-        if _JSON.value is not None:
-            values = [dict(zip(headings, row, strict=True)) for row in rows]
-            Path(_JSON.value).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except USER_ERRORS as error:
-        fail(error)
+def main() -> None:
+    headings, rows = paper_table(read_results(Path(_RUNS.value)))
+    if _MARKDOWN.value is not None:
+        lines = [headings, ["---"] * len(headings), *rows]
+        text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        Path(_MARKDOWN.value).write_text(f"{text}\n{PUBLISHED}\n", encoding="utf-8")
+    if _JSON.value is not None:
+        values = [dict(zip(headings, row, strict=True)) for row in rows]
+        write_json(Path(_JSON.value), values)
     title = "weighted F1 on test by epsilon, mean over runs (their number)"
     table = Table(*headings, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:

@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.cli import fail
 from jaxdp.data.dataset import DataError
 from jaxdp.data.table_rows import FORMATS
 from jaxdp.evaluation.label_file import WRITERS, label_file
@@ -50,25 +50,20 @@ def _thresholds(path: str | None) -> dict[str, float] | None:
         raise DataError(f"{path} is not JSON") from None
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     if (_RUN.value is None) == (_RELEASE.value is None):
         fail("give either --run or --release")
-    try:
-        classifier = load(_RUN.value or _RELEASE.value, base_model=_BASE_MODEL.value)
-        outcome = label_file(
-            classifier,
-            Path(_INPUT.value),
-            Path(_OUTPUT.value),
-            text_column=_TEXT_COLUMN.value,
-            skip_bad_rows=_BAD_ROWS.value == "skip",
-            id_column=_ID_COLUMN.value,
-            evidence=_EVIDENCE.value,
-            thresholds=_thresholds(_THRESHOLDS.value),
-        )
-    except USER_ERRORS as error:
-        fail(error)
+    classifier = load(_RUN.value or _RELEASE.value, base_model=_BASE_MODEL.value)
+    outcome = label_file(
+        classifier,
+        Path(_INPUT.value),
+        Path(_OUTPUT.value),
+        text_column=_TEXT_COLUMN.value,
+        skip_bad_rows=_BAD_ROWS.value == "skip",
+        id_column=_ID_COLUMN.value,
+        evidence=_EVIDENCE.value,
+        thresholds=_thresholds(_THRESHOLDS.value),
+    )
     for row in outcome.skipped:
         print(f"skipped row {row.number}: {row.problem}", file=sys.stderr)
     print(f"{outcome.labelled:,} reports labelled, {len(outcome.skipped):,} rows skipped")

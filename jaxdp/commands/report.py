@@ -9,14 +9,13 @@ and with --json the numbers. They hold scores on test and validation reports, wh
 covers, but no report and no id.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.files import write_json
 from jaxdp.report.sweep import sweep_page, write_figures
 from jaxdp.runtime import prepare
 from jaxdp.sweep.analysis import SweepReport, analyse
@@ -59,22 +58,16 @@ def numbers(report: SweepReport) -> dict[str, Any]:
     }
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     prepare()
     folder = Path(_SWEEP.value)
     output = Path(_OUTPUT.value or _SWEEP.value)
-    try:
-        report = analyse(folder, _DRAWS.value)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.html").write_text(sweep_page(report), encoding="utf-8")
-        figures = write_figures(report, output / "figures")
-        if _JSON.value is not None:
-            text = json.dumps(numbers(report), indent=2, allow_nan=False) + "\n"
-            Path(_JSON.value).write_text(text, encoding="utf-8")
-    except USER_ERRORS as error:
-        fail(error)
+    report = analyse(folder, _DRAWS.value)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.html").write_text(sweep_page(report), encoding="utf-8")
+    figures = write_figures(report, output / "figures")
+    if _JSON.value is not None:
+        write_json(Path(_JSON.value), numbers(report))
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{len(report.finished)} of {len(report.members)} members, {len(figures)} figures: "

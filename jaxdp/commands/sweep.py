@@ -14,13 +14,15 @@ skipped if their settings are the same, interrupted ones resumed. `jaxdp report`
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from jaxdp.cli import USER_ERRORS, fail
+from jaxdp.files import write_json
+from jaxdp.run.directory import RunError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.train import Interrupted
 from jaxdp.runtime import prepare
 from jaxdp.sweep.accounting import SweepPlan, plan_sweep
 from jaxdp.sweep.directory import begin, describe
@@ -29,9 +31,6 @@ from jaxdp.sweep.execute import EXECUTORS, finished, run_group, submit, wait
 from jaxdp.sweep.members import Sweep, load_sweep, override
 from jaxdp.sweep.progress import SweepProgress, clock, joint_lines, plan_table, winner_lines
 from jaxdp.sweep.results import results_table, write_results
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted
-from jaxdp.training.run_directory import RunError
 
 from .define import Define
 
@@ -90,16 +89,13 @@ def train_all(plan: SweepPlan, interrupt: Interrupt, console: Console) -> list[s
         return wait(jobs, interrupt)
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --set section.field=value")
+def main() -> None:
     prepare()
     console = Console(highlight=False, soft_wrap=True)
     try:
         plan = plan_sweep(read_sweep())
         if _JSON.value is not None:
-            text = json.dumps(describe(plan), indent=2) + "\n"
-            Path(_JSON.value).write_text(text, encoding="utf-8")
+            write_json(Path(_JSON.value), describe(plan))
         if _DRY_RUN.value:
             alone, total = estimate_seconds(plan)
             console.print(plan_table(plan, alone))
@@ -127,8 +123,6 @@ def main(argv) -> None:
         console.print(f"results of {done} members: {plan.sweep.path}/results.parquet and .csv")
     except Interrupted:
         stopped(interrupt, sum(finished(m) for m in plan.members.values()), plan)
-    except USER_ERRORS as error:
-        fail(error)
 
 
 def stopped(interrupt: Interrupt, done: int, plan: SweepPlan) -> None:

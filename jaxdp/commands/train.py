@@ -22,16 +22,15 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxdp import dp
-from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.config import Config
 from jaxdp.data.load import label_names
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor, SilentMonitor
+from jaxdp.run.processes import is_first, join
+from jaxdp.run.train import Interrupted, train
 from jaxdp.runtime import prepare
 from jaxdp.sweep.estimate import backbone_size, estimate_run
 from jaxdp.sweep.progress import clock
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted, train
-from jaxdp.training.monitor import Monitor, SilentMonitor
-from jaxdp.training.processes import is_first, join
 from jaxdp.training.stages import plan_run
 
 from .define import Define
@@ -64,9 +63,7 @@ def show_plan(config: Config, console: Console) -> None:
         console.print(f"          {line}", highlight=False, soft_wrap=True)
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+def main() -> None:
     prepare()
     try:
         config = Config.from_dict(_CONFIG.value.to_dict())
@@ -86,5 +83,3 @@ def main(argv) -> None:
                 file=sys.stderr,
             )
         sys.exit(128 + interrupt.received)
-    except USER_ERRORS as error:
-        fail(error)

@@ -29,8 +29,8 @@ class Ledger:
     """A record of mechanisms per data set, in `path`, with its secret key in `path`.key.
 
     Guarantee: once `plan` has returned, the entry survives a crash or power loss (fsync), and
-    counts as if all planned steps were taken until `settle` says that fewer were; so a budget entry
-    is never lost. Entries are chained by a keyed hash: a changed, reordered or removed one is
+    counts as if all planned steps were taken until `give_up` says that fewer were; so no budget
+    entry is lost. Entries are chained by a keyed hash: a changed, reordered or removed one is
     noticed, unless it is the last. A last line cut short by a crash is dropped: its `plan` had not
     returned. Processes take turns (flock, so not on every network file system). Clocks play no
     role.
@@ -51,7 +51,7 @@ class Ledger:
             return hashlib.blake2b(b"".join(digests), key=key, digest_size=16).hexdigest()
 
     def runs(self) -> dict[str, dict[str, Mechanisms]]:
-        """Fingerprint -> run id -> its mechanisms, as settled or else as planned, oldest first.
+        """Fingerprint -> run id -> its mechanisms, as given up or else as planned, oldest first.
 
         Raises:
             LedgerError: the file was changed, or its key is missing.
@@ -99,7 +99,7 @@ class Ledger:
             if runs.get(run) != dict(mechanisms):
                 _append(file, key, check, fingerprint, run, mechanisms)
 
-    def settle(self, fingerprint: str, run: str, mechanisms: Mechanisms) -> None:
+    def give_up(self, fingerprint: str, run: str, mechanisms: Mechanisms) -> None:
         """Records that a planned run is over for good, after the steps in `mechanisms`.
 
         Raises:

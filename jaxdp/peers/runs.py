@@ -13,7 +13,7 @@ import numpy as np
 from jaxdp.config import Config
 from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.evaluation.statistics import over_reports, over_seeds
-from jaxdp.training.run_directory import RunError
+from jaxdp.run.directory import RunError
 from jaxdp.training.setup import load_inputs
 
 from .job import SIDES, Job, Outcome

@@ -13,11 +13,11 @@ import jax
 from rich.console import Console
 
 from jaxdp.config import Config
+from jaxdp.run.directory import RunError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import train
 from jaxdp.runtime import prepare
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor
-from jaxdp.training.run_directory import RunError
 
 from .process import Failed, Process
 

@@ -24,7 +24,7 @@ from jaxdp.evaluation.statistics import (
     percentile_interval,
     permutation_test,
 )
-from jaxdp.training.run_directory import RunError
+from jaxdp.run.directory import RunError
 
 from .directory import read_description, read_members
 from .history import evaluations, peak_memory, read_history, seconds

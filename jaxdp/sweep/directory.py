@@ -9,8 +9,8 @@ from typing import Any
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.files import write_json
+from jaxdp.run.directory import RunError, differences
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.run_directory import RunError, differences
 from jaxdp.training.setup import load_inputs
 
 from .accounting import SweepPlan
@@ -145,7 +145,7 @@ def _enter_ledger(plan: SweepPlan, new: bool) -> None:
     except dp.LedgerError:
         if new:  # refused as a whole: nothing has been done
             for fingerprint, run in entered:
-                ledger.settle(fingerprint, run, {})
+                ledger.give_up(fingerprint, run, {})
         raise
 
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdp.config import Config
+from jaxdp.run.directory import RunError
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import SilentMonitor
+from jaxdp.run.train import Interrupted, train, train_members
 from jaxdp.runtime import prepare
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import Interrupted, train
 from jaxdp.training.members import CannotShare
-from jaxdp.training.monitor import SilentMonitor
-from jaxdp.training.run_directory import RunError
-from jaxdp.training.train_members import train_members
 
 from .directory import (
     log_file,
@@ -50,7 +49,7 @@ def finished(member: Member) -> bool:
 
 def run_group(folder: Path, index: int, interrupt: Interrupt, *, one_by_one: bool = False) -> None:
     """Trains what a group lacks in this process; what was interrupted is resumed. Each member is
-    trained as `training.loop.train` does, with the group's samples: see `programs`.
+    trained as `run.train.train` does, with the group's samples: see `programs`.
 
     Raises:
         Interrupted: asked to stop; everything is saved.

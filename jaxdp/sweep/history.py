@@ -12,9 +12,9 @@ from rich.console import Console
 
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
-from jaxdp.training.checkpoint import Position
-from jaxdp.training.monitor import Monitor
-from jaxdp.training.run_directory import RunDirectory
+from jaxdp.run.checkpoint import Position
+from jaxdp.run.directory import RunDirectory
+from jaxdp.run.monitor import Monitor
 from jaxdp.training.setup import Inputs
 
 FILE = "history.jsonl"

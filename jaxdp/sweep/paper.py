@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxdp.config import Config, ConfigError
-from jaxdp.training.run_directory import RunError
+from jaxdp.run.directory import RunError
 
 EPSILONS = (None, 10.0, 1.0, 0.1, 0.01)
 """The study's; None is without privacy."""

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from jaxdp.files import write_whole
-from jaxdp.training.run_directory import RunError
+from jaxdp.run.directory import RunError
 
 from .members import Member
 

@@ -29,9 +29,9 @@ from helpers_training import WORDS, write_backbone  # noqa: E402
 from jaxdp.cli import USER_ERRORS  # noqa: E402
 from jaxdp.config import Config  # noqa: E402
 from jaxdp.dp import Ledger  # noqa: E402
-from jaxdp.training.interrupt import Interrupt  # noqa: E402
-from jaxdp.training.loop import train  # noqa: E402
-from jaxdp.training.monitor import Monitor  # noqa: E402
+from jaxdp.run.interrupt import Interrupt  # noqa: E402
+from jaxdp.run.monitor import Monitor  # noqa: E402
+from jaxdp.run.train import train  # noqa: E402
 from jaxdp.training.stages import plan_run  # noqa: E402
 
 LABELS = ("normal", "effusion")

@@ -11,14 +11,14 @@ CLIPPING, MECHANISM, NOISE = "dp/clipping.py", "dp/mechanism.py", "dp/noise.py"
 SAMPLING, ACCOUNTING, STATEMENT = "dp/sampling.py", "dp/accounting.py", "dp/statement.py"
 LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
-CHECKPOINT, RUNDIR = "training/checkpoint.py", "training/run_directory.py"
+CHECKPOINT, RUNDIR = "run/checkpoint.py", "run/directory.py"
 FILES = "files.py"
-COURSE, RUN = "training/course.py", "training/loop.py"
-FROZEN = "        frozen_layers = _frozen_layers(courses[0], models[0], inputs)\n"
+STAGE_LOOP, RUN = "run/stage_loop.py", "run/train.py"
+FROZEN = "        frozen_layers = _frozen_layers(runs[0], models[0], inputs)\n"
 STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
-PROCESSES = "training/processes.py"
-RELEASE_CHECK = "training/release_check.py"
+PROCESSES = "run/processes.py"
+RELEASE_CHECK = "run/release_check.py"
 LORA, WARM_START = "models/lora.py", "training/warm_start.py"
 
 
@@ -68,13 +68,15 @@ OWN_SAMPLES = (
 MEAN_NOISE = "test_frozen_layers.py::test_noise_of_the_mean_is_of_its_own_stream_and_kind"
 OWN_NUMBERS = "test_stages.py::test_every_stage_has_its_own_clip_norm_batch_steps_and_noise"
 TO_THE_TARGET = "test_stages.py::test_plan_composes_to_the_target"
-AS_PLANNED = "test_course.py::test_what_runs_is_what_was_planned"
-STOPPED = "test_course.py::test_a_stop_saves_tells_what_was_spent_and_goes_on_with_the_next_step"
-SAME_REPORTS = (
-    "test_course.py::test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only"
+AS_PLANNED = "test_stage_loop.py::test_what_runs_is_what_was_planned"
+STOPPED = (
+    "test_stage_loop.py::test_a_stop_saves_tells_what_was_spent_and_goes_on_with_the_next_step"
 )
-GROUPED = "test_course.py::test_training_reports_are_grouped_as_configured"
-STATED = "test_course.py::test_the_statement_is_of_what_ran_on_whom_and_with_which_noise"
+SAME_REPORTS = (
+    "test_stage_loop.py::test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only"
+)
+GROUPED = "test_stage_loop.py::test_training_reports_are_grouped_as_configured"
+STATED = "test_stage_loop.py::test_the_statement_is_of_what_ran_on_whom_and_with_which_noise"
 LEDGER_POWER = (
     "test_ledger.py::test_an_entry_and_its_key_survive_a_power_loss_once_the_plan_has_returned"
 )
@@ -898,7 +900,7 @@ MUTANTS = [
     # Several processes: one secret, one writer, one decision.
     Mutant(
         "every process draws its own secret",
-        "training/loop.py",
+        "run/train.py",
         "return RunSecret(*(root.tobytes() for root in shared))",
         "return own or RunSecret.create(None)",
         "test_processes.py::test_one_run_has_one_secret",
@@ -906,8 +908,8 @@ MUTANTS = [
     Mutant(
         "every process writes",
         PROCESSES,
-        "together(fn if is_first() else lambda: None)",
-        "together(fn)",
+        "on_all(fn if is_first() else lambda: None)",
+        "on_all(fn)",
         "test_processes.py::test_only_process_0_does_what_is_for_the_first",
     ),
     Mutant(
@@ -1048,7 +1050,7 @@ MUTANTS = [
     ),
     Mutant(
         "the statement keeps quiet about a public start",
-        "training/finish.py",
+        "run/finish.py",
         "public_start=public_start(config),",
         "public_start=None,",
         "test_warm_start.py::test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from",
@@ -1169,10 +1171,10 @@ MUTANTS = [
     ),
     Mutant(
         "a head keeps how sure it was",
-        COURSE,
-        "        model.divide_logits(course.config.train.temperature)\n",
+        STAGE_LOOP,
+        "        model.divide_logits(run.config.train.temperature)\n",
         "",
-        "test_course.py::test_in_the_end_the_head_is_an_ordinary_one_and_its_logits_are_divided_once",
+        "test_stage_loop.py::test_in_the_end_the_head_is_an_ordinary_one_and_its_logits_are_divided_once",
     ),
     Mutant(
         "a temperature leaves the biases",
@@ -1183,7 +1185,7 @@ MUTANTS = [
     ),
     Mutant(
         "released in training coordinates",
-        COURSE,
+        STAGE_LOOP,
         "        model.fold_basis()\n",
         "        pass\n",
         "test_warm_start.py::test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from",
@@ -1443,63 +1445,63 @@ MUTANTS = [
         "one, secure=False",
         MEAN_NOISE,
     ),
-    # The course of a run: what is told is what was spent, and it is saved before.
+    # As a run goes on: what is told is what was spent, and it is saved before.
     Mutant(
         "a stopped run tells one step less",
-        COURSE,
+        STAGE_LOOP,
         "self.plan.mechanisms(done.stage, done.step)",
         "self.plan.mechanisms(done.stage, max(done.step - 1, 0))",
-        "test_course.py::test_epsilon_is_of_every_step_taken_and_of_the_mean",
+        "test_stage_loop.py::test_epsilon_is_of_every_step_taken_and_of_the_mean",
     ),
     Mutant(
         "the step that was just taken is not counted",
-        COURSE,
+        STAGE_LOOP,
         "done = Position(position.stage, step + 1)",
         "done = Position(position.stage, step)",
         STOPPED,
     ),
     Mutant(
         "a stop does not save",
-        COURSE,
+        STAGE_LOOP,
         "evaluate = stop or self._due(step + 1)",
         "evaluate = self._due(step + 1)",
         STOPPED,
     ),
     Mutant(
         "shown before it is saved",
-        COURSE,
+        STAGE_LOOP,
         "                    metrics = self._evaluate(done, state)\n",
         "                    metrics = self._evaluate(done, state)\n"
         "                    self._show(done, metrics)\n",
-        "test_course.py::test_what_is_shown_is_saved_before_and_its_epsilon_is_of_that_step",
+        "test_stage_loop.py::test_what_is_shown_is_saved_before_and_its_epsilon_is_of_that_step",
     ),
     Mutant(
         "reports are read before the secret is kept",
-        COURSE,
+        STAGE_LOOP,
         f"        processes.first(start)\n{FROZEN}",
         f"{FROZEN}        processes.first(start)\n",
-        "test_course.py::test_nothing_is_done_with_the_reports_before_the_start",
+        "test_stage_loop.py::test_nothing_is_done_with_the_reports_before_the_start",
     ),
     Mutant(
         "the mean is not noised",
-        COURSE,
-        "inputs.units, c.plan.centering,",
+        STAGE_LOOP,
+        "inputs.units, run.plan.centering,",
         "inputs.units, None,",
         AS_PLANNED,
     ),
     Mutant(
         "every stage runs the first one's mechanism",
-        COURSE,
-        "course.plan.stages[index], model",
-        "course.plan.stages[0], model",
+        STAGE_LOOP,
+        "run.plan.stages[index], model",
+        "run.plan.stages[0], model",
         AS_PLANNED,
     ),
     Mutant(
         "an adapter that is not finite is saved",
-        COURSE,
+        STAGE_LOOP,
         "                self._require_finite(state.adapters, done)\n",
         "",
-        "test_course.py::test_a_state_that_is_not_finite_is_neither_saved_nor_shown",
+        "test_stage_loop.py::test_a_state_that_is_not_finite_is_neither_saved_nor_shown",
     ),
     Mutant(
         "noise used again on other patients' grouping",
@@ -1518,27 +1520,27 @@ MUTANTS = [
     Mutant(
         "the ledger is told of a part of the run",
         RUN,
-        "            course.plan.mechanisms(),\n",
-        "            course.plan.mechanisms(0, 0),\n",
-        "test_course.py::test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that",
+        "            run.plan.mechanisms(),\n",
+        "            run.plan.mechanisms(0, 0),\n",
+        "test_stage_loop.py::test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that",
     ),
     Mutant(
         "a started run that is refused loses its secret",
         RUN,
         "        if new:\n",
         "        if True:\n",
-        "test_course.py::test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has",
+        "test_stage_loop.py::test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has",
     ),
     Mutant(
         "a run given up counts without what was set aside",
-        "training/settle.py",
+        "run/give_up.py",
         ".furthest()",
         ".latest()",
         "test_checkpoint.py::test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved",
     ),
     Mutant(
         "a resumed run starts from fresh adapters",
-        COURSE,
+        STAGE_LOOP,
         "        if begin == saved:\n",
         "        if False:\n",
         STOPPED,
@@ -1559,21 +1561,21 @@ MUTANTS = [
     ),
     Mutant(
         "the statement names another unit",
-        "training/finish.py",
+        "run/finish.py",
         "privacy_unit=config.privacy.unit,",
         'privacy_unit="report",',
         STATED,
     ),
     Mutant(
         "the statement is of a part of the run",
-        "training/finish.py",
-        "        course.plan.mechanisms(),\n",
-        "        course.plan.mechanisms(0, 0),\n",
+        "run/finish.py",
+        "        run.plan.mechanisms(),\n",
+        "        run.plan.mechanisms(0, 0),\n",
         STATED,
     ),
     Mutant(
         "the statement names another generator",
-        "training/finish.py",
+        "run/finish.py",
         "noise_generator(config.privacy.secure_noise)",
         "noise_generator(False)",
         STATED,

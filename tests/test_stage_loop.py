@@ -13,18 +13,19 @@ from helpers_training import smoke_config, write_backbone
 
 from jaxdp import dp
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.training import course as course_module
-from jaxdp.training import finish as finish_module
-from jaxdp.training import loop, setup
-from jaxdp.training.checkpoint import Checkpoints, Position
-from jaxdp.training.course import Course, Interrupted, train_stages
-from jaxdp.training.finish import finish
-from jaxdp.training.interrupt import Interrupt
+from jaxdp.run import finish as finish_module
+from jaxdp.run import stage_loop
+from jaxdp.run import train as whole
+from jaxdp.run.checkpoint import Checkpoints, Position
+from jaxdp.run.directory import RunDirectory, RunError
+from jaxdp.run.finish import finish
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import SilentMonitor
+from jaxdp.run.processes import SharedInterrupt
+from jaxdp.run.stage_loop import Interrupted, Run, train_stages
+from jaxdp.training import setup
 from jaxdp.training.mesh import make_mesh
-from jaxdp.training.monitor import SilentMonitor
-from jaxdp.training.processes import SharedInterrupt
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.run_directory import RunDirectory, RunError
 from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState
 
@@ -97,13 +98,13 @@ class Lab:
             fold_basis=lambda: self.log.append(("folded",)),
             divide_logits=lambda temperature: self.log.append(("divided", temperature)),
         )
-        monkeypatch.setattr(course_module, "StageTrainer", Trainer)
-        monkeypatch.setattr(course_module, "_build", lambda *_: ([model], None))
-        monkeypatch.setattr(course_module, "_frozen_layers", frozen_layers)
-        monkeypatch.setattr(course_module, "mean_feature", mean_feature)
+        monkeypatch.setattr(stage_loop, "StageTrainer", Trainer)
+        monkeypatch.setattr(stage_loop, "_build", lambda *_: ([model], None))
+        monkeypatch.setattr(stage_loop, "_frozen_layers", frozen_layers)
+        monkeypatch.setattr(stage_loop, "mean_feature", mean_feature)
         self.plan = plan_run(self.config)
         self.checkpoints = NotedCheckpoints(tmp_path / "checkpoints", 2)
-        self.course = Course(self.config, self.plan, RunSecret.create(7), None, self)
+        self.run = Run(self.config, self.plan, RunSecret.create(7), None, self)
 
     # As a monitor.
     def built(self, *_):
@@ -128,7 +129,7 @@ class Lab:
             patch.setattr(SharedInterrupt, "received", received)
             stop = SharedInterrupt(self.interrupt, make_mesh(1))
             start = functools.partial(self.log.append, ("start",))
-            train_stages([self.course], self.inputs, self.checkpoints, stop, start)
+            train_stages([self.run], self.inputs, self.checkpoints, stop, start)
 
     def noted(self, kind):
         """What was noted of one kind, in order."""
@@ -150,7 +151,7 @@ def spent(config, plan, done):
 
 def test_epsilon_is_of_every_step_taken_and_of_the_mean(lab):
     for done in (Position(0, 0), *ALL):
-        assert lab.course.epsilon(done) == spent(lab.config, lab.plan, done) > 0
+        assert lab.run.epsilon(done) == spent(lab.config, lab.plan, done) > 0
 
 
 def test_nothing_is_done_with_the_reports_before_the_start(lab):
@@ -164,11 +165,11 @@ def test_nothing_is_done_with_the_reports_before_the_start(lab):
 def test_what_runs_is_what_was_planned(lab):
     lab.train()
     ((_, arguments, options),) = (entry for entry in lab.log if entry[0] == "feature mean")
-    assert arguments == (FEATURES, UNITS, lab.plan.centering, lab.course.secret)
+    assert arguments == (FEATURES, UNITS, lab.plan.centering, lab.run.secret)
     assert lab.plan.centering is not None and options == {"secure_noise": True}
     assert tuple(lab.noted("stage")) == lab.plan.stages
     for _, _, options in (entry for entry in lab.log if entry[0] == "stage"):
-        assert options["secret"] is lab.course.secret and options["units"] is UNITS
+        assert options["secret"] is lab.run.secret and options["units"] is UNITS
         assert options["secure_noise"] and options["center"] is MEAN
     assert lab.noted("step") == ALL
 
@@ -228,11 +229,11 @@ def inputs(patients="aabb", unit="patient", **changes):
 )
 def test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only(tmp_path, other):
     with contextlib.closing(RunDirectory(smoke_config(tmp_path), resume=False)) as run:
-        secret = loop._secret(run, inputs(), None)
+        secret = whole._secret(run, inputs(), None)
         run.start()
-        assert loop._secret(run, inputs(), None).root == secret.root
+        assert whole._secret(run, inputs(), None).root == secret.root
         with pytest.raises(RunError, match="other training reports"):
-            loop._secret(run, other, None)
+            whole._secret(run, other, None)
 
 
 @pytest.mark.parametrize(
@@ -249,59 +250,60 @@ def test_training_reports_are_grouped_as_configured(tmp_path, monkeypatch, unit,
 
 
 @pytest.fixture
-def new_course(tmp_path):
-    """new_course(**changes): a run that has not started."""
+def new_run(tmp_path):
+    """new_run(**changes): a run that has not started."""
     with contextlib.ExitStack() as opened:
 
-        def new_course(**changes):
+        def new_run(**changes):
             changes = FIXED | {"privacy__ledger": str(tmp_path / "ledger")} | changes
             config = smoke_config(tmp_path, **changes)
-            run = opened.enter_context(contextlib.closing(RunDirectory(config, resume=False)))
-            secret = loop._secret(run, inputs(), None)
-            return Course(config, plan_run(config), secret, run, SilentMonitor())
+            directory = RunDirectory(config, resume=False)
+            opened.enter_context(contextlib.closing(directory))
+            secret = whole._secret(directory, inputs(), None)
+            return Run(config, plan_run(config), secret, directory, SilentMonitor())
 
-        yield new_course
+        yield new_run
 
 
 def test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that(
-    tmp_path, new_course, monkeypatch
+    tmp_path, new_run, monkeypatch
 ):
-    course, planned = new_course(), dp.Ledger.plan
+    run, planned = new_run(), dp.Ledger.plan
 
     def plan(*arguments, **options):
-        assert course.run.started
+        assert run.directory.started
         planned(*arguments, **options)
 
     monkeypatch.setattr(dp.Ledger, "plan", plan)
-    loop._begin(course, inputs())
+    whole._begin(run, inputs())
     (runs,) = dp.Ledger(tmp_path / "ledger").runs().values()
-    assert runs == {course.secret.public_id(): course.plan.mechanisms()}
+    assert runs == {run.secret.public_id(): run.plan.mechanisms()}
 
 
-def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_course):
-    course = new_course(privacy__total_budget=1e-3)
+def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_run):
+    run = new_run(privacy__total_budget=1e-3)
     for started in (False, True):
         if started:
-            course.run.start()
+            run.directory.start()
         with pytest.raises(dp.LedgerError, match="over the total budget"):
-            loop._begin(course, inputs())
-        assert course.run.started is started
+            whole._begin(run, inputs())
+        assert run.directory.started is started
 
 
 # After the last step.
 
 
-def test_the_statement_is_of_what_ran_on_whom_and_with_which_noise(new_course, monkeypatch):
-    course, written = new_course(**RESTRICTED), []
+def test_the_statement_is_of_what_ran_on_whom_and_with_which_noise(new_run, monkeypatch):
+    run, written = new_run(**RESTRICTED), []
     monkeypatch.setattr(finish_module, "write_release", lambda *_, **o: written.append(o))
     held_out = inputs(splits=["train", "train", "test", "test"])
     weights = types.SimpleNamespace(initialised=())
-    finish(course, held_out, None, weights, np.full((2, 2), 0.5, np.float32))
+    finish(run, held_out, None, weights, np.full((2, 2), 0.5, np.float32))
     (statement,) = (options["statement"] for options in written)
     assert [(m["stage"], m["steps"]) for m in statement["mechanisms"]] == [
         ("feature mean", 1), ("head stage", 4), ("main stage", 6),
     ]  # fmt: skip
-    assert statement["epsilon"] == spent(course.config, course.plan, ALL[-1])
+    assert statement["epsilon"] == spent(run.config, run.plan, ALL[-1])
     assert (statement["privacy_unit"], statement["max_reports_per_patient"]) == ("patient", 3)
     assert statement["seed_policy"] == "fixed-for-research"
     assert statement["noise_generator"].startswith("SHAKE-256")

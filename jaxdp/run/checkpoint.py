@@ -15,9 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdp.files import sync, sync_tree, write_whole
-
-from .mesh import put
-from .step import TrainState
+from jaxdp.training.mesh import put
+from jaxdp.training.step import TrainState
 
 _DIGEST = "blake2b"
 """File in each checkpoint: hash of the rest of it."""

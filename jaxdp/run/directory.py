@@ -9,8 +9,7 @@ from typing import Any
 
 from jaxdp.config import Config
 from jaxdp.files import write_json
-
-from .randomness import RunSecret
+from jaxdp.training.randomness import RunSecret
 
 # Settings that change neither the mechanism nor, but for rounding, the result, and may differ on
 # resume.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from jaxdp import dp
 from jaxdp.config import Config
+from jaxdp.training.stages import plan_run
 
 from .checkpoint import Checkpoints, Position
-from .run_directory import RunDirectory, RunError
-from .stages import plan_run
+from .directory import RunDirectory, RunError
 
 
-def settle(path: Path, ledger: dp.Ledger) -> Position | None:
-    """Settles the unfinished run at `path` to where it got, and returns that; None: no step taken.
+def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
+    """Gives the unfinished run at `path` up where it got, and returns that; None: no step taken.
 
     Safe, because a step is saved before anyone sees a result of it, so nothing later than the
     furthest checkpoint has left the process; because nobody trains meanwhile (lock); and because
@@ -32,13 +32,13 @@ def settle(path: Path, ledger: dp.Ledger) -> Position | None:
     run = RunDirectory(dataclasses.replace(config, run=place), resume=True)
     try:
         if run.finished or not run.started:
-            raise RunError(f"{path}: only a run that was started and not finished can be settled")
+            raise RunError(f"{path}: only a run that was started and not finished can be given up")
         run_id = run.stored_secret()[0].public_id()
         data = next((data for data, runs in ledger.runs().items() if run_id in runs), None)
         if data is None:
             raise dp.LedgerError(f"{path} is not in {ledger.path}")
         position = Checkpoints(run.checkpoints, config.run.keep_checkpoints).furthest()
-        ledger.settle(data, run_id, plan_run(config).mechanisms(*position) if position else {})
+        ledger.give_up(data, run_id, plan_run(config).mechanisms(*position) if position else {})
         return position
     finally:
         run.close()

@@ -7,9 +7,8 @@ from typing import Any
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.data.units import reports_per_patient
-
-from .setup import Inputs
-from .stages import RunPlan
+from jaxdp.training.setup import Inputs
+from jaxdp.training.stages import RunPlan
 
 
 def patient_epsilons(config: Config, plan: RunPlan, inputs: Inputs) -> dict[str, Any] | None:

@@ -20,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdp.config import ConfigError
+from jaxdp.training.mesh import DATA
+from jaxdp.training.step import TrainState
 
 from .checkpoint import Checkpoints, DamagedCheckpoint, Position
+from .directory import RunError
 from .interrupt import Interrupt
-from .mesh import DATA
-from .run_directory import RunError
-from .step import TrainState
 
 T = TypeVar("T")
 _MESSAGE = 1000
@@ -63,7 +63,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def together(fn: Callable[[], T]) -> T:
+def on_all(fn: Callable[[], T]) -> T:
     """fn() on every process; where it fails on one, it fails on all.
 
     Raises:
@@ -89,7 +89,7 @@ def together(fn: Callable[[], T]) -> T:
 
 def first(fn: Callable[[], T]) -> T | None:
     """fn() on process 0, None on the others; they wait for it, and fail if it fails."""
-    return together(fn if is_first() else lambda: None)
+    return on_all(fn if is_first() else lambda: None)
 
 
 def from_first(arrays: list[np.ndarray]) -> list[np.ndarray]:

@@ -25,11 +25,11 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 from jaxdp.progress import Display
+from jaxdp.training.setup import Inputs, arithmetic
+from jaxdp.training.stages import RunPlan, Stage
 
 from .checkpoint import DamagedCheckpoint, Position
-from .run_directory import RunDirectory
-from .setup import Inputs, arithmetic
-from .stages import RunPlan, Stage
+from .directory import RunDirectory
 
 _UNITS_OFF = 0.05
 """Share by which privacy.units may be off before people are told, and they alone: how many units

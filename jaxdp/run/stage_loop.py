@@ -18,19 +18,19 @@ from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
+from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
+from jaxdp.training.members import share_frozen
+from jaxdp.training.mesh import make_mesh
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.setup import Inputs, build_model, cache_folder, token_buckets
+from jaxdp.training.stages import RunPlan
+from jaxdp.training.step import TrainState
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 from . import processes
 from .checkpoint import Checkpoints, Position
-from .frozen_layers import FrozenLayers, mean_feature
-from .members import share_frozen
-from .mesh import make_mesh
+from .directory import RunDirectory
 from .monitor import Monitor, SilentMonitor
-from .randomness import RunSecret
-from .run_directory import RunDirectory
-from .setup import Inputs, build_model, cache_folder, token_buckets
-from .stages import RunPlan
-from .step import TrainState
-from .trainer import StageMember, StageTrainer
 
 
 class Interrupted(Exception):
@@ -43,20 +43,20 @@ class Interrupted(Exception):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Course:
+class Run:
     """One run that a program trains, alone or as a member of a sweep.
 
     Attributes:
         config, plan: of the run; members differ in numbers alone.
         secret: where its randomness comes from.
-        run: its directory; None on every process but the first.
+        directory: None on every process but the first.
         monitor: told what happens to it.
     """
 
     config: Config
     plan: RunPlan
     secret: RunSecret
-    run: RunDirectory | None
+    directory: RunDirectory | None
     monitor: Monitor | SilentMonitor
 
     def epsilon(self, done: Position) -> float | None:
@@ -74,7 +74,7 @@ def _epsilon(mechanisms: tuple[dp.SubsampledGaussian, ...], delta: float) -> flo
 
 
 def train_stages(
-    courses: Sequence[Course],
+    runs: Sequence[Run],
     inputs: Inputs,
     checkpoints: Checkpoints | None,
     stop: processes.SharedInterrupt,
@@ -83,7 +83,7 @@ def train_stages(
     """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
 
     Args:
-        courses: what to train; with several, checkpoints hold the states of all.
+        runs: what to train; with several, checkpoints hold the states of all.
         inputs: that all read.
         checkpoints: on the first process.
         stop: asked between steps.
@@ -94,32 +94,34 @@ def train_stages(
         The trained models, and how they were loaded.
 
     Raises:
-        Interrupted, FloatingPointError, DamagedCheckpoint: see `loop.train`.
+        Interrupted, FloatingPointError, DamagedCheckpoint: see `train.train`.
         CannotShare: see `members.share_frozen`.
     """
-    config, plan = courses[0].config, courses[0].plan
+    config, plan = runs[0].config, runs[0].plan
     saved = processes.latest(checkpoints)
     position = saved or Position(0, 0)
     # A public start and frozen layers may take minutes, and leave nothing half done.
-    with stop.raising(lambda: _interrupted(courses, saved)):
-        models, weights = processes.together(lambda: _build(courses, inputs))
-        for course, model in zip(courses, models, strict=True):
-            course.monitor.built(model, weights, config.train.trained)
+    with stop.raising(lambda: _interrupted(runs, saved)):
+        models, weights = processes.on_all(lambda: _build(runs, inputs))
+        for run, model in zip(runs, models, strict=True):
+            run.monitor.built(model, weights, config.train.trained)
         processes.first(start)
-        frozen_layers = _frozen_layers(courses[0], models[0], inputs)
+        frozen_layers = _frozen_layers(runs[0], models[0], inputs)
     secure = config.privacy.secure_noise
-    centers: list[Any] = [0.0] * len(courses)
+    centers: list[Any] = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(models[0].feature_level)["train"]
         released = [
-            mean_feature(features, inputs.units, c.plan.centering, c.secret, secure_noise=secure)
-            for c in courses
+            mean_feature(
+                features, inputs.units, run.plan.centering, run.secret, secure_noise=secure
+            )
+            for run in runs
         ]
         centers = processes.from_first(released)
     for index in range(position.stage, len(plan.stages)):
         first, *others = [
-            StageMember(course.plan.stages[index], model, course.secret, center)
-            for course, model, center in zip(courses, models, centers, strict=True)
+            StageMember(run.plan.stages[index], model, run.secret, center)
+            for run, model, center in zip(runs, models, centers, strict=True)
         ]
         trainer = StageTrainer(
             first.stage,
@@ -128,10 +130,10 @@ def train_stages(
             labels=inputs.labels,
             units=inputs.units,
             secret=first.secret,
-            token_buckets=token_buckets(config, len(courses)),
+            token_buckets=token_buckets(config, len(runs)),
             center=first.center,
             secure_noise=secure,
-            mesh=make_mesh(config.run.devices, len(courses)),
+            mesh=make_mesh(config.run.devices, len(runs)),
             shard_frozen=config.model.shard_frozen,
             others=others,
         )
@@ -141,58 +143,58 @@ def train_stages(
         else:
             state = trainer.initial_state
             processes.first(lambda begin=begin, state=state: checkpoints.save(begin, state))
-        loop = _StageLoop(courses, inputs, trainer, checkpoints, stop)
+        loop = _StageLoop(runs, inputs, trainer, checkpoints, stop)
         with contextlib.ExitStack() as showing:
-            for course in courses:
-                showing.enter_context(course.monitor.stage(course.run, course.plan.stages, begin))
+            for run in runs:
+                showing.enter_context(run.monitor.stage(run.directory, run.plan.stages, begin))
             trainer.install(loop.run(begin, state))
-    for course, model in zip(courses, models, strict=True):
+    for run, model in zip(runs, models, strict=True):
         model.fold_basis()
-        model.divide_logits(course.config.train.temperature)
+        model.divide_logits(run.config.train.temperature)
     return models, weights
 
 
-def _build(courses: Sequence[Course], inputs: Inputs) -> tuple[list[ReportClassifier], LoadReport]:
+def _build(runs: Sequence[Run], inputs: Inputs) -> tuple[list[ReportClassifier], LoadReport]:
     models = []
-    for course in courses:
-        if models and course.config.warm_start.phrasebook is not None:
+    for run in runs:
+        if models and run.config.warm_start.phrasebook is not None:
             # A public start takes its time, and members do not differ in it.
             model = nnx.clone(models[0])
         else:
             model, weights = build_model(
-                course.config,
+                run.config,
                 inputs.backbone,
                 inputs.dataset.label_names,
-                course.secret,
-                course.monitor.public_start,
+                run.secret,
+                run.monitor.public_start,
             )
         models.append(model)
         share_frozen(models[0], model)
     return models, weights
 
 
-def _frozen_layers(course: Course, model: ReportClassifier, inputs: Inputs) -> FrozenLayers:
+def _frozen_layers(run: Run, model: ReportClassifier, inputs: Inputs) -> FrozenLayers:
     """With every level that the stages start from."""
-    config = course.config
+    config = run.config
     frozen_layers = FrozenLayers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config),
         cache_folder(config),
         make_mesh(config.run.devices),
-        course.monitor.frozen_layers,
+        run.monitor.frozen_layers,
     )
     # From the lowest level up, so that each is made from the one before.
     for level in sorted(
-        model.start_level(lora.split(model, stage.mode)[1]) for stage in course.plan.stages
+        model.start_level(lora.split(model, stage.mode)[1]) for stage in run.plan.stages
     ):
         frozen_layers.at(level)
     return frozen_layers
 
 
-def _interrupted(courses: Sequence[Course], saved: Position | None) -> Interrupted:
+def _interrupted(runs: Sequence[Run], saved: Position | None) -> Interrupted:
     """To be raised where everything up to `saved` is on disk; of a run alone it says the cost."""
-    epsilon = courses[0].epsilon(saved) if saved is not None and len(courses) == 1 else None
+    epsilon = runs[0].epsilon(saved) if saved is not None and len(runs) == 1 else None
     return Interrupted(saved or Position(0, 0), epsilon)
 
 
@@ -200,14 +202,14 @@ def _interrupted(courses: Sequence[Course], saved: Position | None) -> Interrupt
 class _StageLoop:
     """The steps of one stage, with what has to happen between them."""
 
-    courses: Sequence[Course]
+    runs: Sequence[Run]
     inputs: Inputs
     trainer: StageTrainer
     checkpoints: Checkpoints | None
     stop: processes.SharedInterrupt
 
     def run(self, position: Position, state: TrainState) -> TrainState:
-        stage, every = self.trainer.stage, self.courses[0].config.run
+        stage, every = self.trainer.stage, self.runs[0].config.run
         if position.step and self._due(position.step):
             # It is saved; whether it was also shown before a kill is not known.
             self._show(position, self._evaluate(position, state))
@@ -235,24 +237,24 @@ class _StageLoop:
             if evaluate:
                 self._show(done, metrics)
             if stop and not last:
-                raise _interrupted(self.courses, done)
+                raise _interrupted(self.runs, done)
         return state
 
     def _due(self, step: int) -> bool:
         """Whether there is an evaluation after so many steps."""
-        every = self.courses[0].config.run.eval_every
+        every = self.runs[0].config.run.eval_every
         return step == self.trainer.stage.steps or step % every == 0
 
     def _show(self, done: Position, metrics: list[dict[str, Any]]) -> None:
         if not metrics:
             return
-        for course, own in zip(self.courses, metrics, strict=True):
-            course.monitor.evaluated(done, own, course.epsilon(done))
+        for run, own in zip(self.runs, metrics, strict=True):
+            run.monitor.evaluated(done, own, run.epsilon(done))
 
     def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:
         read = jax.tree.map(np.asarray, diagnostics)
-        for course, own in zip(self.courses, self.trainer.each(read), strict=True):
-            course.monitor.stepped(done, own, reports, fill)
+        for run, own in zip(self.runs, self.trainer.each(read), strict=True):
+            run.monitor.stepped(done, own, reports, fill)
 
     def _evaluate(self, done: Position, state: TrainState) -> list[dict[str, Any]]:
         """Each run's metrics on the validation split; none at all where there is none."""
@@ -269,10 +271,10 @@ class _StageLoop:
 
     def _require_finite(self, values: Any, done: Position) -> None:
         """Of adapters, or of what they predict: after the noise, so that stopping tells nothing."""
-        for course, own in zip(self.courses, self.trainer.each(values), strict=True):
+        for run, own in zip(self.runs, self.trainer.each(values), strict=True):
             if not all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(own)):
                 raise FloatingPointError(
-                    f"{course.config.run.name}: the adapter is no longer usable after step "
+                    f"{run.config.run.name}: the adapter is no longer usable after step "
                     f"{done.step}: it holds or predicts numbers that are not finite; lower the "
                     "learning rate (this state was not saved)"
                 )

@@ -11,14 +11,14 @@ from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.files import write_json, write_whole
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
+from jaxdp.training.randomness import noise_generator, seed_policy
+from jaxdp.training.setup import Inputs, arithmetic
+from jaxdp.training.warm_start import public_start
 
 from . import processes
-from .course import Course
-from .randomness import noise_generator, seed_policy
+from .directory import RunDirectory
 from .release import write_release
-from .run_directory import RunDirectory
-from .setup import Inputs, arithmetic
-from .warm_start import public_start
+from .stage_loop import Run
 
 NOT_COVERED = (
     "computed on held-out reports and not covered by the privacy guarantee; publish it only if "
@@ -27,7 +27,7 @@ NOT_COVERED = (
 
 
 def finish(
-    course: Course,
+    run: Run,
     inputs: Inputs,
     model: ReportClassifier,
     weights: LoadReport,
@@ -36,7 +36,7 @@ def finish(
     """Writes release/, then the test predictions, then metrics.json, which says that all is there.
 
     Args:
-        course: of the run that is done.
+        run: that is done.
         inputs: that it read.
         model: trained.
         weights: how it was loaded.
@@ -45,9 +45,9 @@ def finish(
     Returns:
         The statement ("privacy") and the test metrics ("metrics").
     """
-    config = course.config
+    config = run.config
     statement = dp.privacy_statement(
-        course.plan.mechanisms(),
+        run.plan.mechanisms(),
         delta=config.privacy.delta,
         privacy_unit=config.privacy.unit,
         seed_policy=seed_policy(config.run.research_seed),
@@ -58,7 +58,7 @@ def finish(
     )
     processes.first(
         lambda: write_release(
-            course.run.release,
+            run.directory.release,
             model,
             config.train.mode,
             backbone=inputs.backbone,
@@ -73,12 +73,14 @@ def finish(
         predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
         metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
     metrics["arithmetic"] = f"{arithmetic(config)} on {jax.default_backend()}"
-    processes.first(lambda: _write_results(course.run, predictions, metrics))
-    course.monitor.finished(course.run, statement, metrics["test"])
+    processes.first(lambda: _write_results(run.directory, predictions, metrics))
+    run.monitor.finished(run.directory, statement, metrics["test"])
     return {"privacy": statement, "metrics": metrics}
 
 
-def _write_results(run: RunDirectory, predictions: TestPredictions | None, metrics: dict) -> None:
+def _write_results(
+    directory: RunDirectory, predictions: TestPredictions | None, metrics: dict
+) -> None:
     if predictions is not None:
-        write_whole(run.private / "test_predictions.npz", predictions.to_bytes())
-    write_json(run.path / "metrics.json", metrics)
+        write_whole(directory.private / "test_predictions.npz", predictions.to_bytes())
+    write_json(directory.path / "metrics.json", metrics)
