@@ -24,9 +24,6 @@ from .job import MAIN, Job, Reports, sampling_probability
 from .side import PHYSICAL
 from .torch_model import adapter_name, build
 
-METHODS = ("hooks", "ghost", "none")
-"""Opacus' per-example gradients, its ghost clipping, or no privacy."""
-
 
 class ReportRows(torch.utils.data.Dataset):
     """(token ids [length], labels [num_labels]) of a report."""
@@ -69,7 +66,7 @@ class TorchTrainer:
 
     Args:
         job: what to train, and from where.
-        method: one of `METHODS`.
+        method: "hooks" (Opacus' per-example gradients), "ghost" (its ghost clipping), or "none".
         padding: "dynamic", to the longest report of a physical batch, or "fixed", to
             data.max_length.
         sort: whether a logical batch is sorted by length before it is cut into physical ones, which

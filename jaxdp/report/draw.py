@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's: told apart by colour-blind readers, and visible on light and on dark."""
-INK, SOFT, LINE, MARK, WARN = "#1a1d21", "#5c6670", "#d9dee3", "#0072b2", "#8a4b00"
+INK, SOFT, LINE, WARN = "#1a1d21", "#5c6670", "#d9dee3", "#8a4b00"
 _VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line"}
 _STYLE = {
     # Fonts as outlines of TrueType (42), which publishers accept and readers can search.

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxdp.sweep.analysis import Collection, Setting, SweepReport
-from jaxdp.sweep.paper import DATASETS
 
 from .draw import COLOURS, SOFT, new_figure, styled, svg, tag
 
@@ -48,19 +47,6 @@ class Panel:
     marks: tuple[tuple[float, str], ...] = ()
     """(x, name) where something begins."""
 
-    def extent(self) -> tuple[float, float]:
-        """Of y, with all intervals, a little wider, within [0, 1]."""
-        values = [
-            v
-            for line in self.lines
-            for p in (*line.points, *([line.level] if line.level else []))
-            for v in (p.y, p.low, p.high)
-            if v is not None
-        ]
-        low, high = min(values), max(values)
-        room = max(0.06 * (high - low), 0.01)
-        return max(0.0, low - room), min(1.0, high + room)
-
     @styled
     def figure(self, page: str = "") -> Figure:
         """Drawn: for a paper, with title and legend; or as a page's chart of that name, in which
@@ -79,7 +65,9 @@ class Panel:
             axes.axvline(x, color=SOFT, linestyle=":", linewidth=0.8)
             place = {"xy": (x, 1), "xytext": (-3, -9), "xycoords": ("data", "axes fraction")}
             axes.annotate(name, **place, textcoords="offset points", ha="right", color=SOFT)
-        axes.set(xlabel=self.x_label, ylabel=self.y_label, ylim=self.extent())
+        axes.set(xlabel=self.x_label, ylabel=self.y_label)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0), min(high, 1.0))
         if not page:
             axes.set_title(self.title)
             figure.legend(loc="outside lower center")
@@ -119,18 +107,6 @@ def _draw(axes: Axes, line: Line, series: dict[str, str]) -> None:
         axes.plot([p.x], [p.y], "o", markersize=14, alpha=0, gid=tag(tip=p.note, **series))
 
 
-def title(collection: Collection) -> str:
-    """A collection for people."""
-    return f"{DATASETS.get(collection.source, collection.source)}, per {collection.unit}"
-
-
-def setting_names(collection: Collection) -> list[str]:
-    """Of each setting: its level, and its series where there are several."""
-    if len({s.series for s in collection.settings}) == 1:
-        return [s.level for s in collection.settings]
-    return [f"{s.series}, {s.level}" for s in collection.settings]
-
-
 def interval_text(score: Sequence[float]) -> str:
     mean, low, high = score
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
@@ -156,7 +132,7 @@ def curve(collection: Collection) -> Panel:
                 epsilons.add(s.epsilon)
         lines.append(Line(name, COLOURS[i % len(COLOURS)], tuple(points), level))
     return Panel(
-        title(collection), "epsilon (smaller is more private)", "test weighted F1",
+        collection.title, "epsilon (smaller is more private)", "test weighted F1",
         tuple(lines), logarithmic=True, ticks=tuple(sorted(epsilons)),
     )  # fmt: skip
 
@@ -164,28 +140,26 @@ def curve(collection: Collection) -> Panel:
 def calibration(collection: Collection) -> Panel:
     """How often labels are there over the probability that was given for them; a line for each
     setting, and the diagonal, where the two agree."""
-    names = setting_names(collection)
     even = tuple(Point(x, x, note="as often as was said") for x in (0.0, 1.0))
     lines = [Line("as often as said", COLOURS[-1], even)]
     for i, setting in enumerate(collection.settings):
         counts, sums, positives = setting.reliability.T
         most = np.maximum(counts, 1)
-        name = names[i]
+        name = collection.names[i]
         points = tuple(
             Point(p, share, note=f"{name}: said {p:.2f}, is {share:.2f}, {int(n):,} answers")
             for n, p, share in zip(counts, sums / most, positives / most, strict=True)
             if n >= _FEW
         )
         lines.append(Line(name, COLOURS[i % (len(COLOURS) - 1)], points))
-    return Panel(title(collection), "probability", "share with the label", tuple(lines))
+    return Panel(collection.title, "probability", "share with the label", tuple(lines))
 
 
 def training(report: SweepReport, collection: Collection) -> Panel:
     """Weighted F1 on validation reports over training steps; a colour for each setting."""
     lines, marks = [], {}
-    names = setting_names(collection)
     for i, setting in enumerate(collection.settings):
-        name = names[i]
+        name = collection.names[i]
         for member in setting.members:
             config = report.members[member].config
             offset = config.head_stage.steps
@@ -201,6 +175,6 @@ def training(report: SweepReport, collection: Collection) -> Panel:
             if offset:
                 marks[offset] = "main stage"
     return Panel(
-        title(collection), "step", "validation weighted F1", tuple(lines),
+        collection.title, "step", "validation weighted F1", tuple(lines),
         marks=tuple(marks.items()),
     )  # fmt: skip

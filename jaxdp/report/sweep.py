@@ -14,7 +14,7 @@ from jaxdp.dp.statement import rounded_up
 from jaxdp.sweep.analysis import Collection, SweepReport, flat
 
 from .draw import INK, new_figure, save, styled
-from .lines import calibration, curve, interval_text, setting_names, title, training
+from .lines import calibration, curve, interval_text, training
 from .page import render
 
 _SURE = "#b3d5e8"
@@ -58,7 +58,7 @@ def _cards(report: SweepReport) -> list[tuple[str, str]]:
         )
         if best:
             score = f"{best.scores['weighted_f1'][0]:.3f}"
-            cards.append((score, f"best private weighted F1, {title(collection)}, {best.level}"))
+            cards.append((score, f"best private weighted F1, {collection.title}, {best.level}"))
     for joint in report.description["joint"]:
         of = f"of publishing the best, or all, of {len(joint['members'])} private members"
         cards.append((_epsilon(joint["epsilon"]), f"epsilon {of}"))
@@ -86,9 +86,9 @@ def _joint(joint: dict[str, Any]) -> dict[str, Any]:
 def _collection(report: SweepReport, collection: Collection, number: int) -> dict[str, Any]:
     steps = training(report, collection)
     return {
-        "title": title(collection),
+        "title": collection.title,
         "unit": collection.unit,
-        "names": setting_names(collection),
+        "names": collection.names,
         "pairs": len(collection.comparisons),
         "curve": curve(collection).chart(f"curve{number}"),
         "calibration": calibration(collection).chart(f"calibration{number}"),
@@ -137,7 +137,7 @@ def _shade(value: float) -> tuple[str, str]:
 
 
 def _differences(collection: Collection) -> list[list[dict[str, Any]]]:
-    names, cells = setting_names(collection), {}
+    names, cells = collection.names, {}
     for c in collection.comparisons:
         effect = "" if c.effect is None else f", Hedges' g over seeds {c.effect:+.1f}"
         for row, column, sign in ((c.row, c.column, 1), (c.column, c.row, -1)):
@@ -164,7 +164,7 @@ def _costs(report: SweepReport) -> list[list[Any]]:
             steps = config.head_stage.steps + config.train.steps
             seconds = "-" if s.seconds is None else f"{s.seconds:,.0f}"
             memory = "-" if s.peak_memory is None else f"{s.peak_memory / 1e9:.2f}"
-            name = f"{title(collection)}: {s.series}, {s.level}"
+            name = f"{collection.title}: {s.series}, {s.level}"
             rows.append([name, len(s.members), steps, seconds, memory])
     return rows
 
@@ -208,9 +208,9 @@ def _figures(report: SweepReport, collection: Collection) -> Iterator[tuple[str,
 @styled
 def _grid(collection: Collection, rows: list[list[dict[str, Any]]], about: str = "") -> Figure:
     """A page's table of settings, drawn."""
-    names, height = setting_names(collection), 0.5 if "small" in rows[0][-1] else 0.24
+    names, height = collection.names, 0.5 if "small" in rows[0][-1] else 0.24
     figure, (axes,) = new_figure(2.4 + 0.75 * len(names), 1.5 + height * len(rows))
-    axes.set(title=title(collection), xlabel=about)
+    axes.set(title=collection.title, xlabel=about)
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     axes.grid(False)
     axes.spines[:].set_visible(False)

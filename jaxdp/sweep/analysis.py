@@ -29,6 +29,7 @@ from jaxdp.run.directory import RunError
 from .directory import read_description, read_members
 from .history import evaluations, peak_memory, read_history, seconds
 from .members import Member
+from .paper import DATASETS
 
 _NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
 
@@ -97,6 +98,18 @@ class Collection:
     support: np.ndarray
     settings: tuple[Setting, ...]
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{DATASETS.get(self.source, self.source)}, per {self.unit}"
+
+    @property
+    def names(self) -> list[str]:
+        """Of each setting: its level, and its series where there are several."""
+        if len({s.series for s in self.settings}) == 1:
+            return [s.level for s in self.settings]
+        return [f"{s.series}, {s.level}" for s in self.settings]
 
 
 @dataclasses.dataclass(frozen=True)
