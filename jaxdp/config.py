@@ -263,6 +263,9 @@ class WarmStartConfig:
     """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
     adapters: bool = True
     """Adapters learn too, not queries and head alone."""
+    noise: float = 0.0
+    """Standard deviation of what is added to every token's state while it learns, in units of those
+    states' root mean square: few sentences are then not learnt by heart."""
 
     def __post_init__(self):
         least = {"reports": 1, "steps": int(self.from_adapter is None), "batch_size": 1}
@@ -273,6 +276,7 @@ class WarmStartConfig:
             value = getattr(self, field)
             _require(0 <= value <= 1, f"warm_start.{field}", "in [0, 1]", value)
         _require(self.findings > 0, "warm_start.findings", "positive", self.findings)
+        _require(0 <= self.noise < math.inf, "warm_start.noise", "at least 0", self.noise)
         rate = self.learning_rate
         _require(0 < rate < math.inf, "warm_start.learning_rate", "positive", rate)
 

@@ -59,6 +59,8 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         Choice("model", "pooling", "label-attention", "each label reads its own tokens"),
         Choice("warm_start", "phrasebook", book, made_up),
     ]
+    if book == "labels":
+        found.append(Choice("warm_start", "noise", 1.0, "sentences of a fixed form say one thing"))
     shape = SHAPES.get(source, {})
     found += [Choice("warm_start", f, v, f"reports of {source}") for f, v in shape.items()]
     if not epsilon or epsilon == float("inf"):

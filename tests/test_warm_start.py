@@ -320,3 +320,29 @@ def test_nothing_is_learnt_in_no_steps_without_an_adapter(workspace, book):
         ConfigError, match="warm_start.phrasebook must be set where warm_start.from"
     ):
         smoke_config(workspace, warm_start__from_adapter="adapter")
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_noise_is_as_strong_as_the_real_states(scale):
+    length, width = 900, 16
+    states = np.random.default_rng(0).normal(3, 2, (1200, width)).astype(np.float32)
+    states[length:] = 1e3  # padding, which says nothing of a report
+    noisy = warm_start_module.add_state_noise(jax.random.key(0), states, length, scale)
+    found = np.asarray(noisy - states)[:length]
+    expected = scale * np.sqrt(np.mean(np.square(states[:length])))
+    # Within 4.5 standard deviations of a sample's own: wrong once in 150,000.
+    assert abs(found.std() / expected - 1) < 4.5 / np.sqrt(2 * found.size)
+    assert abs(found.mean()) < 4.5 * expected / np.sqrt(found.size)
+
+
+@pytest.mark.parametrize("layers", ["last:1", "all"])
+def test_noise_reaches_what_learns_and_is_the_same_again(workspace, book, layers):
+    def learnt(noise):
+        changes = settings(book, steps=3, warm_start__noise=noise, lora__layers=layers)
+        return parameters(built(workspace, smoke_config(workspace, **changes)))
+
+    plain, noisy, again = learnt(0.0), learnt(1.0), learnt(1.0)
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, noisy[name], err_msg=name)
+    factors = [name for name in plain if "lora_b" in name]
+    assert factors and all((plain[name] != noisy[name]).any() for name in factors)

@@ -132,7 +132,8 @@ class ReportClassifier(nnx.Module):
         """Carries one report from level `start` to level `stop`.
 
         Args:
-            x: token ids [L] int for start = 0, hidden states [L, H], or the feature.
+            x: token ids [L] int or their embeddings [L, H] for start = 0, hidden states [L, H], or
+                the feature.
             length: how many of the L positions are real; the rest never influence the result.
             start, stop: levels, 0 <= start <= stop <= feature_level.
         """
@@ -152,7 +153,7 @@ class ReportClassifier(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """(states at level `stop`, those before if a layer was applied); only_first: of the last
         layer the first token alone."""
-        if start == 0 and stop > 0:
+        if start == 0 and stop > 0 and x.ndim == 1:
             x = self.embed(x)
         before = None
         for index in range(start, stop):

@@ -227,8 +227,11 @@ def _train(
     states = frozen_layers.at(level)["train"]
     widths = (1,) if level == model.feature_level else buckets.widths
 
-    def report_loss(params, frozen, values, length, labels):
+    def report_loss(params, frozen, values, length, labels, key):
         model = nnx.merge(graphdef, params, frozen)
+        if settings.noise and level < model.feature_level:
+            values = values if level else model.embed(values)
+            values = add_state_noise(key, values, length, settings.noise)
         return multilabel_loss(packed_logits(model, values, length, level), labels)
 
     size = min(settings.batch_size, len(states))
@@ -237,7 +240,7 @@ def _train(
 
     def gradient(params, frozen, *reports):
         def loss(params):
-            losses = jax.vmap(report_loss, (None, None, 0, 0, 0))(params, frozen, *reports)
+            losses = jax.vmap(report_loss, (None, None, 0, 0, 0, 0))(params, frozen, *reports)
             return losses.sum() / size
 
         found = jax.grad(loss)(params)
@@ -245,7 +248,7 @@ def _train(
 
     if mesh is not None:
         gradient = jax.shard_map(  # check_vma: see `step.sum_over_devices`
-            gradient, mesh=mesh, in_specs=(WHOLE, WHOLE, *[rows] * 3), out_specs=WHOLE,
+            gradient, mesh=mesh, in_specs=(WHOLE, WHOLE, *[rows] * 4), out_specs=WHOLE,
             check_vma=False,
         )  # fmt: skip
     optimizer = _optimizer(settings)
@@ -258,15 +261,26 @@ def _train(
     params, state, frozen = place(
         (jax.tree.map(jnp.copy, trained), optimizer.init(trained), frozen), mesh
     )
+    keys = jax.random.split(jax.random.key(0), settings.steps)
     with watch(settings.steps, "steps") as stepped:
-        for width, chosen in _batches(states.lengths, widths, size, settings.steps):
-            reports = (*states.gather(chosen, width), labels[chosen])
+        batches = _batches(states.lengths, widths, size, settings.steps)
+        for key, (width, chosen) in zip(keys, batches, strict=True):
+            reports = (*states.gather(chosen, width), labels[chosen], jax.random.split(key, size))
             if mesh is not None:
                 reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
             params, state = step(params, state, frozen, *reports)
             jax.block_until_ready(params)  # no queue of steps with collectives in them
             stepped(1)
     return jax.tree.map(jnp.asarray, to_host(params))
+
+
+def add_state_noise(key: jax.Array, x_LxH: jax.Array, length: jax.Array, scale: float) -> jax.Array:
+    """Normal noise on each state, `scale` times the root mean square of the real ones; as NEFTune
+    (arXiv 2310.05914) does it to embeddings, and as strong for long reports as for short."""
+    real = (jnp.arange(len(x_LxH)) < length)[:, None]
+    square = jnp.sum(jnp.square(x_LxH), where=real) / jnp.maximum(length * x_LxH.shape[1], 1)
+    noise = jax.random.normal(key, x_LxH.shape, x_LxH.dtype)
+    return x_LxH + (scale * jnp.sqrt(square)).astype(x_LxH.dtype) * noise
 
 
 def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
