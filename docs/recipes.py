@@ -12,7 +12,7 @@ SCORES = {
         0.918,
         {
             "recipe, with a phrasebook": {0.01: 0.782, 0.1: 0.826, 1: 0.875, 8: 0.900},
-            "recipe, labels' names alone": {0.1: 0.652, 1: 0.734, 8: 0.828},
+            "recipe, labels' names alone": {0.1: 0.658, 1: 0.759, 8: 0.849},
             "recipe of 0.5: mean of tokens": {0.01: 0.717, 0.1: 0.748, 1: 0.803, 8: 0.862},
             "head, no public start": {0.1: 0.217, 1: 0.619, 8: 0.809},
             "LoRA in private": {1: 0.204, 8: 0.233},

@@ -1104,6 +1104,20 @@ MUTANTS = [
         "",
         "test_warm_start.py::test_it_begins_at_an_adapter_for_the_labels_that_both_know",
     ),
+    Mutant(
+        "noise as strong as padding is",
+        WARM_START,
+        "jnp.square(x_LxH), where=real",
+        "jnp.square(x_LxH)",
+        "test_warm_start.py::test_noise_is_as_strong_as_the_real_states",
+    ),
+    Mutant(
+        "no noise on embeddings",
+        WARM_START,
+        "settings.noise and level < model.feature_level:",
+        "settings.noise and 0 < level < model.feature_level:",
+        "test_warm_start.py::test_noise_reaches_what_learns_and_is_the_same_again",
+    ),
     # Label attention: what a label reads, in which coordinates, and how its head is clipped.
     Mutant(
         "norm of column products from one factor",
