@@ -10,12 +10,22 @@ from helpers_training import write_backbone, write_collection
 from jaxdp.assets import cache_directory
 from jaxdp.runtime import one_device_per_core
 
-jax.config.update("jax_platforms", "cpu")
+GPU_TESTS_ON = os.environ.get("JAXDP_GPU_TESTS_ON", "gpu")
+"""The platform of the tests marked gpu, which are run with -m gpu, and alone."""
+
 # As in the scripts that tests start, so that those find what was compiled here, and the reverse.
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"
 one_device_per_core()
 # A key that is used twice is an error in every test.
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_configure(config):
+    if config.option.markexpr == "gpu" and GPU_TESTS_ON != "cpu":
+        # Each process of xdist would take three quarters of the memory as it starts.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    else:
+        jax.config.update("jax_platforms", "cpu")
 
 
 LONGEST = ("training", "members", "mesh", "faults", "sweep", "benchmark", "warm_start", "baseline")
