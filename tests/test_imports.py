@@ -30,6 +30,7 @@ LEVELS = {
     "config": 0,
     "recipe": -1,
     "assets": 0,
+    "compiled": 0,
     "runtime": 1,
     "files": 0,
     "progress": 0,

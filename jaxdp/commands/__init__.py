@@ -22,7 +22,7 @@ COMMANDS = {
     "inspect": "counts, lengths and labels of a configuration's data",
     "compare": "the same training in PyTorch, side by side",
     "benchmark": "speed beside peers on this machine",
-    "programs": "what a run's compiled programs cost, on a chip that need not be here",
+    "programs": "what a run's compiled programs cost on a chip that need not be here",
     "paper": "the study's table from finished runs",
 }
 """Name -> what it does, in one line."""
