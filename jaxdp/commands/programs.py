@@ -27,7 +27,6 @@ from rich.table import Table
 
 from jaxdp import dp
 from jaxdp.backbone import resolve_backbone
-from jaxdp.cli import USER_ERRORS, fail
 from jaxdp.compiled import CHIPS, count, device_of, roofline
 from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError
 from jaxdp.data.load import label_names
@@ -137,14 +136,9 @@ def measure(config: Config, chip: str) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.section.field=value")
+def main() -> None:
     prepare()
-    try:
-        rows = measure(Config.from_dict(_CONFIG.value.to_dict()), _CHIP.value)
-    except USER_ERRORS as error:
-        fail(error)
+    rows = measure(Config.from_dict(_CONFIG.value.to_dict()), _CHIP.value)
     title = f"{_CONFIG.value.model.backbone} on {_CHIP.value}"
     table = Table(*(field.replace("_", " ") for field in rows[0]), title=title)
     for row in rows:
