@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxdp import assets
 from jaxdp.config import ConfigError
+from jaxdp.models.checkpoints import read_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.hub import download
 from jaxdp.models.merged import load_checkpoint
@@ -41,7 +42,8 @@ def resolve_backbone(
     Args:
         name: preset, directory, or hub id "owner/name"; as in config.model.backbone, or in an
             adapter's base_model_name_or_path.
-        pooling: of `models.classifier.POOLINGS`; None is the preset's own, or "cls".
+        pooling: of `models.classifier.POOLINGS`; None is the preset's own, or what the files of
+            sentence-transformers beside the weights say, or "cls".
         revision: of a hub id.
 
     Raises:
@@ -50,7 +52,7 @@ def resolve_backbone(
     """
     directory = Path(name).expanduser()
     if directory.is_dir():
-        return Backbone(directory.resolve().name, directory, pooling or "cls")
+        return Backbone(directory.resolve().name, directory, pooling or _own_pooling(directory))
     preset = find_preset(name)
     hub_id = preset.hub_id if preset else name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
@@ -61,13 +63,33 @@ def resolve_backbone(
         )
     # The package registry has this one, which needs no hub.
     from_registry = hub_id == _MINILM and revision is None
+    directory = assets.minilm_directory() if from_registry else download(hub_id, revision)
     return Backbone(
         name=hub_id,
-        directory=assets.minilm_directory() if from_registry else download(hub_id, revision),
-        pooling=pooling or (preset.pooling if preset else "cls"),
+        directory=directory,
+        pooling=pooling or (preset.pooling if preset else _own_pooling(directory)),
         usual_length=preset.max_length if preset else None,
         revision=revision,
     )
+
+
+def _own_pooling(directory: Path) -> str:
+    """By 1_Pooling/config.json of sentence-transformers, "cls" without one; ConfigError where it
+    pools as we do not."""
+    path = directory / "1_Pooling" / "config.json"
+    if not path.exists():
+        return "cls"
+    read = read_json(path)
+    modes = read.get("pooling_mode") or [  # one flag for each mode, before there was one name
+        name.removeprefix("pooling_mode_")
+        for name, on in read.items()
+        if name.startswith("pooling_mode_") and on
+    ]
+    names = {"cls": "first", "cls_token": "first", "mean": "mean", "mean_tokens": "mean"}
+    (mode,) = [modes] if isinstance(modes, str) else modes if len(modes) == 1 else [None]
+    if mode not in names:
+        raise ConfigError(f"{path} pools in a way that is not supported; set config.model.pooling")
+    return names[mode]
 
 
 def load_finetuned(
@@ -96,4 +118,5 @@ def load_finetuned(
     backbone = resolve_backbone(name, pooling, info.revision)
     model, _ = load_classifier(backbone.directory, len(labels), pooling, rngs=nnx.Rngs(0))
     load_adapter(directory, model)
+    model.window = info.description.window
     return model, labels, backbone.directory

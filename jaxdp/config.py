@@ -58,6 +58,9 @@ class DataConfig:
     """None is the source's own list."""
     max_length: int = 128
     """Tokens per report, special tokens included; longer reports are cut and counted."""
+    windows: int = 1
+    """Where a report is longer than max_length: split it into at most so many windows of that size,
+    which overlap by an eighth. The backbone reads each by itself, the head all of them as one."""
     split_seed: int = 0
     """Public seed of the split, for sources without an official one."""
     validation_fraction: float = 0.05
@@ -84,6 +87,7 @@ class DataConfig:
 
     def __post_init__(self):
         _require(self.max_length >= 3, "data.max_length", "at least 3", self.max_length)
+        _require(self.windows >= 1, "data.windows", "at least 1", self.windows)
         _require(
             self.labels is None or len(self.labels) > 0, "data.labels", "non-empty or None", ()
         )
@@ -132,8 +136,9 @@ class ModelConfig:
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     pooling: str | None = None
-    """"cls", "mean", "mean-last2" (over tokens, and over the last two layers) or "label-attention"
-    (every label reads its own tokens of those); None is the preset's own, or "cls"."""
+    """"cls" (as transformers' classifier of the family), "first" (token, as it is), "mean",
+    "mean-last2" (over tokens, and over the last two layers) or "label-attention" (every label reads
+    its own tokens of those); None is the preset's or the checkpoint's own, or "cls"."""
     label_dimensions: int | None = None
     """Label attention after a public start: train the head along so many directions of each label's
     feature, which the made-up reports choose; None is all of it."""
@@ -146,7 +151,7 @@ class ModelConfig:
     on each, more traffic between them."""
 
     def __post_init__(self):
-        poolings = ("cls", "mean", "mean-last2", "label-attention")
+        poolings = ("cls", "first", "mean", "mean-last2", "label-attention")
         _require(
             self.pooling in (None, *poolings),
             "model.pooling",
@@ -175,15 +180,16 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0
     """The update is scaled by alpha / rank."""
-    targets: tuple[str, ...] = ("query", "value")
-    """Names of linear layers, or "all-linear"."""
+    targets: tuple[str, ...] | None = None
+    """Names of linear layers, or "all-linear"; None is queries and values, by whatever name the
+    backbone's family has for them."""
     layers: str = "all"
     """"all", or "last:k" for the k layers nearest the head."""
 
     def __post_init__(self):
         _require(self.rank >= 1, "lora.rank", "at least 1", self.rank)
         _require(0 < self.alpha < math.inf, "lora.alpha", "positive", self.alpha)
-        _require(len(self.targets) > 0, "lora.targets", "non-empty", self.targets)
+        _require(self.targets != (), "lora.targets", "non-empty or None", self.targets)
         kind, _, count = self.layers.partition(":")
         well_formed = self.layers == "all" or (
             kind == "last" and count.isdigit() and int(count) > 0

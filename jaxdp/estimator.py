@@ -17,10 +17,12 @@ from rich.console import Console
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from .backbone import resolve_backbone
 from .config import Config, ConfigError
 from .data.arrays import groups_of, labels_of, texts_of
 from .data.dataset import DataError, ReportDataset
 from .evaluation.predict import ReleasedClassifier
+from .models.pretrained import read_config, shares_layers
 from .released import load
 from .run.interrupt import Interrupt
 from .run.monitor import Monitor, SilentMonitor
@@ -62,7 +64,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             given to `fit`, rounded down to two figures, and warns.
         label_names: all labels, in order; None is for a DataFrame, whose columns name them, or
             numbers them.
-        backbone: preset, directory or hub id of a BERT or ALBERT.
+        backbone: preset, directory or hub id, see docs/backbones.md.
         recipe: "auto" chooses what is left open from public numbers, and has the last two layers
             learn in public (ALBERT: all, which are one); None does neither.
         max_length: tokens per text; longer ones are cut.
@@ -128,8 +130,11 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             )
         dataset = self._dataset(X, Y, groups)
         with self._folder() as folder:
-            config = self._config(dataset, folder)
             prepare()
+            try:
+                config = self._config(dataset, folder)
+            except ConfigError as error:
+                _by_argument(error)
             history: list[dict[str, float]] = []
             monitor = _Shown(history) if self.verbose else _Silent(history)
             interrupt = _Interrupt()
@@ -225,20 +230,20 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             "data": {"source": "table"},
             "run": {"dir": str(folder.parent), "name": folder.name},
         }
-        if self.recipe == "auto" and "albert" not in str(self.backbone).lower():
-            # As in the shipped configs: a quicker public start.
-            values["lora"] = {"layers": "last:2"}
         extra = dict(self.settings or {})
+        if self.recipe == "auto":
+            revision = extra.get("model.revision")
+            directory = resolve_backbone(str(self.backbone), "cls", revision).directory
+            if not shares_layers(read_config(directory)):
+                # As in the shipped configs: a quicker public start.
+                values["lora"] = {"layers": "last:2"}
         for name, value in ({_FIELDS[k]: v for k, v in given.items()} | extra).items():
             section, dot, field = str(name).partition(".")
             if not dot or (name in extra and name in _OURS):
                 better = f"; it is the parameter {_OURS[name]}" if name in _OURS else ""
                 raise ConfigError(f"settings: {name!r} is no 'section.field' to set here{better}")
             values.setdefault(section, {})[field] = getattr(value, "item", lambda v=value: v)()
-        try:
-            return Config.from_dict(values)
-        except ConfigError as error:
-            _by_argument(error)
+        return Config.from_dict(values)
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:

@@ -9,20 +9,22 @@ from flax import nnx
 from transformers import BertConfig
 
 from jaxdp.dp import clipped_gradient_sum
-from jaxdp.models import lora
+from jaxdp.models import layers, lora
 from jaxdp.models.bert import BertClassifier
 from jaxdp.models.layers import attend
 
 LENGTH, HEADS, WIDTH = 12, 3, 5
 
 
-def by_loops(q, k, v, length):
+def by_loops(q, k, v, length, window=None, bias=None):
     out = np.zeros_like(q)
     for head in range(q.shape[1]):
         for i, query in enumerate(q[:, head]):
-            scores = k[:length, head] @ query / np.sqrt(q.shape[-1])
-            weights = np.exp(scores - scores.max())
-            out[i, head] = weights / weights.sum() @ v[:length, head]
+            near = [j for j in range(length) if window is None or abs(i - j) <= window]
+            scores = k[near, head] @ query / np.sqrt(q.shape[-1])
+            scores += 0 if bias is None else bias[head, i, near]
+            weights = np.exp(scores - scores.max(initial=0))
+            out[i, head] = weights / weights.sum() @ v[near, head] if near else 0
     return out
 
 
@@ -34,6 +36,45 @@ def test_attention_is_what_its_definition_says(queries, length):
     with jax.enable_x64(True):
         found = attend(*map(jnp.asarray, (q[:queries], k, v)), jnp.int32(length))
         np.testing.assert_allclose(found, by_loops(q[:queries], k, v, length), atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 2, 5, 9, 30])
+@pytest.mark.parametrize("length", [1, 23, 37])
+def test_long_and_local_attention_are_what_their_definition_says(monkeypatch, window, length):
+    """By blocks (37 tokens are more than two blocks of 8, and than four windows of 2, 5 or 9) or at
+    once; with a gradient, which blocks compute anew."""
+    monkeypatch.setattr(layers, "_BLOCK", 8)
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (rng.normal(size=(37, HEADS, WIDTH)) for _ in range(4))
+    real = np.arange(37) < length
+    weights *= real[:, None, None]  # what stands beyond the end is never read
+
+    def total(q, k, v):
+        return (weights * attend(q, k, v, jnp.int32(length), window=window)).sum()
+
+    def plain(q, k, v):
+        scores = jnp.einsum("qnd,knd->nqk", q, k) / np.sqrt(WIDTH)
+        near = np.abs(np.subtract.outer(np.arange(37), np.arange(37))) <= (window or 99)
+        scores = jnp.where(real & near, scores, -1e9)
+        return (weights * jnp.einsum("nqk,knd->qnd", jax.nn.softmax(scores), v)).sum()
+
+    with jax.enable_x64(True):
+        found = attend(*map(jnp.asarray, (q, k, v)), jnp.int32(length), window=window)
+        assert np.isfinite(found).all()
+        expected = by_loops(q, k, v, length, window)
+        np.testing.assert_allclose(found[:length], expected[:length], atol=1e-12)
+        gradients, wanted = (jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (total, plain))
+        for gradient, other in zip(gradients, wanted, strict=True):
+            np.testing.assert_allclose(gradient, other, atol=1e-12)
+
+
+def test_a_bias_is_added_to_the_scores():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(LENGTH, HEADS, WIDTH)) for _ in range(3))
+    bias = rng.normal(size=(HEADS, LENGTH, LENGTH))
+    with jax.enable_x64(True):
+        found = attend(*map(jnp.asarray, (q, k, v)), jnp.int32(7), bias_NxQxL=jnp.asarray(bias))
+        np.testing.assert_allclose(found, by_loops(q, k, v, 7, bias=bias), atol=1e-12)
 
 
 def test_a_gpu_gets_fused_attention_in_half_precision_alone(monkeypatch):

@@ -12,8 +12,6 @@ import re
 import shutil
 from pathlib import Path
 
-import flax
-import huggingface_hub
 import jax
 import numpy as np
 import peft
@@ -32,6 +30,9 @@ from helpers_models import (
     reports,
     save_torch_model,
     torch_logits,
+    write_bin,
+    write_msgpack,
+    write_sharded,
 )
 from helpers_training import LABELS, as_flags, run_script, smoke_config, smoke_settings
 from rich.console import Console
@@ -87,37 +88,6 @@ def peak_of_linux() -> float:
     """GB"""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
-
-
-def write_sharded(tensors, directory):
-    size = sum(value.nbytes for value in tensors.values()) // 3
-    huggingface_hub.save_torch_state_dict(
-        {name: torch.tensor(value) for name, value in tensors.items()},
-        directory,
-        max_shard_size=size,
-    )
-    assert len(list(directory.glob("model-*.safetensors"))) > 1
-
-
-def write_msgpack(tensors, directory):
-    """As the former Flax classes named and laid out their parameters."""
-    tree = {}
-    for name, value in tensors.items():
-        *parents, leaf = name.split(".")
-        if leaf == "weight" and parents[-1].endswith("embeddings"):
-            leaf = "embedding"
-        elif leaf == "weight" and parents[-1].lower().endswith("norm"):
-            leaf = "scale"
-        elif leaf == "weight":
-            leaf, value = "kernel", np.ascontiguousarray(value.T)
-        tree[(*parents, leaf)] = value
-    tree = flax.traverse_util.unflatten_dict(tree)
-    (directory / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
-
-
-def write_bin(tensors, directory):
-    tensors = {name: torch.tensor(value) for name, value in tensors.items()}
-    torch.save(tensors, directory / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("write", [write_sharded, write_msgpack, write_bin])
@@ -199,6 +169,30 @@ def test_names_of_backbones(workspace, monkeypatch):
         resolve_backbone("bert-smal")
 
 
+@pytest.mark.parametrize(
+    ("content", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "include_prompt": True}, "first"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "mean"}, "mean"),  # from version 5.4 on
+        ({"pooling_mode": "cls"}, "first"),
+        ({"pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+        ({}, None),
+    ],
+)
+def test_what_sentence_transformers_says_of_pooling_is_read(tmp_path, content, pooling):
+    assert resolve_backbone(str(tmp_path)).pooling == "cls"
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    assert resolve_backbone(str(tmp_path), "label-attention").pooling == "label-attention"
+    if pooling:
+        assert resolve_backbone(str(tmp_path)).pooling == pooling
+    else:
+        with pytest.raises(ConfigError, match="config.json pools in a way .* config.model.pooling"):
+            resolve_backbone(str(tmp_path))
+
+
 def test_reports_beyond_the_usual_length_are_counted(workspace):
     config = smoke_config(workspace)
     inputs = load_inputs(config)
@@ -248,7 +242,7 @@ def test_minilm_with_its_real_weights_trains_privately(workspace):
     [
         ("config.json", {"vocab_size": 18}, "tokenizer has 19 ids, but vocab_size .* is 18"),
         ("config.json", {"max_position_embeddings": 15}, "data.max_length must be at most 15"),
-        ("config.json", {"model_type": "gpt2"}, "model_type must be bert or albert, not 'gpt2'"),
+        ("config.json", {"model_type": "gpt2"}, "model_type must be one of bert, .*, not 'gpt2'"),
         (
             "config.json",
             {"hidden_size": "16"},

@@ -26,6 +26,7 @@ from helpers_models import (
 from safetensors.numpy import load_file, save_file
 
 from jaxdp.models.checkpoints import WeightsError, read_tensors
+from jaxdp.models.classifier import POOLINGS
 from jaxdp.models.presets import PRESETS, find_preset
 from jaxdp.models.pretrained import load_classifier, read_config
 
@@ -205,7 +206,8 @@ def test_mean_pooling_has_no_pooler(saved):
     assert not report.initialised
     assert len(report.dropped) == 2 and all("pooler" in name for name in report.dropped)
     with pytest.raises(
-        ValueError, match="model.pooling must be one of cls, mean, mean-last2, label-attention, not"
+        ValueError,
+        match="model.pooling must be one of cls, first, mean, mean-last2, label-attention, not",
     ):
         load(saved[0], pooling="max")
 
@@ -260,8 +262,8 @@ def test_truncated_safetensors(saved, tmp_path, keep):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "roberta"}, "model_type must be bert or albert, not 'roberta'"),
-        ({"model_type": None, "hidden_size": None}, "model_type must be bert or albert, not None"),
+        ({"model_type": "gpt2"}, "model_type must be one of bert, .*, not 'gpt2'"),
+        ({"model_type": None, "hidden_size": None}, "model_type must be one of bert, .*, not None"),
         ({"hidden_size": None}, "weights do not fit config.json; misshapen"),
     ],
 )
@@ -287,19 +289,13 @@ def test_directories_that_hold_no_model(saved, tmp_path):
 
 
 def test_presets_have_a_hub_id_a_pooling_and_a_length():
-    assert list(PRESETS) == [
-        "bert-tiny",
-        "bert-mini",
-        "bert-small",
-        "bert-medium",
-        "bert-base",
-        "albert-base-v2",
-        "bio-clinical-bert",
-        "minilm-l6",
-    ]
+    assert {"bert-small", "albert-base-v2", "minilm-l6", "bioclinical-modernbert"} <= set(PRESETS)
+    table = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text()
+    for name, preset in PRESETS.items():
+        pooling, length = preset.pooling, f"{preset.max_length:,}"
+        assert f"| `{name}` | {preset.hub_id} | `{pooling}` | {length} |" in table
     for preset in PRESETS.values():
-        assert preset.hub_id.count("/") == 1 and preset.pooling in ("cls", "mean")
-        assert preset.max_length in (128, 256, 512)
+        assert preset.hub_id.count("/") == 1 and preset.pooling in POOLINGS
         assert find_preset(preset.hub_id) is preset
     assert find_preset("minilm-l6") is PRESETS["minilm-l6"] and find_preset("minilm") is None
 

@@ -175,7 +175,7 @@ SPOILS = [
     ("files", "missing: PRIVACY.md", lambda r: (r / "PRIVACY.md").unlink()),
     ("files", "missing: adapter/jaxdp.json", lambda r: (r / JAXDP).unlink()),
     ("files", "links", lambda r: os.symlink("/etc/hostname", r / "adapter/tokenizer.json")),
-    ("files", "none of spiece.model, tok", lambda r: (r / "adapter/vocab.txt").unlink()),
+    ("files", "none of sentencepiece.bpe.model", lambda r: (r / "adapter/vocab.txt").unlink()),
     ("statement", "epsilon", restate(epsilon=0.1)),
     ("statement", "epsilon", restate(delta=1e-2)),
     ("statement", "epsilon_rdp", restate(epsilon_rdp=0.1)),

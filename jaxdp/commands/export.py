@@ -27,7 +27,7 @@ from jaxdp.cli import fail
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
-from jaxdp.models.pretrained import read_config
+from jaxdp.models.pretrained import positions_of, read_config
 from jaxdp.runtime import prepare
 
 from .define import Define
@@ -83,8 +83,10 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
     shutil.copytree(adapter, output, ignore=_REPLACED)
     if form == "merged":
         save_checkpoint(output, model, config, label_names)
+    elif model.window is not None:
+        raise ValueError(f"{adapter} reads by windows, which --format=stablehlo has not")
     else:
-        write_stablehlo(output / "model.jax_export", model, config.max_position_embeddings)
+        write_stablehlo(output / "model.jax_export", model, positions_of(config))
 
 
 def main() -> None:

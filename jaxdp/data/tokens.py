@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from jaxdp.models.pretrained import read_config
 
@@ -71,44 +71,65 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
+_OVERLAP = 8
+"""A window repeats one in so many of the tokens before it."""
+
+
 def tokenize(
-    texts: Sequence[str], tokenizer: Tokenizer, max_length: int, *, cache: Path | None = None
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    windows: int = 1,
+    *,
+    cache: Path | None = None,
 ) -> tuple[Packed, int]:
     """(token ids with special tokens, each row cut to max_length; number of rows that were cut).
+
+    With several windows a row is so many of them end to end, each of max_length but for its last,
+    and each with special tokens of its own.
 
     The library's own threads use all cores. Ids are uint16 where the vocabulary allows, else int32.
 
     Args:
         texts: private.
         tokenizer: left with truncation to max_length switched on.
-        max_length: special tokens included.
+        max_length, windows: tokens of a window, special ones included, and how many at most.
         cache: folder for `store.stored`, where a result is found again by a hash of texts,
             tokenizer and max_length. None keeps nothing.
     """
     tokenizer.no_truncation()
     if cache is None:
-        return _encode(texts, tokenizer, max_length)
-    key = _key(texts, tokenizer, max_length)
-    return stored(cache, key, lambda: _encode(texts, tokenizer, max_length))
+        return _encode(texts, tokenizer, max_length, windows)
+    key = _key(texts, tokenizer, max_length, windows)
+    return stored(cache, key, lambda: _encode(texts, tokenizer, max_length, windows))
 
 
-def _encode(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> tuple[Packed, int]:
-    tokenizer.enable_truncation(max_length)
+def windows_of(encoding: Encoding, windows: int) -> list[Encoding]:
+    """The first of the windows that the library has cut a text into."""
+    return [encoding, *encoding.overflowing][:windows]
+
+
+def _encode(
+    texts: Sequence[str], tokenizer: Tokenizer, max_length: int, windows: int
+) -> tuple[Packed, int]:
+    tokenizer.enable_truncation(max_length, stride=max_length // _OVERLAP if windows > 1 else 0)
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32
     parts, lengths, cut = [np.zeros(0, dtype)], [], 0
     # the library holds about 100 bytes per token while it works: small batches bound that
     for start in range(0, len(texts), 1024):
         rows = []
         for encoding in tokenizer.encode_batch_fast(list(texts[start : start + 1024])):
-            rows += encoding.ids
-            lengths.append(len(encoding))
-            cut += bool(encoding.overflowing)
+            kept = windows_of(encoding, windows)
+            for window in kept:
+                rows += window.ids
+            lengths.append(sum(map(len, kept)))
+            cut += len(encoding.overflowing) >= windows
         parts.append(np.array(rows, dtype))
     return Packed.from_lengths(np.concatenate(parts), np.array(lengths, np.int32)), cut
 
 
-def _key(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> str:
+def _key(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, windows: int) -> str:
     """Name of a cache entry."""
     contents = (text.encode("utf-8", "surrogatepass") for text in texts)
     marked = (b"%d " % len(content) + content for content in contents)
-    return key_of(f"{_FORMAT} {max_length} {tokenizer.to_str()}", marked)
+    return key_of(f"{_FORMAT} {max_length} {windows} {tokenizer.to_str()}", marked)

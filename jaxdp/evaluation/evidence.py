@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
-from jaxdp.data.tokens import tokenize
+from jaxdp.data.tokens import tokenize, windows_of
 from jaxdp.models.classifier import ReportClassifier
 
 from .inference import in_batches
@@ -61,15 +61,17 @@ class Evidence:
 
         self._attention = lambda values, lengths: attention(state, values, lengths)
         self._tokenizer, self._max_length, self._buckets = tokenizer, max_length, buckets
+        self._windows = 1 if model.window is None else model.window[1]
 
     def __call__(self, texts: list[str]) -> list[list[str]]:
         """[n][labels] sentences of non-empty texts; "" where no sentence was read."""
-        tokens, _ = tokenize(texts, self._tokenizer, self._max_length)
+        tokens, _ = tokenize(texts, self._tokenizer, self._max_length, self._windows)
         encodings = self._tokenizer.encode_batch(texts)
         found: list[list[str]] = [[] for _ in texts]
         for rows, lengths, weights in in_batches(self._attention, tokens, self._buckets):
             for row, length, attended in zip(rows, lengths, weights, strict=True):
-                offsets = np.array(encodings[row].offsets[:length]).reshape(-1, 2)
+                windows = windows_of(encodings[row], self._windows)
+                offsets = np.concatenate([w.offsets for w in windows])[:length].reshape(-1, 2)
                 found[row] = _most_read(texts[row], offsets, attended[:, :length])
         return found
 

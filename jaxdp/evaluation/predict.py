@@ -59,7 +59,8 @@ class ReleasedClassifier:
         config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
         self._max_length = int(config["model_max_length"])
         graphdef, *self._states = lora.split(model, "head")
-        buckets = Buckets.for_lengths(self._max_length, microbatch_tokens)
+        self._windows = 1 if model.window is None else model.window[1]
+        buckets = Buckets.for_lengths(self._max_length * self._windows, microbatch_tokens)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
         self._evidence = cache(partial(Evidence, model, self._tokenizer, self._max_length, buckets))
 
@@ -68,7 +69,7 @@ class ReleasedClassifier:
 
         `texts` is a list, an array or a column, see `arrays.texts_of`; DataError if one is empty.
         """
-        tokens, _ = tokenize(texts_of(texts), self._tokenizer, self._max_length)
+        tokens, _ = tokenize(texts_of(texts), self._tokenizer, self._max_length, self._windows)
         probabilities = expit(self._logits(*self._states, tokens).astype(np.float64))
         return np.clip(probabilities, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
 

@@ -70,7 +70,7 @@ class Encoder(nnx.Module):
 
 class AlbertBackbone(nnx.Module):
     def __init__(self, cfg: "AlbertConfig", pooling: str, dtype, *, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(cfg, cfg.embedding_size, rngs=rngs)
+        self.embeddings = Embeddings(cfg, cfg.embedding_size, cfg.layer_norm_eps, rngs=rngs)
         self.encoder = Encoder(cfg, dtype, rngs=rngs)
         if pooling == "cls":
             self.pooler = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
@@ -78,6 +78,8 @@ class AlbertBackbone(nnx.Module):
 
 class AlbertClassifier(ReportClassifier):
     """transformers' AlbertForSequenceClassification ("cls"), or the same with mean pooling."""
+
+    prefix = "albert"
 
     def __init__(
         self, cfg: "AlbertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs

@@ -5,7 +5,6 @@ Module and attribute names follow the published checkpoints (`encoder.layer.N.at
 that tensor names in `pretrained.py` and PEFT's in `peft.py` are read off the module paths.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -17,6 +16,7 @@ from .layers import (
     ACTIVATIONS,
     Embeddings,
     SelfAttention,
+    apply_once_traced,
     dense,
     layer_norm,
 )
@@ -79,7 +79,7 @@ class Pooler(nnx.Module):
 
 class BertBackbone(nnx.Module):
     def __init__(self, cfg: "BertConfig", pooling: str, dtype, *, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(cfg, cfg.hidden_size, rngs=rngs)
+        self.embeddings = Embeddings(cfg, cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
         self.encoder = Encoder(cfg, dtype, rngs=rngs)
         if pooling == "cls":
             self.pooler = Pooler(cfg, dtype, rngs=rngs)
@@ -91,6 +91,8 @@ class BertClassifier(ReportClassifier):
     Dropout is off: the guarantee does not need it and resumed steps stay reproducible.
     """
 
+    prefix = "bert"
+
     def __init__(
         self, cfg: "BertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
     ):
@@ -98,17 +100,8 @@ class BertClassifier(ReportClassifier):
         self.bert = BertBackbone(cfg, pooling, dtype, rngs=rngs)
         self.add_head(pooling, cfg.hidden_size, num_labels, rngs=rngs)
 
-    def embed(self, token_ids_L):
-        return self.bert.embeddings(token_ids_L)
-
     def apply_layer(self, index, x_LxH, length, rows):
-        return _apply(*nnx.split(self.bert.encoder.layer[index]), x_LxH, length, rows)
+        return apply_once_traced(self.bert.encoder.layer[index], x_LxH, length, rows)
 
     def pool_first(self, x_H):
         return self.bert.pooler(x_H)
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def _apply(graphdef: nnx.GraphDef, state: nnx.State, x_LxH, length, rows: int) -> jax.Array:
-    """A layer applied. A function of its own, so that layers of one kind are traced once."""
-    return nnx.merge(graphdef, state)(x_LxH, length, rows)

@@ -49,6 +49,8 @@ class Description:
     """Of the head's rows, in order."""
     base_fingerprint: str | None = None
     """Of the weights an adapter was trained on, see `pretrained.load_classifier`; or not known."""
+    window: tuple[int, int] | None = None
+    """See `classifier.ReportClassifier.window`."""
 
     def write(self, directory: Path) -> None:
         write_json(Path(directory) / "jaxdp.json", dataclasses.asdict(self))
@@ -63,7 +65,9 @@ class Description:
             raise WeightsError(
                 f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names"
             )
-        return cls(pooling, tuple(labels), value.get("base_fingerprint"))
+        window = value.get("window")
+        window = None if window is None else tuple(window)
+        return cls(pooling, tuple(labels), value.get("base_fingerprint"), window)
 
 
 def read_tensors(directory: Path) -> Tensors:

@@ -8,6 +8,8 @@ cached features" are the same call with another starting level.
 """
 
 import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +17,32 @@ from flax import nnx
 
 from .label_attention import Basis, LabelAttention, LabelHead
 
-POOLINGS = ("cls", "mean", "mean-last2", "label-attention")
-"""The pretrained pooler on the first token; the mean over tokens of the last hidden states, or of
-the average of the last two layers' hidden states; or what each label attends to in that average."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+POOLINGS = ("cls", "first", "mean", "mean-last2", "label-attention")
+"""As transformers' classifier of the family pools: the first token, through a pooler; the first
+token as it is; the mean over tokens of the last hidden states, or of the average of the last two
+layers' hidden states; or what each label attends to in that average."""
 HEAD = ("classifier", "label_attention")
 """What a checkpoint need not hold: the modules that a classifier adds to its backbone."""
 
 
 class ReportClassifier(nnx.Module):
-    """What every backbone provides; see `bert.BertClassifier` and `albert.AlbertClassifier`.
+    """What every backbone provides; see `bert.BertClassifier` and the files beside it.
 
-    Subclasses set `depth` (layers applied), call `add_head`, and implement `embed`, `apply_layer`
-    and, for "cls" pooling, `pool_first`.
+    Subclasses set `prefix` and `depth` (layers applied), call `add_head`, and implement
+    `apply_layer` and, for "cls" pooling, `pool_first`.
     """
 
+    prefix: ClassVar[str]
+    """The attribute that holds the encoder, which is what checkpoints call it."""
+    cls_names: ClassVar[Mapping[str, str]] = {}
+    """With "cls" pooling, where they differ: module of ours -> its name in checkpoints."""
+    lora_targets: ClassVar[tuple[str, ...]] = ("query", "value")
+    """Names of the projections that are adapted where nobody names others."""
+    cls_is_mean: bool = False
+    """"cls" pooling reads the mean over the tokens, not the first of them."""
     depth: int
     pooling: str
     classifier: nnx.Linear
@@ -40,8 +54,32 @@ class ReportClassifier(nnx.Module):
     precision: str = "float32"
     """Of products of float32, by JAX's name. Left open, a GPU rounds their operands to
     TensorFloat-32, and a TPU to bfloat16."""
+    window: tuple[int, int] | None = None
+    """Tokens of a window, and how many a report has at most, where reports are longer than the
+    encoder reads: it reads each window by itself, and what pools reads all of their tokens."""
     base_fingerprint: str | None = None
     """Of the pretrained weights it was filled with, see `pretrained.load_classifier`."""
+
+    @classmethod
+    def positions(cls, cfg: "PreTrainedConfig") -> int:
+        """The most tokens that a text can have."""
+        return cfg.max_position_embeddings
+
+    @classmethod
+    def check(cls, cfg: "PreTrainedConfig") -> None:
+        """ValueError for a field that has a value this class does not compute with."""
+
+    def name_of(self, path: tuple) -> str:
+        """What checkpoints and PEFT call the module or parameter at `path`, adapted or not.
+
+        ("bert", "encoder", "layer", 0, ..., "kernel") -> "bert.encoder.layer.0. ... .weight".
+        """
+        first, *rest = (str(part) for part in path if part != "base")
+        if self.pooling == "cls":
+            first = self.cls_names.get(first, first)
+        if rest and rest[-1] in ("kernel", "embedding", "scale"):
+            rest[-1] = "weight"
+        return ".".join([first, *rest])
 
     def add_head(self, pooling: str, width: int, num_labels: int, *, rngs: nnx.Rngs) -> None:
         """Sets `pooling`, `classifier` and what else the pooling needs."""
@@ -118,14 +156,19 @@ class ReportClassifier(nnx.Module):
 
     def embed(self, token_ids_L: jax.Array) -> jax.Array:
         """Token ids [L] -> [L, H]."""
-        raise NotImplementedError
+        return getattr(self, self.prefix).embeddings(token_ids_L)
 
     def apply_layer(self, index: int, x_LxH: jax.Array, length: jax.Array, rows: int) -> jax.Array:
         """The `index`-th layer applied (0 <= index < depth): [L, H] -> its first rows [rows, H]."""
         raise NotImplementedError
 
+    def output(self, x_LxH: jax.Array) -> jax.Array:
+        """A layer's hidden states as they are pooled: where layers normalise what they read and
+        not what they give, through the last norm."""
+        return x_LxH
+
     def pool_first(self, x_H: jax.Array) -> jax.Array:
-        """The pretrained pooler on the first token's state: [H] -> [H]."""
+        """The pooler on the first token's state, or on the mean: [H] -> [H]."""
         raise NotImplementedError
 
     def advance(self, x: jax.Array, length: jax.Array, start: int, stop: int) -> jax.Array:
@@ -154,12 +197,27 @@ class ReportClassifier(nnx.Module):
         """(states at level `stop`, those before if a layer was applied); only_first: of the last
         layer the first token alone."""
         if start == 0 and stop > 0 and x.ndim == 1:
-            x = self.embed(x)
+            x = self._by_window(lambda x, n: self.embed(x), x, length)
         before = None
         for index in range(start, stop):
-            rows = 1 if only_first and index == stop - 1 else x.shape[0]
-            before, x = x, self.apply_layer(index, x, length, rows)
+            first = only_first and index == stop - 1
+
+            def layer(x, n, index=index, first=first):
+                return self.apply_layer(index, x, n, 1 if first else x.shape[0])
+
+            before, x = x, self._by_window(layer, x, length)
         return x, before
+
+    def _by_window(self, fn, x: jax.Array, length: jax.Array) -> jax.Array:
+        """fn(x, length) of each window by itself, end to end again."""
+        size = x.shape[0] if self.window is None else self.window[0]
+        if x.shape[0] <= size:
+            return fn(x, length)
+        count = -(-x.shape[0] // size)
+        padded = jnp.pad(x, ((0, count * size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)))
+        lengths = jnp.clip(length - size * jnp.arange(count), 0, size)
+        out = jax.vmap(fn)(padded.reshape(count, size, *x.shape[1:]), lengths)
+        return out.reshape(count * size, *out.shape[2:])[: x.shape[0]]
 
     def last_states(self, x: jax.Array, length: jax.Array, start: int) -> jax.Array:
         """What is pooled, from level `start` <= depth: token states [L, H], or the first one's.
@@ -167,18 +225,22 @@ class ReportClassifier(nnx.Module):
         ValueError for poolings of the last two layers from a level above the first of them.
         """
         # The last layer's other outputs are not read: 10 of its 12 matrix products shrink.
-        x, before = self._layers(x, length, start, self.depth, only_first=self.pooling == "cls")
+        only_first = self.pooling == "first" or (self.pooling == "cls" and not self.cls_is_mean)
+        x, before = self._layers(x, length, start, self.depth, only_first)
+        x = self.output(x)
         if self.pooling in ("mean-last2", "label-attention"):
             if before is None:
                 raise ValueError(f"pooling {self.pooling} starts at level {self.depth - 1}")
-            x = (before + x) / 2
+            x = (self.output(before) + x) / 2
         return x
 
     def pool(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
-        """`last_states` -> the feature: [H], the pooled first token or the mean over the real
-        tokens, or with label attention [labels, H]."""
+        """`last_states` -> the feature: [H], of the first token or the mean over the real tokens,
+        or with label attention [labels, H]."""
+        if self.pooling == "first":
+            return x_LxH[0]
         if self.pooling == "cls":
-            return self.pool_first(x_LxH[0])
+            return self.pool_first(self.mean(x_LxH, length) if self.cls_is_mean else x_LxH[0])
         if self.pooling == "label-attention":
             return self.label_attention(x_LxH, length)
         return self.mean(x_LxH, length)

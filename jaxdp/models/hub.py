@@ -12,12 +12,16 @@ from .checkpoints import WeightsError
 
 _SMALL_FILES = [
     "config.json",
+    "1_Pooling/config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "spiece.model",
+    "sentencepiece.bpe.model",
 ]
 # One format is enough, and repositories often hold several: the first that exists is fetched.
 _WEIGHTS = (

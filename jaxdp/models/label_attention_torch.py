@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch.nn.functional import pad
 from transformers import AutoModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -31,27 +32,29 @@ class LabelHead(torch.nn.Linear):
 
 
 class LabelAttentionClassifier(torch.nn.Module):
-    def __init__(self, encoder: torch.nn.Module, num_labels: int):
+    def __init__(self, encoder: torch.nn.Module, num_labels: int, window=None):
         super().__init__()
-        self.config, width = encoder.config, encoder.config.hidden_size
-        setattr(self, self.config.model_type, encoder)
+        self.config, self.window, width = encoder.config, window, encoder.config.hidden_size
+        self.encoder_name = encoder.base_model_prefix
+        setattr(self, self.encoder_name, encoder)
         self.label_attention = LabelAttention(num_labels, width)
         self.classifier = LabelHead(width, num_labels)
 
     def forward(self, input_ids, attention_mask, **kwargs) -> SequenceClassifierOutput:
-        encoder = getattr(self, self.config.model_type)
-        hidden = encoder(input_ids, attention_mask, output_hidden_states=True).hidden_states
-        features = self.label_attention((hidden[-2] + hidden[-1]) / 2, attention_mask)
+        encoder, (rows, cols) = getattr(self, self.encoder_name), input_ids.shape
+        size = min((self.window or [cols])[0], cols)  # longer texts are windows end to end
+        ids, mask = (pad(x, (0, -cols % size)).view(-1, size) for x in (input_ids, attention_mask))
+        hidden = encoder(ids, mask, output_hidden_states=True).hidden_states[-2:]
+        norm = getattr(encoder, "final_norm", torch.nn.Identity())  # the last has been through it
+        states = (norm(hidden[0]) + hidden[1]).view(rows, -1, hidden[1].shape[-1]).nan_to_num() / 2
+        features = self.label_attention(states, mask.view(rows, -1))
         return SequenceClassifierOutput(logits=self.classifier(features))
 
 
 def load(adapter: str, base_model: str | None = None) -> PeftModel:
     """The released classifier; its labels' names are in jaxdp.json beside it."""
-    read = {
-        n: json.loads(Path(adapter, f"{n}.json").read_text()) for n in ("adapter_config", "jaxdp")
-    }
-    encoder = AutoModel.from_pretrained(
-        base_model or read["adapter_config"]["base_model_name_or_path"], add_pooling_layer=False
-    )
-    model = LabelAttentionClassifier(encoder, len(read["jaxdp"]["label_names"]))
+    files = ("adapter_config.json", "jaxdp.json")
+    config, ours = (json.loads(Path(adapter, name).read_text()) for name in files)
+    encoder = AutoModel.from_pretrained(base_model or config["base_model_name_or_path"])
+    model = LabelAttentionClassifier(encoder, len(ours["label_names"]), ours.get("window"))
     return PeftModel.from_pretrained(model, adapter).eval()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 if TYPE_CHECKING:
@@ -78,39 +79,68 @@ ACTIVATIONS = {
 """`hidden_act` of a config.json -> function, as transformers defines them."""
 
 
-def layer_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, eps: float, bias: bool = True, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over [..., width], with the two-pass variance that the reference uses."""
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=eps, use_bias=bias, use_fast_variance=False, rngs=rngs)
 
 
-def dense(in_features: int, out_features: int, dtype, *, rngs: nnx.Rngs) -> nnx.Linear:
+def dense(
+    in_features: int, out_features: int, dtype, bias: bool = True, *, rngs: nnx.Rngs
+) -> nnx.Linear:
     """x @ kernel + bias with kernel [in, out]; the product runs in `dtype`."""
-    return nnx.Linear(in_features, out_features, dtype=dtype, rngs=rngs)
+    return nnx.Linear(in_features, out_features, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+def table(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """Row numbers [...] -> [..., width]."""
+    embed = nnx.Embed(rows, width, rngs=rngs)
+    embed.dtype = None  # that of the weights that will be loaded, not of these
+    return embed
 
 
 class Embeddings(nnx.Module):
-    """Word + position + segment embeddings (segment 0 throughout), normalised: [L] -> [L, E]."""
+    """Word + position + segment embeddings (segment 0 throughout, where the family has segments),
+    normalised: [L] -> [L, E].
 
-    def __init__(self, cfg: "PreTrainedConfig", width: int, *, rngs: nnx.Rngs):
-        def table(rows):
-            embed = nnx.Embed(rows, width, rngs=rngs)
-            embed.dtype = None  # that of the weights that will be loaded, not of these
-            return embed
+    Args:
+        padding: where positions are counted as fairseq does, the id of the padding token: the first
+            token is at padding + 1, and a padding token, wherever it stands, at padding itself.
+    """
 
-        self.word_embeddings = table(cfg.vocab_size)
-        self.position_embeddings = table(cfg.max_position_embeddings)
-        self.token_type_embeddings = table(cfg.type_vocab_size)
-        self.LayerNorm = layer_norm(width, cfg.layer_norm_eps, rngs=rngs)
+    def __init__(
+        self,
+        cfg: "PreTrainedConfig",
+        width: int,
+        eps: float,
+        padding: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.word_embeddings = table(cfg.vocab_size, width, rngs=rngs)
+        self.position_embeddings = table(cfg.max_position_embeddings, width, rngs=rngs)
+        self.segments = hasattr(cfg, "type_vocab_size")
+        if self.segments:
+            self.token_type_embeddings = table(cfg.type_vocab_size, width, rngs=rngs)
+        self.LayerNorm = layer_norm(width, eps, rngs=rngs)
+        self.padding = padding
 
     def __call__(self, token_ids_L: jax.Array) -> jax.Array:
-        """ValueError for more tokens than there are positions, which JAX would quietly clamp."""
-        length, longest = token_ids_L.shape[0], self.position_embeddings.num_embeddings
-        if length > longest:
-            raise ValueError(f"{length} tokens, but this backbone has {longest} positions")
-        positions = jnp.arange(length)
-        words = self.word_embeddings(token_ids_L)
-        segment = self.token_type_embeddings(jnp.zeros_like(positions))
-        return self.LayerNorm(words + segment + self.position_embeddings(positions))
+        first = 0 if self.padding is None else self.padding + 1
+        check_positions(token_ids_L, self.position_embeddings.num_embeddings - first)
+        positions = jnp.arange(token_ids_L.shape[0])
+        if self.padding is not None:
+            is_token = token_ids_L != self.padding
+            positions = jnp.cumsum(is_token) * is_token + self.padding
+        x = self.word_embeddings(token_ids_L) + self.position_embeddings(positions)
+        if self.segments:
+            x = x + self.token_type_embeddings(jnp.zeros_like(positions))
+        return self.LayerNorm(x)
+
+
+def check_positions(token_ids_L: jax.Array, positions: int) -> None:
+    """ValueError for more tokens than a backbone has positions, which JAX would quietly clamp."""
+    if (length := token_ids_L.shape[0]) > positions:
+        raise ValueError(f"{length} tokens, but this backbone has {positions} positions")
 
 
 class SelfAttention(nnx.Module):
@@ -118,21 +148,25 @@ class SelfAttention(nnx.Module):
     of which `length` are real -> [Q, H].
 
     Covers the query, key and value projections and the softmax; the output projection and the
-    residual belong to the encoder layer, whose naming differs between BERT and ALBERT.
+    residual belong to the encoder layer, whose naming differs between families.
     """
+
+    names = ("query", "key", "value")
+    """Of the projections, as the family's checkpoints call them."""
 
     def __init__(self, hidden_size: int, num_heads: int, dtype, *, rngs: nnx.Rngs):
         self.num_heads = num_heads
-        self.query = dense(hidden_size, hidden_size, dtype, rngs=rngs)
-        self.key = dense(hidden_size, hidden_size, dtype, rngs=rngs)
-        self.value = dense(hidden_size, hidden_size, dtype, rngs=rngs)
+        for name in self.names:
+            setattr(self, name, dense(hidden_size, hidden_size, dtype, rngs=rngs))
 
-    def __call__(self, asking_QxH: jax.Array, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
-        def split(y):
-            return y.reshape(y.shape[0], self.num_heads, -1)
-
-        q, k, v = split(self.query(asking_QxH)), split(self.key(x_LxH)), split(self.value(x_LxH))
-        return attend(q, k, v, length).reshape(asking_QxH.shape[0], -1)
+    def __call__(
+        self, asking_QxH: jax.Array, x_LxH: jax.Array, length: jax.Array, bias_NxQxL=None
+    ) -> jax.Array:
+        q, k, v = (
+            getattr(self, name)(x).reshape(x.shape[0], self.num_heads, -1)
+            for name, x in zip(self.names, (asking_QxH, x_LxH, x_LxH), strict=True)
+        )
+        return attend(q, k, v, length, bias_NxQxL=bias_NxQxL).reshape(asking_QxH.shape[0], -1)
 
 
 @jax.custom_vjp
@@ -149,14 +183,42 @@ def _softmax_backward(y, cotangent):
 softmax.defvjp(lambda x: (softmax(x),) * 2, _softmax_backward)
 
 
-def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v per head, over the first `length` keys: [Q, N, D].
+def rotate(x_LxNxD: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (Su et al., 2021): of the token at position i, features d and d + D/2 are
+    turned by the angle i theta^(-2d/D), in float32 or wider."""
+    length, _, width = x_LxNxD.shape
+    wide = jnp.promote_types(x_LxNxD.dtype, jnp.float32)
+    frequencies = theta ** -(np.arange(0, width, 2) / width)
+    angles = jnp.outer(jnp.arange(length, dtype=wide), frequencies.astype(wide))[:, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x_LxNxD.astype(wide), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_LxNxD.dtype)
 
-    Scores and softmax in float32 or wider. cuDNN's fused attention where it exists (GPU, half
-    precision), plain products elsewhere: on XLA's CPU backend no other order of axes, gradient in
-    one piece or late normalisation was faster (docs/measurements/speed.md).
+
+_BLOCK = 512
+"""Queries whose scores are in memory at once, where a text has more than twice as many tokens."""
+
+
+def attend(
+    q_QxNxD: jax.Array,
+    k_LxNxD: jax.Array,
+    v_LxNxD: jax.Array,
+    length: jax.Array,
+    *,
+    bias_NxQxL: jax.Array | None = None,
+    window: int | None = None,
+) -> jax.Array:
+    """softmax(q k^T / sqrt(D) + bias) v per head, over the first `length` keys: [Q, N, D].
+
+    With a `window`, over those of them that are at most so far from the query. Queries are those of
+    the first Q tokens. Scores and softmax in float32 or wider. Memory grows with Q, not with Q L:
+    long texts are worked through by blocks of queries, whose scores the gradient computes anew.
+
+    cuDNN's fused attention where it exists (GPU, half precision), plain products elsewhere: on
+    XLA's CPU backend no other order of axes, gradient in one piece or late normalisation was faster
+    (docs/measurements/speed.md).
     """
-    if _fused(q_QxNxD, k_LxNxD):
+    if window is None and bias_NxQxL is None and _fused(q_QxNxD, k_LxNxD):
         # A row of padding has length 0, whose softmax would be NaN. Given for queries too, since
         # vmap does not take a length that is the same for all reports.
         lengths = jnp.maximum(length, 1)[None].astype(jnp.int32)
@@ -166,15 +228,66 @@ def attend(q_QxNxD, k_LxNxD, v_LxNxD, length: jax.Array) -> jax.Array:
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )[0]
+    many = 2 * _BLOCK if window is None else 4 * window
+    if len(q_QxNxD) > many and bias_NxQxL is None:
+        return _by_blocks(q_QxNxD, k_LxNxD, v_LxNxD, length, window)
+    keys = jnp.arange(len(k_LxNxD))
+    seen = keys < length
+    if window is not None:
+        seen &= jnp.abs(keys - jnp.arange(len(q_QxNxD))[:, None]) <= window
+    return _attend(q_QxNxD, k_LxNxD, v_LxNxD, seen, bias_NxQxL)
+
+
+def _attend(q_QxNxD, k_LxNxD, v_LxNxD, seen: jax.Array, bias_NxQxL=None) -> jax.Array:
+    """Over the keys that are `seen`: [L], or by each query [Q, L]."""
     scale = q_QxNxD.shape[-1] ** -0.5
     wide = jnp.promote_types(q_QxNxD.dtype, jnp.float32)
     scores = jnp.einsum("qnd,knd->nqk", q_QxNxD * scale, k_LxNxD, preferred_element_type=wide)
-    padding_bias = jnp.where(jnp.arange(k_LxNxD.shape[0]) < length, 0.0, jnp.finfo(jnp.float32).min)
+    if bias_NxQxL is not None:
+        scores = scores + bias_NxQxL
+    padding_bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)
     weights = softmax(scores + padding_bias.astype(wide)).astype(v_LxNxD.dtype)
     return jnp.einsum("nqk,knd->qnd", weights, v_LxNxD)
+
+
+def _by_blocks(q, k, v, length, window: int | None) -> jax.Array:
+    """`attend` for a block of queries at a time, each with the keys that it can see."""
+    block = _BLOCK if window is None else 2 * window
+    count = -(-len(q) // block)
+    blocks = jnp.pad(q, ((0, count * block - len(q)), (0, 0), (0, 0)))
+    blocks = blocks.reshape(count, block, *q.shape[1:])
+    if window is None:
+        one = jax.checkpoint(lambda asking: _attend(asking, k, v, jnp.arange(len(k)) < length))
+        out = jax.lax.map(one, blocks)
+    else:
+        # Beyond both ends, where nothing is seen, for blocks to be of one size.
+        around = ((window, count * block + window - len(k)), (0, 0), (0, 0))
+        k, v = jnp.pad(k, around), jnp.pad(v, around)
+
+        @jax.checkpoint
+        def near(asking, start):
+            keys = start - window + jnp.arange(2 * block)
+            distance = jnp.abs(keys - (start + jnp.arange(block))[:, None])
+            seen = (keys >= 0) & (keys < length) & (distance <= window)
+            around = (jax.lax.dynamic_slice_in_dim(x, start, 2 * block) for x in (k, v))
+            return _attend(asking, *around, seen)
+
+        out = jax.vmap(near)(blocks, block * jnp.arange(count))
+    return out.reshape(count * block, *q.shape[1:])[: len(q)]
 
 
 def _fused(q: jax.Array, k: jax.Array) -> bool:
     """Whether cuDNN has this attention; decided while tracing, for the default platform."""
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     return half and q.shape == k.shape and jax.default_backend() == "gpu"
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _apply(graphdef: nnx.GraphDef, state: nnx.State, x_LxH, length, rows: int, *more):
+    return nnx.merge(graphdef, state)(x_LxH, length, rows, *more)
+
+
+def apply_once_traced(layer: nnx.Module, x_LxH: jax.Array, length, rows: int, *more) -> jax.Array:
+    """layer(x, length, rows, *more), as a function of its own: layers of one kind are traced
+    once."""
+    return _apply(*nnx.split(layer), x_LxH, length, rows, *more)

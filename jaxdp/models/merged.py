@@ -2,7 +2,7 @@
 """The whole model out: a plain Hugging Face checkpoint, adapters merged into the weights.
 
 `AutoModelForSequenceClassification` loads one with pooling "cls" and computes the same logits.
-transformers has no mean-pooled classifier, so one with pooling "mean" announces itself as the bare
+transformers has no classifier that pools otherwise, so one that does announces itself as the bare
 encoder; its head is in the file all the same. `jaxdp.json` says which it is.
 """
 
@@ -17,12 +17,10 @@ from flax import nnx
 from .checkpoints import Description, WeightsError, write_json
 from .classifier import ReportClassifier
 from .lora import LoRALinear
-from .pretrained import load_classifier, relayout, source_name
+from .pretrained import load_classifier, relayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-_CLASS_PREFIX = {"bert": "Bert", "albert": "Albert"}
 
 
 def save_checkpoint(
@@ -48,23 +46,24 @@ def save_checkpoint(
         if isinstance(module, LoRALinear)
     }
     tensors = {
-        source_name(path): relayout(path, np.asarray(merged.get(path, variable[...])))
+        model.name_of(path): relayout(path, np.asarray(merged.get(path, variable[...])))
         for path, variable in nnx.to_flat_state(nnx.state(model))
         if path[-1] not in ("lora_a", "lora_b")
     }
     safetensors.numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    family = type(config).__name__.removesuffix("Config")
     task = "ForSequenceClassification" if model.pooling == "cls" else "Model"
     write_json(
         directory / "config.json",
         {
             **config.to_diff_dict(),
-            "architectures": [_CLASS_PREFIX[config.model_type] + task],
+            "architectures": [family + task],
             "problem_type": "multi_label_classification",
             "id2label": {str(i): name for i, name in enumerate(label_names)},
             "label2id": {name: i for i, name in enumerate(label_names)},
         },
     )
-    Description(model.pooling, label_names).write(directory)
+    Description(model.pooling, label_names, window=model.window).write(directory)
 
 
 def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, tuple[str, ...]]:
@@ -76,4 +75,5 @@ def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, t
     )
     if report.initialised:
         raise WeightsError(f"{directory} lacks {', '.join(report.initialised)}")
+    model.window = described.window
     return model, labels

@@ -12,8 +12,8 @@ What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
     bitfit           the same without a LoRA layer and with bias = "all"
     full             no adapter exists; `merged.save_checkpoint` writes the whole model
 
-transformers has no mean-pooled classifier, so an adapter with pooling "mean" or "mean-last2" has
-the same tensors but no task_type: in PyTorch it belongs on a class that averages likewise. An
+transformers has no classifier that pools by "first", "mean" or "mean-last2", so such an adapter has
+the same tensors but no task_type: in PyTorch it belongs on a class that pools likewise. An
 adapter that PEFT made on such a class needs a jaxdp.json that says so. With label attention the
 queries are in modules_to_save too, and the class is written beside the adapter.
 """
@@ -35,11 +35,14 @@ from flax import nnx
 from .checkpoints import Description, WeightsError, read_json, read_safetensors, write_json
 from .classifier import HEAD, ReportClassifier
 from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
-from .pretrained import relayout, source_name
+from .pretrained import relayout
 
 TORCH_CLASS = Path(__file__).with_name("label_attention_torch.py")
 """Runs an adapter with label attention in PyTorch; written beside each."""
 WEIGHTS = "adapter_model.safetensors"
+HEAD_WEIGHTS = ("classifier.weight", "classifier.out_proj.weight")
+HEAD_BIASES = ("classifier.bias", "classifier.out_proj.bias")
+"""Names of the head's parameters, of whatever family."""
 _PREFIX = "base_model.model."
 _NO_TARGETS = "dummy-target-modules"  # peft.utils.constants.DUMMY_TARGET_MODULES
 
@@ -101,12 +104,17 @@ def save_adapter(
     head = [name for name in HEAD if hasattr(model, name)]
     chosen = nnx.Any(nnx.LoRAParam, trainable(mode), *map(nnx.PathContains, head))
     saved_modules = list(head)
-    if any("pooler" in name.split(".") for name in initialised):
-        saved_modules.append("pooler")
+    pooler = nnx.to_flat_state(nnx.state(model, nnx.PathContains("pooler")))
+    drawn = {model.name_of(path) for path, _ in pooler} & set(initialised)
+    module = model.cls_names.get("pooler", "pooler").partition(".")[0]
+    # PEFT wants all modules whose names end in "classifier": RoBERTa's pooler is part of one, and
+    # DistilBERT's, pre_classifier, is another.
+    if drawn or module.endswith("classifier"):
+        saved_modules = list(dict.fromkeys([*head, module]))
         chosen = nnx.Any(chosen, nnx.PathContains("pooler"))
 
     tensors = {
-        _file_name(path): relayout(path, np.asarray(variable[...]))
+        _file_name(model, path): relayout(path, np.asarray(variable[...]))
         for path, variable in nnx.to_flat_state(nnx.state(model, chosen))
     }
     safetensors.numpy.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
@@ -124,7 +132,8 @@ def save_adapter(
     write_json(directory / "adapter_config.json", config)
     if model.pooling == "label-attention":
         shutil.copyfile(TORCH_CLASS, directory / TORCH_CLASS.name)
-    Description(model.pooling, label_names, model.base_fingerprint).write(directory)
+    description = Description(model.pooling, label_names, model.base_fingerprint, model.window)
+    description.write(directory)
 
 
 def read_adapter_info(directory: Path) -> AdapterInfo:
@@ -142,12 +151,14 @@ def read_adapter_info(directory: Path) -> AdapterInfo:
     if (directory / "jaxdp.json").exists():
         description = Description.read(directory)
     elif config.get("task_type") == "SEQ_CLS":
-        rows = len(_read_adapter(directory)["classifier.bias"])
+        tensors = _read_adapter(directory)
+        rows = next(len(tensors[name]) for name in HEAD_BIASES if name in tensors)
         description = Description("cls", tuple(f"LABEL_{i}" for i in range(rows)))
     else:
         raise WeightsError(
             f"{directory} does not say how it pools: task_type is not SEQ_CLS; write "
-            '{"pooling": "cls" or "mean" or "mean-last2", "label_names": [...]} to jaxdp.json in it'
+            '{"pooling": "cls" or "first" or "mean" or "mean-last2", "label_names": [...]} to '
+            "jaxdp.json in it"
         )
     return AdapterInfo(config.get("base_model_name_or_path"), config.get("revision"), description)
 
@@ -166,8 +177,8 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
     config = _read_supported_config(directory)
     info = read_adapter_info(directory)
     tensors = _read_adapter(directory)
-    layers = {".".join(map(str, path)): path for path in linear_layers(model)}
-    parameters = {source_name(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
+    layers = {model.name_of(path): path for path in linear_layers(model)}
+    parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
 
     problems = []
     if info.description.pooling != model.pooling:
@@ -213,27 +224,29 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
         adapt(model, layers[layer], a, b, _alpha(config, layer, rank=a.shape[1]))
 
 
-def _file_name(path: tuple) -> str:
+def _file_name(model: ReportClassifier, path: tuple) -> str:
     """PEFT's name of the parameter at `path`."""
     if path[-1] in ("lora_a", "lora_b"):
-        return f"{_PREFIX}{'.'.join(map(str, path[:-1]))}.lora_{path[-1][-1].upper()}.weight"
-    return _PREFIX + source_name(path)
+        return f"{_PREFIX}{model.name_of(path[:-1])}.lora_{path[-1][-1].upper()}.weight"
+    return _PREFIX + model.name_of(path)
 
 
 def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     """r, lora_alpha and target_modules, with patterns where layers differ."""
     adapted = {
-        path: module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALinear)
+        tuple(model.name_of(path).split(".")): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, LoRALinear)
     }
     if not adapted:
         return {"r": 1, "lora_alpha": 1, "target_modules": _NO_TARGETS}
-    ranks = {".".join(map(str, path)): module.rank for path, module in adapted.items()}
-    alphas = {".".join(map(str, path)): _number(module.alpha) for path, module in adapted.items()}
+    ranks = {".".join(path): module.rank for path, module in adapted.items()}
+    alphas = {".".join(path): _number(module.alpha) for path, module in adapted.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     # PEFT adapts every layer whose name ends so: short names only where they hit these and no more.
-    short = sorted({str(path[-1]) for path in adapted})
-    everything = [p[:-1] if p[-1] == "base" else p for p in linear_layers(model)]
+    short = sorted({path[-1] for path in adapted})
+    everything = [tuple(model.name_of(path).split(".")) for path in linear_layers(model)]
     everything.append(("pooler", "dense"))  # transformers has one even where we average
     hits = select_targets(everything, short, pooler=True)
     return {
@@ -276,9 +289,9 @@ def _read_adapter(directory: Path) -> dict[str, np.ndarray]:
         # With bias = "all" PEFT writes the head's bias thrice, twice under its wrapper's names.
         if ".original_module." not in name and ".modules_to_save." not in name
     }
-    for name in ("classifier.weight", "classifier.bias"):
-        if name not in tensors:
-            raise WeightsError(f"{path}: no {name}; was it trained as a sequence classifier?")
+    for heads in (HEAD_WEIGHTS, HEAD_BIASES):
+        if not tensors.keys() & set(heads):
+            raise WeightsError(f"{path}: no {heads[0]}; was it trained as a sequence classifier?")
     return tensors
 
 

@@ -10,7 +10,8 @@ class Preset:
 
     hub_id: str
     pooling: str
-    """"cls": it has a pretrained pooler; "mean": it was trained to be averaged."""
+    """"cls": its pooler is pretrained; "first" or "mean": what it was trained with, or "mean" where
+    it only learnt to fill in words."""
     max_length: int
     """Tokens per text that it was pretrained with; more have positions, but less well trained."""
 
@@ -24,6 +25,22 @@ PRESETS = {
     "albert-base-v2": Preset("albert/albert-base-v2", "cls", 512),
     "bio-clinical-bert": Preset("emilyalsentzer/Bio_ClinicalBERT", "cls", 128),
     "minilm-l6": Preset("sentence-transformers/all-MiniLM-L6-v2", "mean", 256),
+    "mpnet-base": Preset("sentence-transformers/all-mpnet-base-v2", "mean", 384),
+    "bge-small": Preset("BAAI/bge-small-en-v1.5", "first", 512),
+    "distilbert-base": Preset("distilbert/distilbert-base-uncased", "mean", 512),
+    "roberta-base": Preset("FacebookAI/roberta-base", "mean", 512),
+    "biomedbert": Preset(
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext", "mean", 512
+    ),
+    "bioclinical-modernbert": Preset("thomas-sounack/BioClinical-ModernBERT-base", "cls", 8192),
+    "radbert": Preset("StanfordAIMI/RadBERT", "mean", 512),
+    "radbert-roberta": Preset("zzxslp/RadBERT-RoBERTa-4m", "mean", 512),
+    "cxr-bert": Preset("microsoft/BiomedVLP-CXR-BERT-general", "mean", 512),
+    "multilingual-e5-small": Preset("intfloat/multilingual-e5-small", "mean", 512),
+    "xlm-roberta-base": Preset("FacebookAI/xlm-roberta-base", "mean", 512),
+    "roberta-biomedical-es": Preset(
+        "PlanTL-GOB-ES/roberta-base-biomedical-clinical-es", "mean", 512
+    ),
 }
 """Name in config.model.backbone -> preset."""
 

@@ -24,7 +24,11 @@ from .albert import AlbertClassifier
 from .bert import BertClassifier
 from .checkpoints import WeightsError, read_json, read_tensors
 from .classifier import HEAD, POOLINGS, ReportClassifier
+from .distilbert import DistilBertClassifier
 from .layers import ACTIVATIONS
+from .modernbert import ModernBertClassifier
+from .mpnet import MPNetClassifier
+from .roberta import RobertaClassifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,14 +36,23 @@ if TYPE_CHECKING:
 # Where torch is absent, transformers would say so as it is imported, here or in data.tokens.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-MODELS = {"bert": BertClassifier, "albert": AlbertClassifier}
-"""model_type of a config.json, which is also the prefix of its tensors -> our class."""
+MODELS: dict[str, type[ReportClassifier]] = {
+    "bert": BertClassifier,
+    "albert": AlbertClassifier,
+    "roberta": RobertaClassifier,
+    "xlm-roberta": RobertaClassifier,
+    "distilbert": DistilBertClassifier,
+    "modernbert": ModernBertClassifier,
+    "mpnet": MPNetClassifier,
+}
+"""model_type of a config.json -> our class."""
 
 _SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
 
 # Tensors of pretraining heads and buffers, which a classifier has no use for.
 _SURPLUS = re.compile(
-    r"^(cls|predictions|sop_classifier|qa_outputs)\.|(^|\.)(position|token_type)_ids$"
+    r"^(cls|predictions|sop_classifier|qa_outputs|lm_head|decoder|vocab_(transform|layer_norm|projector))\."
+    r"|(^|\.)(position|token_type)_ids$"
 )
 
 
@@ -67,7 +80,7 @@ def as_config(values: Mapping[str, Any]) -> "PreTrainedConfig":
         # Older than that field. Other families that look alike, RoBERTa's, name tensors otherwise.
         kind = "albert" if "num_hidden_groups" in values else "bert"
     if kind not in MODELS:
-        raise ValueError(f"model_type must be {' or '.join(MODELS)}, not {kind!r}")
+        raise ValueError(f"model_type must be one of {', '.join(MODELS)}, not {kind!r}")
     try:
         config = AutoConfig.for_model(kind, **values)
     except StrictDataclassError as error:
@@ -75,10 +88,12 @@ def as_config(values: Mapping[str, Any]) -> "PreTrainedConfig":
     for name, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False)):
         if getattr(config, name, wanted) != wanted:
             raise ValueError(f"{name} must be {wanted}, not {getattr(config, name)!r}")
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}")
+    for name in ("hidden_act", "activation", "hidden_activation", "classifier_activation"):
+        if getattr(config, name, "gelu") not in ACTIVATIONS:
+            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}")
     if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise ValueError("hidden_size must be a multiple of num_attention_heads")
+    MODELS[kind].check(config)
     return config
 
 
@@ -92,14 +107,15 @@ def read_config(directory: Path) -> "PreTrainedConfig":
         raise WeightsError(f"{path}: {error}") from None
 
 
-def source_name(path: tuple) -> str:
-    """The checkpoint's name of the parameter at `path`, with or without an adapter on its layer.
+def positions_of(config: "PreTrainedConfig") -> int:
+    """The most tokens that a text can have."""
+    return MODELS[config.model_type].positions(config)
 
-    ("bert", "encoder", "layer", 0, ..., "kernel") -> "bert.encoder.layer.0. ... .weight".
-    """
-    *parents, leaf = (str(part) for part in path if part != "base")
-    leaf = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
-    return ".".join([*parents, leaf])
+
+def shares_layers(config: "PreTrainedConfig") -> bool:
+    """Whether a layer is applied at several depths, so that its adapter acts at all of them."""
+    depth = config.num_hidden_layers
+    return getattr(config, "num_hidden_groups", depth) < depth
 
 
 def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
@@ -108,13 +124,12 @@ def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(value.T if path[-1] in ("kernel", "lora_a", "lora_b") else value)
 
 
-def _canonical(name: str, prefix: str) -> str:
-    """Undoes the naming habits of older and of headless checkpoints."""
+def _canonical(name: str, prefix: str, parts: set[str]) -> str:
+    """Undoes the naming habits of older checkpoints and, whose names begin with the encoder's
+    `parts`, of headless ones."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-    if name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = f"{prefix}.{name}"
-    return name
+    return f"{prefix}.{name}" if name.partition(".")[0] in parts else name
 
 
 def load_classifier(
@@ -128,7 +143,7 @@ def load_classifier(
 
     Args:
         directory: holds config.json and weights in any format of `checkpoints.read_tensors`, with
-            or without the `bert.` prefix, with LayerNorm named weight/bias or gamma/beta.
+            or without the prefix (`bert.`), with LayerNorm named weight/bias or gamma/beta.
         num_labels: rows of the head. A head in the checkpoint is used if it has as many; one of
             another size is an error, not a silent replacement.
         pooling: one of `classifier.POOLINGS`.
@@ -144,22 +159,29 @@ def load_classifier(
         raise ValueError(f"model.pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
     directory = Path(directory)
     config = read_config(directory)
-    prefix = config.model_type
-    model_class = MODELS[prefix]
-    graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
-    )
+    model_class = MODELS[config.model_type]
+    like = nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(like)
+    wanted = nnx.to_flat_state(state)
 
-    tensors = {_canonical(name, prefix): read for name, read in read_tensors(directory).items()}
-    dropped = {name for name in tensors if _SURPLUS.search(name)}
-    if pooling != "cls":
-        dropped |= {name for name in tensors if name.startswith(f"{prefix}.pooler.")}
+    prefix = model_class.prefix
+    parts = {"pooler", *(str(path[1]) for path, _ in wanted if path[0] == prefix)}
+    tensors = {
+        _canonical(name, prefix, parts): read for name, read in read_tensors(directory).items()
+    }
+    unread = tuple(f"{name}." for name in (f"{prefix}.pooler", *model_class.cls_names.values()))
+    names = {like.name_of(path) for path, _ in wanted}
+    dropped = {
+        name
+        for name in tensors
+        if _SURPLUS.search(name) or (name.startswith(unread) and name not in names)
+    }
     unused = set(tensors) - dropped
 
     digest = hashlib.sha256()
     filled, initialised, missing, misshapen = [], [], [], []
-    for path, variable in nnx.to_flat_state(state):
-        name, shape = source_name(path), variable.shape
+    for path, variable in wanted:
+        name, shape = like.name_of(path), variable.shape
         if name in unused:
             unused.remove(name)
             value = _widened(relayout(path, tensors[name]()))
@@ -185,9 +207,9 @@ def load_classifier(
 
 
 def _initial(path: tuple, shape: tuple, std: float, rngs: nnx.Rngs) -> np.ndarray:
-    """What transformers would draw for a fresh Linear: kernel N(0, std^2), the rest 0."""
+    """What transformers would draw for fresh layers: kernel N(0, std^2), scale 1, the rest 0."""
     if path[-1] != "kernel":
-        return np.zeros(shape, np.float32)
+        return np.full(shape, path[-1] == "scale", np.float32)
     # By numpy: JAX would compile a program for it, which takes longer than loading the rest.
     seed = np.asarray(jax.random.key_data(rngs.params()))
     return (std * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)

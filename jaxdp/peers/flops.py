@@ -80,7 +80,7 @@ class StepFlops:
             encoder,
             labels=len(job.label_names),
             rank=job.config.lora.rank,
-            adapted=len(job.config.lora.targets),
+            adapted=len(job.config.lora.targets or ("query", "value")),
             first_layer=job.config.lora.first_layer(encoder["num_hidden_layers"]),
             pooler=job.pooling == "cls",
             **fields,

@@ -104,7 +104,7 @@ def write_job(
     settings.data.max_length = max_length
     settings.model.backbone = str(backbone.directory)
     settings.model.pooling = backbone.pooling
-    settings.lora.layers = layers
+    settings.lora.layers, settings.lora.targets = layers, ("query", "value")
     settings.train.expected_batch_size = float(batch)
     settings.privacy.units = inputs.units.num_units
     settings.run.research_seed = 0

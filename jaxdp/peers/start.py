@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from jaxdp.backbone import Backbone
 from jaxdp.config import Config, ConfigError
 from jaxdp.models.peft import save_adapter
+from jaxdp.models.pretrained import read_config
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import Inputs, build_model, compute_dtype, token_buckets
@@ -25,7 +27,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     Raises:
         ConfigError: a setting that the other side has not.
     """
-    _check(config)
+    _check(config, inputs.backbone)
     plan, secret = plan_run(config), RunSecret.create(config.run.research_seed)
     model, weights = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
     used = {split: inputs.tokens[split] for split in ("train", "validation")}
@@ -92,13 +94,15 @@ def move_adapter(job: Job, scale: float = 0.02) -> None:
     safetensors.numpy.save_file(moved, path, metadata={"format": "pt"})
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, backbone: Backbone) -> None:
     for field, value, allowed in (
         ("train.mode", config.train.mode, TRAINED),
         ("privacy.unit", config.privacy.unit, ("report",)),
         ("model.dtype", compute_dtype(config), ("float32",)),
         ("model.label_dimensions", config.model.label_dimensions, (None,)),
+        ("data.windows", config.data.windows, (1,)),
         ("train.queries", config.train.queries, (False,)),
+        ("model.backbone", read_config(backbone.directory).model_type, ("bert", "albert")),
     ):
         if value not in allowed:
             raise ConfigError(

@@ -59,9 +59,11 @@ class Classifier(torch.nn.Module):
             feature = output.pooler_output
         else:
             states = output.last_hidden_state
-            if self._pooling != "mean":
+            if self._pooling in ("mean-last2", "label-attention"):
                 states = (output.hidden_states[-2] + output.hidden_states[-1]) / 2
-            if self._pooling == "label-attention":
+            if self._pooling == "first":
+                feature = states[:, 0]
+            elif self._pooling == "label-attention":
                 feature = self.label_attention(states, attention_mask)
             else:
                 weights = attention_mask[..., None].to(states.dtype)

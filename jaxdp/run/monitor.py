@@ -108,8 +108,9 @@ class Monitor:
             self._say(f"  {what}: {count:,}")
         if inputs.cut:
             self._say(f"  reports cut to data.max_length: {inputs.cut:,}")
-        usual = inputs.backbone.usual_length
-        if usual and (beyond := sum((t.lengths > usual).sum() for t in inputs.tokens.values())):
+        usual, window = inputs.backbone.usual_length, config.data.max_length
+        read = [t.lengths.clip(max=window) for t in inputs.tokens.values()]
+        if usual and (beyond := sum((lengths > usual).sum() for lengths in read)):
             self._say(f"  reports longer than the backbone's usual {usual} tokens: {beyond:,}")
         warnings = inputs.dataset.warnings()
         published, there = config.privacy.units, inputs.units.num_units

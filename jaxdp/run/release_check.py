@@ -17,23 +17,27 @@ from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.models.checkpoints import WeightsError, read_tensors
 from jaxdp.models.classifier import HEAD, POOLINGS
-from jaxdp.models.peft import TORCH_CLASS
+from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS
 from jaxdp.models.pretrained import read_config
 
 _BUNDLE = {"PRIVACY.md", "privacy.json"}
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 _WHOLE = {"config.json", "model.safetensors"}
 _BESIDE_WEIGHTS = {"jaxdp.json", "tokenizer_config.json"}
-_VOCABULARIES = {"tokenizer.json", "vocab.txt", "spiece.model"}
-TOKENIZER_FILES = _VOCABULARIES | {"special_tokens_map.json", "added_tokens.json"}
+_VOCABULARIES = {
+    *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+}
+TOKENIZER_FILES = _VOCABULARIES | {"merges.txt", "special_tokens_map.json", "added_tokens.json"}
 
 PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 """Where transformers keeps paths of whoever saved a file."""
 _NAME = r"[^/\\\s][^/\\\n]{0,199}"
 _PREFIX = "base_model.model."
-_HEAD = ("classifier.weight", "classifier.bias")
+_HEAD = (*HEAD_WEIGHTS, *HEAD_BIASES)
 _QUERIES = "label_attention.queries"
-_POOLER = re.compile(r"\.pooler(\.dense)?\.(weight|bias)$")
+_POOLER = re.compile(
+    r"(\.pooler(\.dense)?|^(classifier\.dense|pre_classifier|head\.(dense|norm)))\.(weight|bias)$"
+)
 
 
 def _layers(names: Any) -> bool:
@@ -44,6 +48,7 @@ def _layer_numbers(value: Any) -> bool:
     return _layers(value) and all(isinstance(v, int | float) for v in value.values())
 
 
+_POOLERS = {"pooler", "pre_classifier", "head"}
 _PEFT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "peft_type": lambda v: v == "LORA",
     "task_type": lambda v: v in ("SEQ_CLS", None),
@@ -56,7 +61,7 @@ _PEFT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "lora_dropout": lambda v: v == 0,
     "bias": lambda v: v in ("none", "all"),
     "target_modules": lambda v: _layers([v] if isinstance(v, str) else v),
-    "modules_to_save": lambda v: "classifier" in v and set(v) <= {"pooler", *HEAD},
+    "modules_to_save": lambda v: "classifier" in v and set(v) <= {*_POOLERS, *HEAD},
     "rank_pattern": _layer_numbers,
     "alpha_pattern": _layer_numbers,
 }
@@ -179,12 +184,16 @@ class _Bundle:
 
     def settings(self) -> str:
         description = _read(self.adapter / "jaxdp.json")
-        _known("jaxdp.json", description, {"pooling", "label_names", "base_fingerprint"}, set())
+        needed = {"pooling", "label_names", "base_fingerprint"}
+        _known("jaxdp.json", description, needed, {"window"})
         labels, fingerprint = description["label_names"], description["base_fingerprint"]
         if description["pooling"] not in POOLINGS:
             raise ReleaseError(f"jaxdp.json: pooling must be {' or '.join(POOLINGS)}")
         if not all(isinstance(name, str) and len(name) <= 200 for name in labels):
             raise ReleaseError("jaxdp.json: label_names must be short names")
+        window = description.get("window")
+        if window is not None and [type(value) for value in window] != [int, int]:
+            raise ReleaseError("jaxdp.json: window must be two whole numbers")
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):
             raise ReleaseError("jaxdp.json: base_fingerprint must be 32 hexadecimal digits")
         if self.whole:
@@ -264,8 +273,9 @@ class _Bundle:
             elif name == _QUERIES and "label_attention" in config["modules_to_save"]:
                 declared = value.shape == tensors["classifier.weight"].shape
             else:
+                saved = {*config["modules_to_save"]} & set(name.split("."))
                 declared = (config["bias"] == "all" and name.endswith(".bias")) or (
-                    "pooler" in config["modules_to_save"] and bool(_POOLER.search(name))
+                    bool(saved and _POOLER.search(name))
                 )
             if not declared:
                 raise ReleaseError(f"{name!r} is not what adapter_config.json declares")
@@ -283,10 +293,10 @@ class _Bundle:
                 continue
             elif (old := _find(before, name)) is not None:
                 changed[name] = not np.array_equal(value, old)
-            elif name == "classifier.bias":
+            elif name in HEAD_BIASES:
                 changed[name] = bool(np.any(value))  # a new head's bias starts at zero
         same = [name for name, moved in changed.items() if not moved]
-        if "classifier.bias" in same:
+        if set(same) & set(HEAD_BIASES):
             raise ReleaseError("the head was never trained: its bias is what it was before")
         noised = isinstance(_read(self.release / "privacy.json")["epsilon"], float | int)
         lora = {name for name in changed if name.startswith("LoRA")}

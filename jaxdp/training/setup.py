@@ -22,7 +22,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, Watch, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.pretrained import LoadReport, load_classifier, read_config
+from jaxdp.models.pretrained import LoadReport, load_classifier, positions_of, read_config
 
 from .members import stack, stack_differing
 from .mesh import make_mesh
@@ -41,7 +41,7 @@ class Inputs:
     """Split -> token ids, in the order of `dataset.subset(split)`."""
     labels: dict[str, np.ndarray]
     cut: int
-    """Reports longer than data.max_length."""
+    """Reports longer than data.max_length, or than data.windows of it."""
     units: PrivacyUnits
     """The training reports by privacy unit."""
     backbone: Backbone
@@ -74,11 +74,16 @@ def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
     else:
         splits = [split for split in SPLITS if (dataset.splits == split).any()]
     backbone = resolve_backbone(config.model.backbone, config.model.pooling, config.model.revision)
-    positions = read_config(backbone.directory).max_position_embeddings
+    positions = positions_of(read_config(backbone.directory))
     if config.data.max_length > positions:
         raise ConfigError(
             f"config.data.max_length must be at most {positions}, the positions of "
             f"{backbone.name}, not {config.data.max_length}"
+        )
+    if config.data.windows > 1 and backbone.pooling in ("cls", "first"):
+        raise ConfigError(
+            "config.model.pooling must be mean, mean-last2 or label-attention with data.windows, "
+            f"not {backbone.pooling}: no token is the first of all windows"
         )
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
@@ -86,7 +91,7 @@ def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
     for split in splits:
         part = dataset.subset(split)
         tokens[split], part_cut = tokenize(
-            part.texts, tokenizer, config.data.max_length, cache=folder
+            part.texts, tokenizer, config.data.max_length, config.data.windows, cache=folder
         )
         labels[split] = part.labels
         cut += part_cut
@@ -119,6 +124,8 @@ def build_model(
         rngs=rngs,
     )
     model.precision = dtype
+    if config.data.windows > 1:
+        model.window = (config.data.max_length, config.data.windows)
     add_adapters(config, model, rngs)
     if public:
         warm_start(
@@ -147,7 +154,7 @@ def add_adapters(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> Non
             model,
             rank=config.lora.rank,
             alpha=config.lora.alpha,
-            targets=config.lora.targets,
+            targets=config.lora.targets or model.lora_targets,
             first_layer=config.lora.first_layer(model.depth),
             rngs=rngs,
         )
@@ -190,7 +197,8 @@ def token_buckets(config: Config, members: int = 1) -> Buckets:
     many positions together as one member's, as far as a report can be no shorter."""
     tokens = config.train.microbatch_tokens or platform_defaults().microbatch_tokens
     ratio = config.train.width_ratio
-    return Buckets.for_lengths(config.data.max_length, tokens // members, ratio)
+    longest = config.data.max_length * config.data.windows
+    return Buckets.for_lengths(longest, tokens // members, ratio)
 
 
 def test_probabilities(

@@ -74,7 +74,7 @@ def warm_start(
     shape = Shape(*(getattr(settings, field) for field in Shape._fields))
     book, tokenizer = _book(settings, label_names), load_tokenizer(directory)
     texts, labels = book.write_reports(settings.reports, label_names, shape)
-    tokens, _ = tokenize(texts, tokenizer, config.data.max_length)
+    tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
     mode = _mode(config, model)
     if book.names and model.pooling == "label-attention":
         names, _ = tokenize([book.names[label] for label in label_names], tokenizer, 32)

@@ -20,6 +20,8 @@ GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "run/processes.py"
 RELEASE_CHECK = "run/release_check.py"
 LORA, WARM_START = "models/lora.py", "training/warm_start.py"
+LAYERS, FAMILIES = "models/layers.py", "test_families.py"
+LOCAL = "test_attention.py::test_long_and_local_attention_are_what_their_definition_says"
 
 
 class Mutant(NamedTuple):
@@ -1058,7 +1060,7 @@ MUTANTS = [
     Mutant(
         "the average of the last layer and itself",
         "models/classifier.py",
-        "x = (before + x) / 2",
+        "x = (self.output(before) + x) / 2",
         "x = (x + x) / 2",
         "test_bert.py::test_the_last_two_layers_are_averaged_from_below_both",
     ),
@@ -1707,6 +1709,70 @@ MUTANTS = [
         "os.O_TRUNC, 0o600)",
         "os.O_TRUNC, 0o644)",
         "test_ledger.py::test_fingerprint_is_of_the_multiset_and_keyed",
+    ),
+    # What a family's arithmetic promises.
+    Mutant(
+        "positions are counted from 0",
+        LAYERS,
+        "jnp.cumsum(is_token) * is_token + self.padding",
+        "jnp.cumsum(is_token) * is_token",
+        f"{FAMILIES}::test_float64_agrees_to_1e_10[roberta-cls]",
+    ),
+    Mutant(
+        "a padding token inside a text is counted",
+        LAYERS,
+        "jnp.cumsum(is_token) * is_token",
+        "jnp.cumsum(is_token)",
+        f"{FAMILIES}::test_a_padding_token_inside_a_text_has_no_position_of_its_own[roberta]",
+    ),
+    Mutant(
+        "one position more than there is",
+        "models/roberta.py",
+        "- cfg.pad_token_id - 1",
+        "- cfg.pad_token_id",
+        f"{FAMILIES}::test_as_many_tokens_as_there_are_positions_and_no_more[roberta]",
+    ),
+    Mutant(
+        "local attention ends one token early",
+        LAYERS,
+        "(distance <= window)",
+        "(distance < window)",
+        LOCAL,
+    ),
+    Mutant(
+        "local attention reads padding",
+        LAYERS,
+        "(keys >= 0) & (keys < length)",
+        "(keys >= 0)",
+        LOCAL,
+    ),
+    Mutant(
+        "short texts have no local attention",
+        LAYERS,
+        "        seen &= jnp.abs(keys - jnp.arange(len(q_QxNxD))[:, None]) <= window\n",
+        "        pass\n",
+        LOCAL,
+    ),
+    Mutant(
+        "rotary positions turn the wrong way",
+        LAYERS,
+        "theta ** -(np",
+        "theta ** (np",
+        f"{FAMILIES}::test_float64_agrees_to_1e_10[modernbert-cls]",
+    ),
+    Mutant(
+        "the layer before the last is pooled without the last norm",
+        "models/classifier.py",
+        "(self.output(before) + x) / 2",
+        "(before + x) / 2",
+        f"{FAMILIES}::test_label_attention_runs_in_pytorch_on_what_lies_beside_the_adapter[modernbert]",
+    ),
+    Mutant(
+        "distances before and behind are mixed up",
+        "models/mpnet.py",
+        "(distances > 0) * half",
+        "(distances < 0) * half",
+        f"{FAMILIES}::test_float64_agrees_to_1e_10[mpnet-cls]",
     ),
     # What leaves by other doors than the run's release/.
     Mutant(
