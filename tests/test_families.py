@@ -38,6 +38,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from transformers.models.modernbert import modeling_modernbert
 
+from jaxdp.commands.export import write_stablehlo
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
 from jaxdp.models.checkpoints import WeightsError
@@ -291,6 +292,17 @@ def test_padding_has_no_influence_and_any_level_leads_to_the_same(saved, pooling
             states = states * (jnp.arange(ids.shape[1]) < lengths[:, None])[..., None]
         logits = jax.vmap(lambda x, n, k=level: model(x, n, k))(states, lengths)
         np.testing.assert_allclose(logits, whole, atol=ATOL, rtol=0)
+
+
+def test_a_compiled_program_takes_any_length(saved, kind, tmp_path):
+    pytest.importorskip("flatbuffers")
+    positions = positions_of(read_config(saved[0]))
+    write_stablehlo(tmp_path / "model", load(saved[0]), positions)
+    exported = jax.export.deserialize((tmp_path / "model").read_bytes())
+    ids, lengths = reports()
+    found = exported.call(ids.astype(np.int32), lengths.astype(np.int32))
+    expected = 1 / (1 + np.exp(-our_logits(load(saved[0]), ids, lengths)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_only_the_last_layers_are_adapted_and_the_others_frozen(saved):

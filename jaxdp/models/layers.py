@@ -229,12 +229,13 @@ def attend(
             implementation="cudnn",
         )[0]
     many = 2 * _BLOCK if window is None else 4 * window
-    if len(q_QxNxD) > many and bias_NxQxL is None:
+    queries = q_QxNxD.shape[0]
+    if isinstance(queries, int) and queries > many and bias_NxQxL is None:  # else any, of an export
         return _by_blocks(q_QxNxD, k_LxNxD, v_LxNxD, length, window)
-    keys = jnp.arange(len(k_LxNxD))
+    keys = jnp.arange(k_LxNxD.shape[0])
     seen = keys < length
     if window is not None:
-        seen &= jnp.abs(keys - jnp.arange(len(q_QxNxD))[:, None]) <= window
+        seen &= jnp.abs(keys - jnp.arange(queries)[:, None]) <= window
     return _attend(q_QxNxD, k_LxNxD, v_LxNxD, seen, bias_NxQxL)
 
 

@@ -70,8 +70,9 @@ class Encoder(nnx.Module):
     def bias(self, rows: int, length: int) -> jax.Array:
         """What every layer adds to the scores of the first `rows` queries: [N, rows, length]."""
         distances = jnp.arange(length) - jnp.arange(rows)[:, None]
-        kinds = jnp.asarray(buckets_of(np.arange(1 - length, length)))
-        return self.relative_attention_bias(kinds[distances + length - 1]).transpose(2, 0, 1)
+        kinds = jnp.asarray(buckets_of(np.arange(-_FAR, _FAR + 1)))
+        kinds = kinds[jnp.clip(distances, -_FAR, _FAR) + _FAR]
+        return self.relative_attention_bias(kinds).transpose(2, 0, 1)
 
 
 class MPNetBackbone(nnx.Module):

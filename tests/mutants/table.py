@@ -1749,7 +1749,7 @@ MUTANTS = [
     Mutant(
         "short texts have no local attention",
         LAYERS,
-        "        seen &= jnp.abs(keys - jnp.arange(len(q_QxNxD))[:, None]) <= window\n",
+        "        seen &= jnp.abs(keys - jnp.arange(queries)[:, None]) <= window\n",
         "        pass\n",
         LOCAL,
     ),
