@@ -197,7 +197,7 @@ class ReportClassifier(nnx.Module):
         """(states at level `stop`, those before if a layer was applied); only_first: of the last
         layer the first token alone."""
         if start == 0 and stop > 0 and x.ndim == 1:
-            x = self._by_window(lambda x, n: self.embed(x), x, length)
+            x = self.embedded(x, length)
         before = None
         for index in range(start, stop):
             first = only_first and index == stop - 1
@@ -207,6 +207,10 @@ class ReportClassifier(nnx.Module):
 
             before, x = x, self._by_window(layer, x, length)
         return x, before
+
+    def embedded(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:
+        """Token ids of all windows [L] -> [L, H]."""
+        return self._by_window(lambda ids, _: self.embed(ids), token_ids_L, length)
 
     def _by_window(self, fn, x: jax.Array, length: jax.Array) -> jax.Array:
         """fn(x, length) of each window by itself, end to end again."""

@@ -230,7 +230,7 @@ def _train(
     def report_loss(params, frozen, values, length, labels, key):
         model = nnx.merge(graphdef, params, frozen)
         if settings.noise and level < model.feature_level:
-            values = values if level else model.embed(values)
+            values = values if level else model.embedded(values, length)
             values = add_state_noise(key, values, length, settings.noise)
         return multilabel_loss(packed_logits(model, values, length, level), labels)
 
