@@ -109,13 +109,15 @@ class ReportClassifier(nnx.Module):
         if self.basis.directions is not None:
             directions = self.basis.directions[...]
             kernel = jnp.einsum("nhk,kn->hn", directions, kernel, precision="highest")
-        self._set_head(kernel, self.classifier.bias[...] - jnp.sum(center * kernel.T, axis=-1))
+        bias = self.classifier.bias[...]  # ty: ignore[not-subscriptable]
+        self._set_head(kernel, bias - jnp.sum(center * kernel.T, axis=-1))
         self.basis = None
 
     def divide_logits(self, temperature: float) -> None:
         """All logits, hence the head, by a positive number; 1 changes no bit."""
         head = self.classifier
-        self._set_head(head.kernel[...] / temperature, head.bias[...] / temperature)
+        bias = head.bias[...]  # ty: ignore[not-subscriptable]
+        self._set_head(head.kernel[...] / temperature, bias / temperature)
 
     def precise(self) -> contextlib.AbstractContextManager:
         """What is traced within multiplies in `precision`, its gradients too."""

@@ -2,7 +2,7 @@
 """Models from the Hugging Face hub, through its own client: its cache, tokens and offline mode."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import huggingface_hub
@@ -87,7 +87,7 @@ def upload_folder(repo_id: str, folder: Path, *, private: bool, message: str) ->
 
 
 @contextlib.contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+def _explained(repo_id: str, revision: str | None) -> Generator[None]:
     """The client's errors as WeightsError."""
     try:
         yield

@@ -45,7 +45,8 @@ class LabelHead(nnx.Linear):
     feature. Parameters are named and shaped as those of a linear head on one feature."""
 
     def __call__(self, f_NxH: jax.Array) -> jax.Array:
-        return jnp.sum(f_NxH * self.kernel[...].T, axis=-1) + self.bias[...]
+        bias = self.bias[...]  # ty: ignore[not-subscriptable]
+        return jnp.sum(f_NxH * self.kernel[...].T, axis=-1) + bias
 
 
 class Basis(nnx.Module):

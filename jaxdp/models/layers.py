@@ -180,7 +180,7 @@ def _softmax_backward(y, cotangent):
     return (y * (cotangent - jnp.sum(y * cotangent, axis=-1, keepdims=True)),)
 
 
-softmax.defvjp(lambda x: (softmax(x),) * 2, _softmax_backward)
+softmax.defvjp(lambda x: (y := softmax(x), y), _softmax_backward)
 
 
 def rotate(x_LxNxD: jax.Array, theta: float) -> jax.Array:

@@ -8,6 +8,7 @@ ever see `adapters`.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def add_lora(
 
 def adapt(model: nnx.Module, path: tuple, a: jax.Array, b: jax.Array, alpha: float) -> None:
     """Puts LoRALinear(layer, a, b, alpha) in place of the Linear layer at `path`."""
-    parent = model
+    parent: Any = model
     for part in path[:-1]:
         parent = parent[part] if isinstance(part, int) else getattr(parent, part)
     setattr(parent, path[-1], LoRALinear(getattr(parent, path[-1]), a, b, alpha))
@@ -169,4 +170,5 @@ def rounded_once(model: nnx.Module, frozen: nnx.State) -> nnx.State:
 
 def split(model: nnx.Module, mode: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, adapters, frozen): every parameter is in exactly one of the two trees."""
-    return nnx.split(model, trainable(mode), nnx.Param)
+    graphdef, adapters, frozen = nnx.split(model, trainable(mode), nnx.Param)
+    return graphdef, adapters, frozen

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Where torch is absent, transformers would say so as it is imported, here or in data.tokens.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-MODELS: dict[str, type[ReportClassifier]] = {
+MODELS: dict[str, Callable[..., ReportClassifier]] = {
     "bert": BertClassifier,
     "albert": AlbertClassifier,
     "roberta": RobertaClassifier,
@@ -190,7 +190,7 @@ def load_classifier(
                 continue
             if path[0] not in HEAD:
                 # A checksum of each tensor: hashing them whole would take longer than reading them.
-                digest.update(f"{name} {shape} {zlib.crc32(value)}\n".encode())
+                digest.update(f"{name} {shape} {zlib.crc32(value.data)}\n".encode())
         elif path[0] in HEAD or "pooler" in path:
             initialised.append(name)
             value = _initial(path, shape, config.initializer_range, rngs)

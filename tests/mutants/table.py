@@ -1173,8 +1173,8 @@ MUTANTS = [
     Mutant(
         "a folded head forgets the centre",
         "models/classifier.py",
-        "self.classifier.bias[...] - jnp.sum(center * kernel.T, axis=-1)",
-        "self.classifier.bias[...]",
+        "bias - jnp.sum(center * kernel.T, axis=-1)",
+        "bias",
         "test_label_attention.py::test_a_basis_changes_coordinates_and_nothing_else",
     ),
     Mutant(
@@ -1195,8 +1195,8 @@ MUTANTS = [
     Mutant(
         "a temperature leaves the biases",
         "models/classifier.py",
-        "head.bias[...] / temperature)",
-        "head.bias[...])",
+        "bias / temperature)",
+        "bias)",
         "test_label_attention.py::test_a_temperature_divides_all_logits",
     ),
     Mutant(
