@@ -189,7 +189,7 @@ def rotate(x_LxNxD: jax.Array, theta: float) -> jax.Array:
     length, _, width = x_LxNxD.shape
     wide = jnp.promote_types(x_LxNxD.dtype, jnp.float32)
     frequencies = theta ** -(np.arange(0, width, 2) / width)
-    angles = jnp.outer(jnp.arange(length, dtype=wide), frequencies.astype(wide))[:, None]
+    angles = jnp.outer(jnp.arange(length, dtype=wide), frequencies.astype(wide))[:, None]  # ty: ignore[invalid-argument-type]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x_LxNxD.astype(wide), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_LxNxD.dtype)

@@ -46,7 +46,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: "ModernBertConfig", kind: str, dtype, *, rngs: nnx.Rngs):
         width, bias = cfg.hidden_size, cfg.attention_bias
         self.num_heads = cfg.num_attention_heads
-        self.theta = cfg.rope_parameters[kind]["rope_theta"]
+        self.theta = cfg.rope_parameters[kind]["rope_theta"]  # ty: ignore[invalid-argument-type, not-subscriptable]
         self.window = cfg.local_attention // 2 if kind == "sliding_attention" else None
         self.Wqkv = dense(width, 3 * width, dtype, bias, rngs=rngs)
         self.Wo = dense(width, width, dtype, bias, rngs=rngs)
@@ -77,7 +77,7 @@ class Layer(nnx.Module):
     def __init__(self, cfg: "ModernBertConfig", index: int, dtype, *, rngs: nnx.Rngs):
         # The first layer reads embeddings, which are normalised already.
         self.attn_norm = _norm(cfg, rngs=rngs) if index else nnx.data(None)
-        self.attn = Attention(cfg, cfg.layer_types[index], dtype, rngs=rngs)
+        self.attn = Attention(cfg, cfg.layer_types[index], dtype, rngs=rngs)  # ty: ignore[not-subscriptable]
         self.mlp_norm = _norm(cfg, rngs=rngs)
         self.mlp = MLP(cfg, dtype, rngs=rngs)
 

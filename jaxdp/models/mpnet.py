@@ -51,8 +51,8 @@ class Layer(nnx.Module):
     def __init__(self, cfg: "MPNetConfig", dtype, *, rngs: nnx.Rngs):
         self.activation = layers.ACTIVATIONS[cfg.hidden_act]
         self.attention = Attention(cfg, dtype, rngs=rngs)
-        self.intermediate = Intermediate(cfg, dtype, rngs=rngs)
-        self.output = SelfOutput(cfg.intermediate_size, cfg, dtype, rngs=rngs)
+        self.intermediate = Intermediate(cfg, dtype, rngs=rngs)  # ty: ignore[invalid-argument-type]
+        self.output = SelfOutput(cfg.intermediate_size, cfg, dtype, rngs=rngs)  # ty: ignore[invalid-argument-type]
 
     def __call__(self, x: jax.Array, length: jax.Array, rows: int, bias_NxQxL) -> jax.Array:
         first, attn = x[:rows], self.attention.attn
@@ -100,6 +100,6 @@ class MPNetClassifier(RobertaClassifier):
             raise ValueError(f"relative_attention_num_buckets must be {_BUCKETS}")
 
     def apply_layer(self, index, x_LxH, length, rows):
-        encoder = self.mpnet.encoder
+        encoder = self.mpnet.encoder  # ty: ignore[missing-attribute]
         bias = encoder.bias(rows, x_LxH.shape[0])
         return layers.apply_once_traced(encoder.layer[index], x_LxH, length, rows, bias)

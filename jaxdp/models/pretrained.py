@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Where torch is absent, transformers would say so as it is imported, here or in data.tokens.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-MODELS: dict[str, Callable[..., ReportClassifier]] = {
+MODELS: dict[str, type[ReportClassifier]] = {
     "bert": BertClassifier,
     "albert": AlbertClassifier,
     "roberta": RobertaClassifier,
@@ -160,7 +160,7 @@ def load_classifier(
     directory = Path(directory)
     config = read_config(directory)
     model_class = MODELS[config.model_type]
-    like = nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
+    like = nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))  # ty: ignore[too-many-positional-arguments, unknown-argument]
     graphdef, state = nnx.split(like)
     wanted = nnx.to_flat_state(state)
 

@@ -22,7 +22,7 @@ class RobertaBackbone(nnx.Module):
         self.embeddings = Embeddings(
             cfg, cfg.hidden_size, cfg.layer_norm_eps, cfg.pad_token_id, rngs=rngs
         )
-        self.encoder = Encoder(cfg, dtype, rngs=rngs)
+        self.encoder = Encoder(cfg, dtype, rngs=rngs)  # ty: ignore[invalid-argument-type]
 
 
 class RobertaClassifier(ReportClassifier):
@@ -49,7 +49,7 @@ class RobertaClassifier(ReportClassifier):
         return cfg.max_position_embeddings - cfg.pad_token_id - 1
 
     def apply_layer(self, index, x_LxH, length, rows):
-        return apply_once_traced(self.roberta.encoder.layer[index], x_LxH, length, rows)
+        return apply_once_traced(self.roberta.encoder.layer[index], x_LxH, length, rows)  # ty: ignore[missing-attribute]
 
     def pool_first(self, x_H):
         return jnp.tanh(self.pooler(x_H))
