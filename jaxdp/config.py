@@ -41,6 +41,7 @@ ON_CPU = PlatformDefaults("float32", 512)
 ON_ACCELERATOR = PlatformDefaults("bfloat16", 16_384)
 """Some 5 GB of activations for a BERT-small."""
 
+TASKS = ("multi-label", "multi-class")
 DTYPES = ("float32", "tensorfloat32", "bfloat16")
 LABEL_POLICIES = ("zeros", "ones", "ignore")
 
@@ -54,8 +55,11 @@ class DataConfig:
     """File or folder of the source; None fetches what can be fetched."""
     text: str = "findings+impression"
     """Sections to classify; the choices are the source's."""
+    task: str = "multi-label"
+    """multi-label: any number of labels for a report; multi-class: one class, named in a column of
+    a table. See `models.tasks`."""
     labels: tuple[str, ...] | None = None
-    """None is the source's own list."""
+    """Or classes; None is the source's own list."""
     max_length: int = 128
     """Tokens per report, special tokens included; longer reports are cut and counted."""
     windows: int = 1
@@ -79,7 +83,8 @@ class DataConfig:
     text_columns: tuple[str, ...] = ("text",)
     """table: joined in this order."""
     label_column: str | None = None
-    """table: one column that lists the positive labels; None: each label has its own column."""
+    """table: one column that lists the positive labels, or names the class; None: each label has
+    its own column."""
     id_column: str | None = None
     patient_column: str | None = None
     """table: None makes every report its own patient, which then cannot be the privacy unit."""
@@ -94,6 +99,7 @@ class DataConfig:
         fraction = self.validation_fraction
         _require(0 < fraction < 1, "data.validation_fraction", "in (0, 1)", fraction)
         for field, choices in (
+            ("task", TASKS),
             ("labeler", ("chexpert", "negbio")),
             ("uncertain", LABEL_POLICIES),
             ("blank", LABEL_POLICIES),
@@ -101,6 +107,20 @@ class DataConfig:
         ):
             value = getattr(self, field)
             _require(value in choices, f"data.{field}", "one of " + ", ".join(choices), value)
+        if self.task == "multi-class":
+            _require(
+                self.source == "table",
+                "data.source",
+                "table where data.task is multi-class: no other has one class per report",
+                self.source,
+            )
+            labels = self.labels
+            _require(
+                labels is None or len(labels) >= 2,
+                "data.labels",
+                "at least two classes where data.task is multi-class",
+                labels,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,6 +549,12 @@ class Config:
     run: RunConfig = RunConfig()
 
     def __post_init__(self):
+        _require(
+            self.teacher.path is None or self.data.task == "multi-label",
+            "teacher.path",
+            "None where data.task is multi-class: a teacher gives labels one by one",
+            self.teacher.path,
+        )
         modes = ("lora", "lora-ffa", "head")
         _require(
             not self.warm_start.trains_adapters or self.train.mode in modes,

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .backbone import resolve_backbone
 from .config import Config, ConfigError
-from .data.arrays import groups_of, labels_of, texts_of
+from .data.arrays import classes_of, groups_of, has_one_class, labels_of, texts_of
 from .data.dataset import DataError, ReportDataset
 from .evaluation.predict import ReleasedClassifier
 from .models.pretrained import read_config, shares_layers
@@ -41,7 +41,8 @@ _FIELDS = {
     "random_state": "run.research_seed",
 }
 """Parameter -> the setting that it is."""
-_OURS = {"run.dir": "run_dir", "run.name": "run_dir"} | {v: k for k, v in _FIELDS.items()}
+_OURS = {"run.dir": "run_dir", "run.name": "run_dir", "data.task": "Y"}
+_OURS |= {field: parameter for parameter, field in _FIELDS.items()}
 _REPEATING = ("model_selection", "ensemble", "calibration", "feature_selection", "inspection")
 """Parts of scikit-learn that fit copies of what they are given."""
 
@@ -51,7 +52,8 @@ class PrivacyWarning(UserWarning):
 
 
 class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
-    """A multi-label classifier of texts that is fine-tuned with differential privacy.
+    """A classifier of texts that is fine-tuned with differential privacy; for any number of labels
+    per text, or one class, as Y of `fit` has them.
 
     Guarantee: what `save`, pickle and `predict` give away about the texts and labels of `fit` is
     the output of the mechanisms in `privacy_`, as with `jaxdp train`, whose code this runs: the
@@ -63,7 +65,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         units: the number of reports or patients that may be known to the public. None takes those
             given to `fit`, rounded down to two figures, and warns.
         label_names: all labels, in order; None is for a DataFrame, whose columns name them, or
-            numbers them.
+            numbers them. Or all classes, which are sorted.
         backbone: preset, directory or hub id, see docs/backbones.md.
         recipe: "auto" chooses what is left open from public numbers, and has the last two layers
             learn in public (ALBERT: all, which are one); None does neither.
@@ -77,7 +79,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         verbose: print what happens.
 
     Attributes:
-        classes_: [labels] names.
+        classes_: [labels] names; or the classes, in the order of `predict_proba`'s columns.
         privacy_: the statement, as in privacy.json.
         history_: one dict per step, NOT private: it never leaves with `save` or pickle.
     """
@@ -115,7 +117,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: texts, see `arrays.texts_of`.
-            Y: their labels, see `arrays.labels_of`.
+            Y: their labels, see `arrays.labels_of`; or the class of each, see `arrays.classes_of`.
             groups: the patient of each text; needed for unit "patient".
 
         Raises:
@@ -128,11 +130,12 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
                 f"{self.epsilon} anew on the people in its texts, and the choice between fits is "
                 "not free; see docs/library.md"
             )
-        dataset = self._dataset(X, Y, groups)
+        task = "multi-class" if has_one_class(Y) else "multi-label"
+        dataset, classes = self._dataset(X, Y, groups, task)
         with self._folder() as folder:
             prepare()
             try:
-                config = self._config(dataset, folder)
+                config = self._config(dataset, folder, task)
             except ConfigError as error:
                 _by_argument(error)
             history: list[dict[str, float]] = []
@@ -155,18 +158,20 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             }
         self._release, self._base_model, self._loaded = files, config.model.backbone, None
         self.history_ = history
-        self.classes_ = np.array(dataset.label_names)
+        self.classes_ = classes
         self.privacy_ = self._released().privacy
         for warning in self.privacy_["warnings"]:
             _warn(warning)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """[n, labels] decisions, 0 or 1."""
-        return self._released().predict(texts_of(X, "X"))
+        """[n, labels] decisions, 0 or 1; or [n] classes."""
+        released = self._released()
+        decided = released.task.decide(released.predict_proba(texts_of(X, "X")))
+        return released.task.answers(decided, self.classes_)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """[n, labels] probability of each label."""
+        """[n, labels] probability of each label or class."""
         return self._released().predict_proba(texts_of(X, "X"))
 
     def save(self, directory: str | Path) -> None:
@@ -193,14 +198,20 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
                 self._loaded = load(folder, base_model=self._base_model)
         return self._loaded
 
-    def _dataset(self, X: Any, Y: Any, groups: Any) -> ReportDataset:
-        texts = texts_of(X, "X")
-        names = None if self.label_names is None else list(map(str, self.label_names))
-        labels, names = labels_of(Y, len(texts), names)
+    def _dataset(self, X: Any, Y: Any, groups: Any, task: str) -> tuple[ReportDataset, np.ndarray]:
+        """The texts, and the labels' names or the classes."""
+        texts, one_class = texts_of(X, "X"), task == "multi-class"
+        if one_class:
+            labels, classes = classes_of(Y, len(texts), self.label_names)
+            names = tuple(map(str, classes.tolist()))
+        else:
+            names = None if self.label_names is None else list(map(str, self.label_names))
+            labels, names = labels_of(Y, len(texts), names)
+            classes = np.array(names)
         if self.unit == "patient" and groups is None:
             raise DataError("groups must give the patient of each text where unit is 'patient'")
         ids = np.arange(1, len(texts) + 1).astype(str)
-        return ReportDataset(
+        dataset = ReportDataset(
             name="X",
             texts=texts,
             labels=labels,
@@ -209,11 +220,12 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             patient_ids=ids if groups is None else groups_of(groups, len(texts)),
             splits=np.full(len(texts), "train"),
             counts={},
-            label_origin="as given to fit",
+            label_origin="as given to fit" + one_class * ", one class for each text",
             patients_known=groups is not None,
         )
+        return dataset, classes
 
-    def _config(self, dataset: ReportDataset, folder: Path) -> Config:
+    def _config(self, dataset: ReportDataset, folder: Path, task: str) -> Config:
         """The run's configuration; ConfigError names the argument."""
         given = {name: getattr(self, name) for name in _FIELDS} | {
             "label_names": dataset.label_names
@@ -227,7 +239,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
                 level=4,
             )
         values: dict[str, dict[str, Any]] = {
-            "data": {"source": "table"},
+            "data": {"source": "table", "task": task},
             "run": {"dir": str(folder.parent), "name": folder.name},
         }
         extra = dict(self.settings or {})
@@ -273,8 +285,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string = tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
-        tags.target_tags.multi_output, tags.target_tags.single_output = True, False
-        tags.classifier_tags.multi_label, tags.classifier_tags.multi_class = True, False
+        tags.target_tags.multi_output = tags.classifier_tags.multi_label = True
         tags.non_deterministic = True
         return tags
 

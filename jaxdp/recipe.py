@@ -55,6 +55,10 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     units, epsilon = privacy["units"], privacy["epsilon"]
     book = config["warm_start"]["phrasebook"] or PHRASEBOOKS.get(source, "labels")
     made_up = "findings are put in words before a private report is seen"
+    classes = config["data"]["labels"] if config["data"]["task"] == "multi-class" else None
+    if book == "labels" and classes and not config["warm_start"]["synonyms"]:
+        if not any(letter.isalpha() for name in classes for letter in name):
+            book, made_up = None, "numbers of classes say nothing; warm_start.synonyms would"
     found = [
         Choice("model", "pooling", "label-attention", "each label reads its own tokens"),
         Choice("warm_start", "phrasebook", book, made_up),
@@ -71,7 +75,7 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     if not all(isinstance(number, int | float) and number > 0 for number in (units, epsilon)):
         return found  # `Config` says what is wrong
     # Sentences of a fixed form do not show along which directions real ones vary.
-    dimensions = None if book == "labels" else _from(DIMENSIONS, units * epsilon)
+    dimensions = None if book in ("labels", None) else _from(DIMENSIONS, units * epsilon)
     return found + [
         Choice("model", "label_dimensions", dimensions, "units x epsilon, and the phrasebook"),
         Choice("train", "mode", "head", "fewest numbers to noise"),

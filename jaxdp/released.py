@@ -13,8 +13,9 @@ from huggingface_hub import ModelCardData
 from . import dp
 from .data.dataset import DataError
 from .evaluation.predict import ReleasedClassifier
-from .models.checkpoints import read_json
+from .models.checkpoints import Description, read_json
 from .models.hub import download_folder, upload_folder
+from .models.tasks import TASKS
 from .run.release_check import ReleaseError, check_release, failures
 from .runtime import prepare
 from .training.mesh import make_mesh
@@ -97,7 +98,9 @@ def push_to_hub(
 
 def model_card(repo_id: str, statement: Mapping[str, Any], adapter: Path) -> str:
     """README.md of a repository: the statement, as fields and in words, and how to use it."""
-    labels = read_json(adapter / "jaxdp.json")["label_names"]
+    description = Description.read(adapter)
+    labels = description.label_names
+    kind = "classes, one for each text" if TASKS[description.task].one_class else "labels"
     base = None
     if (adapter / "adapter_config.json").exists():
         base = read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
@@ -115,7 +118,7 @@ def model_card(repo_id: str, statement: Mapping[str, Any], adapter: Path) -> str
 
 # {repo_id}
 
-A text classifier, fine-tuned by jaxdp. Its {len(labels)} labels: {", ".join(labels)}.
+A text classifier, fine-tuned by jaxdp. Its {len(labels)} {kind}: {", ".join(labels)}.
 
     import jaxdp  # pip install jaxdp-text
 

@@ -37,6 +37,9 @@ def pretend_finished(plan: SweepPlan, reports: int = 80, hostile: str = "") -> N
     """Fills every member's folder as a run would, with made-up answers: better with less noise."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (reports, len(LABELS))).astype(np.int8)
+    task = next(iter(plan.members.values())).config.data.task
+    if task == "multi-class":
+        labels = np.eye(len(LABELS), dtype=np.int8)[rng.integers(0, len(LABELS), reports)]
     names = tuple(name + hostile for name in LABELS)
     for member in plan.members.values():
         private = member.path / "private"
@@ -48,7 +51,9 @@ def pretend_finished(plan: SweepPlan, reports: int = 80, hostile: str = "") -> N
         kept = TestPredictions(answers.astype(np.float32), labels, rows, rows, names)
         (private / "test_predictions.npz").write_bytes(kept.to_bytes())
         (member.path / "config.json").write_text(json.dumps(member.config.to_dict()))
-        (member.path / "metrics.json").write_text(json.dumps({"note": "", "test": kept.metrics()}))
+        (member.path / "metrics.json").write_text(
+            json.dumps({"note": "", "test": kept.metrics(task)})
+        )
         scores = [(0, 2, 0.3), (0, 4, 0.5), (1, 3, 0.55), (1, 6, 0.6 + 0.01 * member.seed)]
         events = [{"event": "attempt", "seconds": 0.1}]
         for i, (stage, step, f1) in enumerate(scores):

@@ -82,8 +82,6 @@ def test_named_labels_choose_and_order_the_columns():
 @pytest.mark.parametrize(
     ("values", "names", "words"),
     [
-        (["edema", CANARY, "mass"], NAMES, "one class per text, which is not supported yet"),
-        ([0, 1, 2], NAMES, "one class per text, which is not supported yet"),
         ([["mass"], [CANARY], []], NAMES, r"Y\[1\] lists a label that is not in label_names"),
         ([["mass"], [CANARY], []], None, "label_names must list all labels"),
         (TABLE[:2], None, "Y has 2 rows, not 3"),

@@ -29,8 +29,8 @@ from jaxdp.audit.config import AuditConfig, with_audit
 from jaxdp.audit.run import Audit, Finding, showings
 from jaxdp.audit.variants import Variant, all_variants
 from jaxdp.config import Config, ConfigError, inherit
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.report.audit import write_report
-from jaxdp.training.step import multilabel_loss
 
 DELTA = 1e-5
 HIDDEN, CANARIES, RUNS, STEPS = 1024, 3000, 2, 4

@@ -12,10 +12,12 @@ import numpy as np
 import optax
 import pytest
 import torch
+from helpers_data import write_table
 from helpers_models import IGNORE_PEFT, save_torch_model
-from helpers_training import smoke_config, write_backbone, write_collection
+from helpers_training import WORDS, smoke_config, write_backbone, write_collection
 
 from jaxdp.config import ConfigError
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.peers import comparison
 from jaxdp.peers.comparison import compare_gradients, compare_trajectories
 from jaxdp.peers.jax_side import OurTrainer
@@ -23,7 +25,6 @@ from jaxdp.peers.job import MAIN, Job
 from jaxdp.peers.start import make_job, move_adapter
 from jaxdp.peers.torch_side import MultilabelLoss, TorchTrainer, relative_rate
 from jaxdp.training.setup import load_inputs
-from jaxdp.training.step import multilabel_loss
 
 pytestmark = IGNORE_PEFT
 
@@ -31,6 +32,14 @@ SETTINGS = {
     # with all that may come before the main stage, and mean pooling
     "bert": {"model__pooling": "mean", "train__learning_rate": 1e-2},
     "labels": {"model__pooling": "label-attention", "train__learning_rate": 1e-2},
+    "classes": {
+        "data__source": "table",
+        "data__task": "multi-class",
+        "data__labels": ("0", "1", "2"),
+        "data__label_column": "class",
+        "train__learning_rate": 1e-2,
+        "privacy__l2_clip_norm": 6.0,
+    },
     "albert": {
         "head_stage__steps": 0,
         "centering__l2_clip_norm": None,
@@ -42,7 +51,7 @@ SETTINGS = {
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("labels", "albert")]
 
 
-@pytest.fixture(scope="module", params=["bert", *SLOW])
+@pytest.fixture(scope="module", params=["bert", "classes", *SLOW])
 def job(request, tmp_path_factory) -> Job:
     """A job with LoRA on every layer, whose clip norm is in the midst of the gradients' norms."""
     return tiny_job(tmp_path_factory.mktemp(request.param), request.param)
@@ -62,6 +71,11 @@ def tiny_job(folder, kind: str, **changes) -> Job:
         tokenizer = {"tokenizer_class": "BertTokenizer"}
         (folder / "albert" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
         changes["model__backbone"] = str(folder / "albert")
+    if kind == "classes":
+        rng = np.random.default_rng(0)
+        rows = [[" ".join(rng.choice(WORDS, 5)), number % 3] for number in range(120)]
+        table = write_table(folder / "t.csv", ["text", "class"], rows)
+        changes["data__root"] = str(table)
     changes = {
         "lora__layers": "all",
         "train__schedule": "linear",

@@ -18,6 +18,7 @@ from jaxdp.backbone import Backbone
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.peers.contenders import CONTENDERS
 from jaxdp.peers.flops import StepFlops
 from jaxdp.peers.inputs import repeated, with_lengths, write_job, write_random_model
@@ -30,7 +31,6 @@ from jaxdp.peers.startup import measure
 from jaxdp.peers.summary import HEADER, goal_rows, goals, ratio, rows, spread, summarise
 from jaxdp.peers.torch_side import TorchTrainer
 from jaxdp.training.setup import Inputs, load_inputs
-from jaxdp.training.step import multilabel_loss
 
 pytestmark = IGNORE_PEFT
 

@@ -236,7 +236,8 @@ WRONG = [
     (dict(settings={"privacy.delta": 0.1}), {}, "settings: 'privacy.delta'.*the parameter delta"),
     (dict(label_names=["a", "b"]), {}, "Y has 3 columns, label_names 2 names"),
     ({}, dict(X=[TEXT, None]), r"X\[1\] has no text"),
-    ({}, dict(Y=[TEXT] * 60), "Y has one class per text, which is not supported yet"),
+    ({}, dict(Y=[TEXT] * 60), "label_names must list all classes: read off Y"),
+    (dict(label_names=["a", "b"]), dict(Y=[TEXT] * 60), r"Y\[0\] is none of label_names"),
     ({}, dict(Y=[[TEXT]] * 60), "label_names must list all labels"),
     ({}, dict(groups=[PATIENT] * 3), "groups has 3 rows, not 60"),
 ]

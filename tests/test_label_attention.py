@@ -15,8 +15,8 @@ from jaxdp import dp
 from jaxdp.models import lora
 from jaxdp.models.albert import AlbertClassifier
 from jaxdp.models.bert import BertClassifier
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.training import trainer
-from jaxdp.training.step import multilabel_loss
 
 SIZES = dict(
     vocab_size=40,

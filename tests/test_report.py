@@ -12,16 +12,18 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from helpers_sweep import pretend_finished, tiny_sweep
-from helpers_training import LABELS, run_script
+from helpers_training import LABELS, run_script, smoke_settings
 
 from jaxdp.report.draw import INK, LINE, SOFT
-from jaxdp.report.lines import curve, training
+from jaxdp.report.lines import calibration, curve, training
 from jaxdp.report.page import TEMPLATES
 from jaxdp.report.sweep import sweep_page, write_figures
 from jaxdp.run.directory import RunError
 from jaxdp.sweep.accounting import plan_sweep
 from jaxdp.sweep.analysis import analyse
 from jaxdp.sweep.directory import begin
+from jaxdp.sweep.members import Grid
+from jaxdp.sweep.results import results_table
 
 AXES = {"model.backbone": ("bert-small", "albert-base-v2"), "privacy.epsilon": (0.1, 0.5, None)}
 HOSTILE = "<script>alert(1)</script>&\"'"
@@ -151,6 +153,39 @@ def test_tables_escape_everything():
     assert "&lt;h&gt;" in text and "&lt;x&gt;" in text and "&lt;b&gt;<br><small>&lt;i&gt;" in text
     assert 'data-tip="&#34;&lt;"' in text and not re.search("<[xhbisc]>", text)
     assert '<td class="number">2</td>' in text and '<td class="number">&amp;</td>' in text
+
+
+def test_of_one_class_the_page_has_accuracies_and_decides_by_the_likeliest(tmp_path):
+    base = smoke_settings(
+        tmp_path, data__source="table", data__root="t.csv", data__task="multi-class",
+        data__label_column="class", run__research_seed=None,
+    )  # fmt: skip
+    plan = plan_sweep(
+        tiny_sweep(tmp_path, grids=[Grid("g", base, {"privacy.epsilon": (0.5, 1.0)})])
+    )
+    begin(plan)
+    pretend_finished(plan)
+    found = analyse(plan.sweep.path, draws=200)
+    (collection,) = found.collections
+    assert collection.task == "multi-class" and calibration(collection).y_label.startswith(
+        "share d"
+    )
+    for setting in collection.settings:
+        tests = [
+            json.loads((plan.members[n].path / "metrics.json").read_text())["test"]
+            for n in setting.members
+        ]
+        for name in ("weighted_f1", "macro_f1", "micro_f1", "balanced_accuracy"):
+            assert setting.scores[name][0] == pytest.approx(np.mean([t[name] for t in tests]))
+        assert setting.scores["micro_f1"][0] == pytest.approx(
+            np.mean([t["accuracy"] for t in tests])
+        )
+        assert setting.reliability[:, 0].sum() == 2 * 80, "one answer for each report and seed"
+    text = sweep_page(found)
+    heads = ("macro F1", "accuracy", "balanced accuracy")
+    assert all(f">{head}</th>" in text for head in heads) and ">micro F1</th>" not in text
+    table = results_table(plan.members).to_pylist()
+    assert {"accuracy", "balanced_accuracy", "micro_f1"} <= {row["metric"] for row in table}
 
 
 def test_points_are_drawn_where_they_belong(report):

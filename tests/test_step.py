@@ -12,12 +12,12 @@ import pytest
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.dp import SubsampledGaussian, add_noise_and_average, clipped_gradient_sum
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.training.step import (
     LabelledData,
     TrainState,
     make_share_sum,
     make_train_step,
-    multilabel_loss,
     plain_gradient_sum,
 )
 

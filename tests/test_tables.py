@@ -28,6 +28,9 @@ COLUMNS = {
     "edema": [1, 0, None, 1, 0],
     "mass": [0, 1, 1, 0, -1],
     "tags": [["edema"], ["mass"], ["mass", "other"], ["edema"], []],
+    "grade": ["none", "severe", "none", "mild", "severe"],
+    "code": [0, 1, 0, 2, 1],
+    "level": ["1", "2", "1", "2", "2"],
 }
 CHOICE = dict(
     labels=("edema", "mass"),
@@ -130,6 +133,62 @@ def test_label_list(tmp_path, kind):
     assert data.labels.tolist() == LABELS
     assert data.counts["labels not in data.labels, ignored"] == 1
     assert data.counts["reports that list no label, taken as negative in all"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_class_by_name_or_number_in_every_format(tmp_path, kind):
+    source = write(tmp_path, kind)
+    grades = CHOICE | {"labels": ("none", "severe"), "one_class": True}
+    for column in ("grade", "code"):
+        data = load_table(source, **grades, label_column=column)
+        assert data.labels.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]] and data.texts == TEXTS
+        assert data.labels.dtype == np.int8
+        assert data.label_origin == "as given in the table (one class for each report)"
+    levels = load_table(source, **grades | {"labels": ("2", "1")}, label_column="level")
+    assert levels.labels.tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]], "a number that is a name"
+
+
+ONE_CLASS = [
+    ([["x", ""]], "row 3 has in 'class' no class$"),
+    ([["x", "n/a"]], "row 3 has in 'class' no class$"),
+    ([["x", CANARY]], "row 3 has in 'class' neither one of data.labels nor its number"),
+    ([["x", "a;b"]], "row 3 has in 'class' neither one of data.labels nor its number"),
+    ([["x", "1"]], "row 3 has in 'class' another form than rows before"),
+    ([["x", "7"]], "row 3 has in 'class' neither one of data.labels nor its number"),
+    ([], "no report of .*t.csv carries 'b'"),
+    ([["x", "b"]], None),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), ONE_CLASS)
+def test_bad_classes_are_said_by_their_row(tmp_path, rows, message):
+    rows = [["w", "a", "train"], *([*row, "train"] for row in rows)]
+    path = str(write_table(tmp_path / "t.csv", ["text", "class", "part"], rows))
+    choice = dict(labels=("a", "b"), one_class=True, label_column="class", split_column="part")
+    if message is None:
+        assert load_table(path, **choice).labels.tolist() == [[1, 0], [0, 1]]
+        return
+    with pytest.raises(DataError, match=message) as error:
+        load_table(path, **choice)
+    assert CANARY not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_classes_that_are_numbers_take_no_other(tmp_path):
+    rows = [["w", "1"], ["x", "2"], ["y", "0"]]
+    path = str(write_table(tmp_path / "t.csv", ["text", "class"], rows))
+    with pytest.raises(DataError, match="row 4 has in 'class' neither one of data.labels"):
+        load_table(path, labels=("1", "2"), one_class=True, label_column="class")
+    with pytest.raises(DataError, match="data.label_column must name the column of classes"):
+        load_table(path, labels=("1", "2"), one_class=True)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_class_that_training_lacks_is_named(tmp_path, split):
+    rows = [["w", "a", "train"], ["x", "b", "train"], ["y", "c", split]]
+    path = str(write_table(tmp_path / "t.csv", ["text", "class", "part"], rows))
+    choice = dict(one_class=True, label_column="class", split_column="part")
+    with pytest.raises(DataError, match=f"class 'c' is in the {split} split and not in training"):
+        load_table(path, labels=("a", "b", "c"), **choice, validation_fraction=0.0)
 
 
 @pytest.mark.parametrize(

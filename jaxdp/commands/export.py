@@ -28,6 +28,7 @@ from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.pretrained import positions_of, read_config
+from jaxdp.models.tasks import TASKS
 from jaxdp.runtime import prepare
 
 from .define import Define
@@ -52,7 +53,8 @@ def write_stablehlo(path: Path, model: ReportClassifier, positions: int) -> None
     graphdef, state = nnx.split(model)
 
     def probabilities(token_ids, lengths):
-        return jax.nn.sigmoid(jax.vmap(nnx.merge(graphdef, state))(token_ids, lengths))
+        logits = jax.vmap(nnx.merge(graphdef, state))(token_ids, lengths)
+        return TASKS[model.task].activation(logits)
 
     batch, length = export.symbolic_shape("batch, length", constraints=[f"length <= {positions}"])
     exported = export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "tpu"))(

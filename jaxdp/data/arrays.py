@@ -5,7 +5,7 @@ Errors are one line that names the argument and an index in it, never what stand
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,11 +71,6 @@ def labels_of(
     if not isinstance(rows, Sequence | np.ndarray) or isinstance(rows, str):
         raise DataError(f"{argument} must be a matrix of 0 and 1, or lists of label names")
     _require_rows(len(rows), count, argument)
-    if any(isinstance(row, str) or not isinstance(row, Sequence | np.ndarray) for row in rows):
-        raise DataError(
-            f"{argument} has one class per text, which is not supported yet; give a matrix of 0 "
-            "and 1, or lists of label names"
-        )
     if any(isinstance(cell, str) for row in rows for cell in row):
         return _listed(rows, names, argument)
     try:
@@ -97,6 +92,51 @@ def labels_of(
     if len(names) != table.shape[1]:
         raise DataError(f"{argument} has {table.shape[1]} columns, label_names {len(names)} names")
     return table.astype(np.int8), tuple(names)
+
+
+def has_one_class(values: Any) -> bool:
+    """Whether each text has one class, a name or number, instead of a row of labels."""
+    rows = values.to_numpy() if hasattr(values, "to_numpy") else values
+    return (
+        isinstance(rows, Sequence | np.ndarray)
+        and not isinstance(rows, str)
+        and any(isinstance(row, str) or not isinstance(row, Sequence | np.ndarray) for row in rows)
+    )
+
+
+def classes_of(
+    values: Any, count: int, classes: Sequence[Any] | None, argument: str = "Y"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each text as ([count, classes] int8 with a single 1 in each row, all classes
+    sorted, as scikit-learn has them).
+
+    Args:
+        values: a list, a NumPy array or a pandas Series of names or whole numbers.
+        count: of the texts.
+        classes: all, of the same type.
+        argument: what the caller calls the values.
+
+    Raises:
+        DataError: no classes, another number of rows, or an entry that is none of them.
+    """
+    if classes is None:
+        raise DataError(
+            f"label_names must list all classes: read off {argument}, they would tell which it has"
+        )
+    known = np.unique(np.array(list(classes)))
+    if known.dtype.kind not in "biuU":
+        raise DataError("label_names must be all strings, or all whole numbers")
+    rows = _one_column(values, argument, "classes")
+    _require_rows(len(rows), count, argument)
+    number = {name: i for i, name in enumerate(known.tolist())}
+    table = np.zeros((count, len(known)), np.int8)
+    for i, value in enumerate(rows):
+        if _is_missing(value):
+            raise DataError(f"{argument}[{i}] has no class")
+        if not isinstance(value, Hashable) or value not in number:
+            raise DataError(f"{argument}[{i}] is none of label_names")
+        table[i, number[value]] = 1
+    return table, known
 
 
 def _listed(

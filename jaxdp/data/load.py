@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxdp import assets
 from jaxdp.config import ConfigError, DataConfig, TeacherConfig
+from jaxdp.models.tasks import TASKS
 
 from . import ctrate, mimic, openi, padchest
 from .dataset import ReportDataset
@@ -77,6 +78,7 @@ def _table(config: DataConfig) -> ReportDataset:
     return load_table(
         _required_root(config, "a table, or the folder or hub id of a `datasets` data set"),
         labels=label_names(config),
+        one_class=TASKS[config.task].one_class,
         text_columns=config.text_columns,
         label_column=config.label_column,
         id_column=config.id_column,

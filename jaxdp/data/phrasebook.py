@@ -166,12 +166,19 @@ class Phrasebook:
                     raise DataError(f"{name}: {field} uses {', '.join(unknown)}, no word of slots")
 
     def write_reports(
-        self, count: int, label_names: Sequence[str], shape: Shape, seed: int = 0
+        self,
+        count: int,
+        label_names: Sequence[str],
+        shape: Shape,
+        seed: int = 0,
+        *,
+        one_class: bool = False,
     ) -> tuple[list[str], np.ndarray]:
         """(texts, labels [count, num_labels] int8): a pure function of book, names, shape and seed.
 
-        Findings are drawn independently; sentences come in any order, then a last one, then some of
-        the findings again.
+        Findings are drawn independently, or with `one_class` one for each report that is not
+        normal, and reports are normal only if that is a class. Sentences come in any order, then a
+        last one, then some of the findings again.
 
         Raises:
             DataError: the book lacks a label.
@@ -187,6 +194,10 @@ class Phrasebook:
         for row in labels:
             normal = rng.random() < shape.normal
             has = {label: rng.random() < chance for label in findings}
+            if one_class:
+                normal = normal and self.normal in label_names
+                own = findings[rng.integers(len(findings))]
+                has = {label: label == own for label in findings}
             has = dict.fromkeys(findings, False) if normal else has
             said = [
                 self._say(rng, self.labels[label]["present"]) for label in findings if has[label]

@@ -13,7 +13,7 @@ import numpy as np
 
 from .dataset import DataError, ReportDataset, assign_splits, hold_out_validation
 from .labels import LabelPolicy, parse_cells
-from .readers import clean_text
+from .readers import MISSING, clean_text
 from .table_rows import stream_rows
 
 _SPLITS = {
@@ -32,6 +32,7 @@ def load_table(
     source: str,
     *,
     labels: Sequence[str],
+    one_class: bool = False,
     text_columns: Sequence[str] = ("text",),
     label_column: str | None = None,
     id_column: str | None = None,
@@ -53,6 +54,7 @@ def load_table(
         source: see `table_rows.stream_rows`.
         labels: names of the labels. Naming them is required: a list read off private reports would
             itself tell what is in them.
+        one_class: every report has one of them, by name or by its number from 0, in `label_column`.
         text_columns: joined by newlines, in this order.
         label_column: one column that lists each report's positive labels, as a list of names, as
             "[...]" in JSON or Python, separated by ; or |, or as 0/1 for each of `labels`; names
@@ -66,8 +68,13 @@ def load_table(
         label_origin: for the privacy statement.
 
     Raises:
-        DataError: as `stream_rows`, or a cell that cannot be used; it names file and row.
+        DataError: as `stream_rows`, or a cell that cannot be used, which names file and row; or a
+            class that training never sees.
     """
+    if one_class and label_column is None:
+        raise DataError(
+            "data.label_column must name the column of classes where data.task is multi-class"
+        )
     if not labels or not text_columns:
         raise DataError("data.labels and data.text_columns must name the columns of a table")
     policy = LabelPolicy(uncertain, blank)
@@ -76,7 +83,7 @@ def load_table(
     label_columns = [label_column] if label_column is not None else list(labels)
     wanted = [*text_columns, *label_columns, *optional.values()]
     counts = Counter({"rows read": 0, "reports without text, dropped": 0})
-    texts, cells, ids, patients, splits = [], [], {}, [], []
+    texts, cells, ids, patients, splits, forms = [], [], {}, [], [], set()
     for part, number, values, problem in stream_rows(source, wanted, counts):
         where = f"{source}{f' ({part})' if part else ''}: row {number}"
         if problem:
@@ -98,8 +105,11 @@ def load_table(
         if split and split not in _SPLITS:
             raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
         texts.append(text)
-        cells.append(_listed(given[0], labels, where, counts) if label_column else given)
-        cells[-1] = parse_cells(list(map(_cell, cells[-1])), where)
+        if one_class:
+            cells.append(_class(given[0], labels, forms, f"{where} has in {label_column!r}"))
+        else:
+            cells.append(_listed(given[0], labels, where, counts) if label_column else given)
+            cells[-1] = parse_cells(list(map(_cell, cells[-1])), where)
         ids[report] = None
         patients.append(extra.get("patient", report))
         splits.append(_SPLITS.get(split, ""))
@@ -110,7 +120,7 @@ def load_table(
             if not column.any():
                 raise DataError(f"data.labels: no report of {source} carries {label!r}")
     patient_ids = np.array(patients, dtype=str)
-    return ReportDataset(
+    dataset = ReportDataset(
         name=Path(source).name,
         texts=texts,
         labels=policy.apply(table),
@@ -121,9 +131,12 @@ def load_table(
             np.array(splits, dtype="U10"), patient_ids, split_seed, validation_fraction
         ),
         counts=dict(counts),
-        label_origin=f"{label_origin} ({policy})",
+        label_origin=f"{label_origin} ({'one class for each report' if one_class else policy})",
         patients_known=patient_column is not None,
     )
+    if one_class:
+        _require_in_training(dataset, source)
+    return dataset
 
 
 def _text(value: Any, where: str) -> str:
@@ -159,6 +172,38 @@ def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> l
         counts["reports that list no label, taken as negative in all"] += 1
     counts["labels not in data.labels, ignored"] += len(positive - set(labels))
     return [int(label in positive) for label in labels]
+
+
+def _class(value: Any, labels: Sequence[str], forms: set[str], place: str) -> list[int]:
+    """The class that a cell names, or numbers from 0 -> a 1 among zeros; `forms` of all cells."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as integers come back from a column with gaps
+    name = "" if value is None or value != value else " ".join(str(value).split())
+    number = name.removesuffix(".0")
+    if name in labels:
+        forms.add("names")
+        chosen = labels.index(name)
+    elif name.lower() in MISSING:
+        raise DataError(f"{place} no class")
+    elif number.isdecimal() and not any(label.isdecimal() for label in labels):
+        forms.add("numbers")
+        chosen = int(number)
+    else:
+        chosen = len(labels)
+    if chosen >= len(labels):
+        raise DataError(f"{place} neither one of data.labels nor its number, counted from 0")
+    if len(forms) > 1:
+        raise DataError(f"{place} another form than rows before: names, or numbers, not both")
+    return [int(i == chosen) for i in range(len(labels))]
+
+
+def _require_in_training(dataset: ReportDataset, source: str) -> None:
+    trained = dataset.labels[dataset.splits == "train"].any(axis=0)
+    for split in ("validation", "test"):
+        unseen = dataset.labels[dataset.splits == split].any(axis=0) & ~trained
+        if unseen.any():
+            name = dataset.label_names[unseen.argmax()]
+            raise DataError(f"{source}: class {name!r} is in the {split} split and not in training")
 
 
 def _complete(

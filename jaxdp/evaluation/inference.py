@@ -17,6 +17,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.store import key_of, stored
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.tasks import TASKS
 
 _DATA, _MEMBER = "data", "member"
 """The mesh axes that share reports, and the members of a sweep."""
@@ -154,7 +155,7 @@ class Predictor:
         mesh: devices to share the reports; None is the default device alone.
         members: None, or for the members of a sweep, the axis of each array of (adapters, frozen,
             center), as `jax.vmap` takes them.
-        activation: what is made of logits.
+        activation: what is made of logits; None is the task's own.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Predictor:
         buckets: Buckets,
         mesh: Mesh | None = None,
         members: Any = None,
-        activation: Callable = jax.nn.sigmoid,
+        activation: Callable | None = None,
     ):
         self._buckets = buckets
         self._mesh = mesh
@@ -174,7 +175,8 @@ class Predictor:
             adapters, frozen, center = weights
             model = nnx.merge(graphdef, adapters, frozen)
             one = partial(packed_logits, model, level=level, center=center)
-            return activation(jax.vmap(lambda x, n: one(x, n))(values, lengths))
+            made = activation or TASKS[model.task].activation
+            return made(jax.vmap(lambda x, n: one(x, n))(values, lengths))
 
         self._probabilities = on_all(probabilities, mesh, members)
 

@@ -19,8 +19,8 @@ import pyarrow.parquet
 from jaxdp.data.dataset import DataError
 from jaxdp.data.readers import clean_text
 from jaxdp.data.table_rows import stream_rows
+from jaxdp.models.tasks import DECISION_THRESHOLD
 
-from .metrics import DECISION_THRESHOLD
 from .predict import ReleasedClassifier
 
 CHUNK = 2048
@@ -81,6 +81,8 @@ def label_file(
 ) -> Outcome:
     """Labels every row of `source`: its number, the id if `id_column` names one, then decision and
     probability of each label, and with `evidence` the sentence that each label found has read.
+    Where a text has one class, the decision is its name, in a column `class`, and `evidence` one
+    column, too.
 
     `target` is in the format that its name ends in, one of WRITERS. It appears when all rows are
     done; memory does not grow with their number.
@@ -90,18 +92,21 @@ def label_file(
 
     Raises:
         DataError: unreadable input; an output of another type; an id column that the output has
-            already; a threshold for no label, or not in (0, 1]; or a bad row, unless they are to
-            be skipped.
+            already; a threshold for no label, not in (0, 1], or where a text has one class; or a
+            bad row, unless they are to be skipped.
     """
     if target.suffix not in WRITERS:
         raise DataError(f"{target} must end in {', '.join(WRITERS)}")
-    names = classifier.labels
+    names, one_class = classifier.labels, classifier.task.one_class
+    if thresholds and one_class:
+        raise DataError("thresholds: there are none where a text has one class, the likeliest")
     least = _thresholds(thresholds or {}, names)
     kinds: dict[str, pyarrow.DataType] = {"row": pyarrow.int64()}
-    kinds |= {name: pyarrow.int64() for name in names}
+    kinds |= {"class": pyarrow.string()} if one_class else dict.fromkeys(names, pyarrow.int64())
     kinds |= {f"probability_{name}": pyarrow.float64() for name in names}
     if evidence:
-        kinds |= {f"evidence_{name}": pyarrow.string() for name in names}
+        read_by = ["evidence"] if one_class else [f"evidence_{name}" for name in names]
+        kinds |= dict.fromkeys(read_by, pyarrow.string())
     if id_column is not None:
         if id_column in kinds:
             raise DataError(
@@ -124,15 +129,20 @@ def label_file(
                 texts = [row.text for row in good]
                 read = classifier.evidence(texts) if evidence else [()] * len(texts)
                 answers = classifier.predict_proba(texts)
-                decided = (answers >= least).astype(int).tolist()
+                decided = classifier.task.decide(answers) if one_class else answers >= least
+                told = classifier.task.answers(decided, np.array(names)).tolist()
                 found = []
-                for row, yes, values, said in zip(
-                    good, decided, answers.tolist(), read, strict=True
+                for row, yes, answer, values, said in zip(
+                    good, decided, told, answers.tolist(), read, strict=True
                 ):
-                    cells = [row.number, *yes, *values]
+                    cells = [row.number, *([answer] if one_class else answer), *values]
                     if id_column is not None:
                         cells.insert(1, row.id)
-                    cells += [text if y else None for text, y in zip(said, yes, strict=False)]
+                    cells += [
+                        text if y else None
+                        for text, y in zip(said, yes, strict=False)
+                        if y or not one_class
+                    ]
                     found.append(dict(zip(kinds, cells, strict=True)))
                 write(found)
                 labelled += len(good)

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-label metrics, per label and averaged; unknown labels are left out."""
+"""Metrics per label and averaged; unknown labels are left out."""
 
 from typing import Any
 
 import numpy as np
 
+from jaxdp.models.tasks import DECISION_THRESHOLD, TASKS
+
 # scikit-learn takes a second to import, which a start need not wait for: where it is used.
 
-DECISION_THRESHOLD = 0.5
+AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
+ONE_CLASS = ("accuracy", "balanced_accuracy")
+"""Of one class per text, besides: accuracy, which micro F1 is there, and the mean recall of the
+classes that there are."""
 RELIABILITY_BINS = 15
 
 
@@ -15,28 +20,31 @@ def classification_metrics(
     probabilities: np.ndarray,
     labels: np.ndarray,
     label_names: tuple[str, ...],
-    threshold: float = DECISION_THRESHOLD,
+    task: str = "multi-label",
 ) -> dict[str, Any]:
     """F1 (weighted by support, micro, macro) and, per label, F1, AUROC, support and decisions;
     over all labels together, log loss and expected calibration error, see `reliability`.
+
+    Of one class per text also ONE_CLASS; log loss is of the true class, AUROC against all others.
 
     Args:
         probabilities: [n, num_labels] in [0, 1].
         labels: [n, num_labels] int: 1, 0, or negative for unknown.
         label_names: [num_labels].
-        threshold: a label is predicted where its probability is at least this.
+        task: see `models.tasks.TASKS`; it decides, too.
 
     Returns:
         JSON-ready. A label with no positives keeps its row, with F1 0 and support 0 (it weighs
         nothing in weighted_f1, and counts as 0 in macro_f1); its AUROC, like that of a label with
         no negatives, is None.
     """
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import recall_score, roc_auc_score
 
+    one_class = TASKS[task].one_class
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities must be finite")
     per_label, known_all = {}, labels >= 0
-    decisions = probabilities >= threshold
+    decisions = TASKS[task].decide(probabilities)
     for i, name in enumerate(label_names):
         known = known_all[:, i]
         truth, predicted = labels[known, i], decisions[known, i]
@@ -48,34 +56,50 @@ def classification_metrics(
             "predicted": int(predicted.sum()),
             "labelled": int(known.sum()),
         }
-    bins = reliability(probabilities, labels)
+    bins = reliability(probabilities, labels, task)
     f1 = np.array([row["f1"] for row in per_label.values()])
     support = np.array([row["support"] for row in per_label.values()])
-    return {
+    lost = labels == 1 if one_class else known_all
+    result = {
         "weighted_f1": float(f1 @ support / max(support.sum(), 1)),
         "micro_f1": _f1(labels[known_all], decisions[known_all]),
         "macro_f1": float(f1.mean()),
-        "log_loss": _log_loss(labels[known_all], probabilities[known_all]),
+        "log_loss": _log_loss(labels[lost], probabilities[lost]),
         "expected_calibration_error": float(
             np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1)
         ),
         "labels_without_positives": [n for n, r in per_label.items() if r["support"] == 0],
         "reports": int(len(labels)),
-        "threshold": threshold,
+        "threshold": None if one_class else DECISION_THRESHOLD,
         "per_label": per_label,
     }
+    if one_class:
+        truth, decided = labels.argmax(axis=1), decisions.argmax(axis=1)
+        recalls = recall_score(truth, decided, labels=np.unique(truth), average=None)
+        result["accuracy"] = float((truth == decided).mean())
+        result["balanced_accuracy"] = float(recalls.mean())
+    return result
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[RELIABILITY_BINS, 3]: of the answers to known labels whose probability is in each of so many
-    equal parts of [0, 1], the number, the sum of their probabilities, and how many are positive.
+def scores(metrics: dict[str, Any]) -> dict[str, float]:
+    """Over all labels, what `classification_metrics` gives for its task: AVERAGES and ONE_CLASS."""
+    return {n: metrics[n] for n in (*AVERAGES, *(n for n in ONE_CLASS if n in metrics))}
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, task: str = "multi-label"
+) -> np.ndarray:
+    """[RELIABILITY_BINS, 3]: of the answers to known labels (of one class: the class decided on)
+    whose probability is in each of so many equal parts of [0, 1], the number, the sum of their
+    probabilities, and how many are positive.
 
     Args:
         probabilities: [..., num_labels] in [0, 1].
         labels: as many: 1, 0, or negative for unknown.
+        task: see `models.tasks.TASKS`.
     """
-    known = labels >= 0
-    p, positive = probabilities[known].astype(np.float64), labels[known] == 1
+    judged = TASKS[task].judged(probabilities, labels)
+    p, positive = probabilities[judged].astype(np.float64), labels[judged] == 1
     bins = np.minimum((p * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     counts = (np.bincount(bins, weights, RELIABILITY_BINS) for weights in (None, p, positive))
     return np.stack(list(counts), axis=1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from scipy.special import expit
 from tokenizers import Tokenizer
 
 from jaxdp.backbone import load_finetuned
@@ -19,10 +18,10 @@ from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.dp import statement_markdown
 from jaxdp.models import lora
 from jaxdp.models.checkpoints import read_json
+from jaxdp.models.tasks import TASKS, Task
 
 from .evidence import Evidence
 from .inference import Predictor
-from .metrics import DECISION_THRESHOLD
 
 
 class ReleasedClassifier:
@@ -30,6 +29,7 @@ class ReleasedClassifier:
 
     Attributes:
         labels: names, in the order of the columns of what is predicted.
+        task: what is predicted.
         privacy: the statement, as in privacy.json.
 
     Args:
@@ -58,6 +58,7 @@ class ReleasedClassifier:
         self._tokenizer: Tokenizer = load_tokenizer(adapter)
         config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
         self._max_length = int(config["model_max_length"])
+        self.task: Task = TASKS[model.task]
         graphdef, *self._states = lora.split(model, "head")
         self._windows = 1 if model.window is None else model.window[1]
         buckets = Buckets.for_lengths(self._max_length * self._windows, microbatch_tokens)
@@ -70,12 +71,14 @@ class ReleasedClassifier:
         `texts` is a list, an array or a column, see `arrays.texts_of`; DataError if one is empty.
         """
         tokens, _ = tokenize(texts_of(texts), self._tokenizer, self._max_length, self._windows)
-        probabilities = expit(self._logits(*self._states, tokens).astype(np.float64))
+        logits = self._logits(*self._states, tokens).astype(np.float64)
+        probabilities = self.task.probabilities(logits)
         return np.clip(probabilities, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
 
     def predict(self, texts: Any) -> np.ndarray:
-        """Decisions [n, labels], 0 or 1."""
-        return (self.predict_proba(texts) >= DECISION_THRESHOLD).astype(int)
+        """Decisions [n, labels], 0 or 1; or where a text has one class, its name [n]."""
+        decided = self.task.decide(self.predict_proba(texts))
+        return self.task.answers(decided, np.array(self.labels))
 
     def evidence(self, texts: Any) -> list[list[str]]:
         """[n][labels] the sentence that each label read; DataError without label attention."""

@@ -53,9 +53,9 @@ class TestPredictions:
             label_names=dataset.label_names,
         )
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, task: str = "multi-label") -> dict[str, Any]:
         """See `classification_metrics`."""
-        return classification_metrics(self.probabilities, self.labels, self.label_names)
+        return classification_metrics(self.probabilities, self.labels, self.label_names, task)
 
     def to_bytes(self) -> bytes:
         """A compressed .npz file, for `read`."""

@@ -2,6 +2,8 @@
 """How sure a score, or a difference between two, is: what other test reports and other seeds would
 give.
 
+Of one class per text, give what was decided, as 0 and 1, in place of probabilities.
+
 Resampling is by matrix products: F1 is a function of three counts per label, and counts of a
 resampled test set are weights times indicator matrices.
 """
@@ -11,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.stats
 
-from .metrics import DECISION_THRESHOLD
+from jaxdp.models.tasks import DECISION_THRESHOLD
 
 Interval = tuple[float, float, float]
 """Estimate, lower and upper end."""
@@ -62,8 +64,8 @@ def over_reports(
 def f1_scores(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """F1 as in `evaluation.metrics`, by F1_AVERAGES and "per_label", of reports that count
-    `weights` times.
+    """F1 as in `evaluation.metrics`, by F1_AVERAGES and "per_label", and "balanced_accuracy", of
+    reports that count `weights` times.
 
     Args:
         probabilities: [members, n, num_labels].
@@ -226,6 +228,8 @@ def _f1(hits, decided, support) -> dict[str, np.ndarray]:
         "weighted_f1": (per_label * support).sum(-1) / total,
         "micro_f1": ratio(hits.sum(-1), (support + decided).sum(-1)),
         "macro_f1": per_label.mean(-1),
+        "balanced_accuracy": (hits / np.maximum(support, 1)).sum(-1)
+        / np.maximum((support > 0).sum(-1), 1),
         "per_label": per_label,
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 
 from .classifier import POOLINGS
+from .tasks import TASKS
 
 Tensors = Mapping[str, Callable[[], np.ndarray]]
 """Name -> function that reads the tensor: a model need not be in memory twice to be loaded."""
@@ -51,9 +52,14 @@ class Description:
     """Of the weights an adapter was trained on, see `pretrained.load_classifier`; or not known."""
     window: tuple[int, int] | None = None
     """See `classifier.ReportClassifier.window`."""
+    task: str = "multi-label"
+    """See `tasks.TASKS`. In the file it is transformers' problem_type, where it is not this one."""
 
     def write(self, directory: Path) -> None:
-        write_json(Path(directory) / "jaxdp.json", dataclasses.asdict(self))
+        value = dataclasses.asdict(self)
+        if value.pop("task") != Description.task:
+            value["problem_type"] = TASKS[self.task].problem_type
+        write_json(Path(directory) / "jaxdp.json", value)
 
     @classmethod
     def read(cls, directory: Path) -> "Description":
@@ -66,8 +72,17 @@ class Description:
                 f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names"
             )
         window = value.get("window")
-        window = None if window is None else tuple(window)
-        return cls(pooling, tuple(labels), value.get("base_fingerprint"), window)
+        tasks = {task.problem_type: name for name, task in TASKS.items()}
+        problem = value.get("problem_type", TASKS[cls.task].problem_type)
+        if problem not in tasks:
+            raise WeightsError(f"{path}: problem_type must be {' or '.join(tasks)}")
+        return cls(
+            pooling,
+            tuple(labels),
+            value.get("base_fingerprint"),
+            None if window is None else tuple(window),
+            tasks[problem],
+        )
 
 
 def read_tensors(directory: Path) -> Tensors:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A multi-label report classifier, cut into levels so that frozen work can be done once.
+"""A report classifier, cut into levels so that frozen work can be done once.
 
 Level 0 is token ids, level k (1 <= k <= depth) the hidden states after k layers, level depth + 1
 the feature: [H], or with label attention [labels, H]. `advance` carries one report from any level
@@ -49,6 +49,8 @@ class ReportClassifier(nnx.Module):
     """Feature -> [num_labels] logits."""
     label_attention: LabelAttention
     """Where pooling is "label-attention"."""
+    task: str = "multi-label"
+    """What its logits mean, see `tasks.TASKS`."""
     basis: Basis | None = None
     """Coordinates of the feature, see `set_basis`."""
     precision: str = "float32"

@@ -18,6 +18,7 @@ from .checkpoints import Description, WeightsError, write_json
 from .classifier import ReportClassifier
 from .lora import LoRALinear
 from .pretrained import load_classifier, relayout
+from .tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -58,12 +59,13 @@ def save_checkpoint(
         {
             **config.to_diff_dict(),
             "architectures": [family + task],
-            "problem_type": "multi_label_classification",
+            "problem_type": TASKS[model.task].problem_type,
             "id2label": {str(i): name for i, name in enumerate(label_names)},
             "label2id": {name: i for i, name in enumerate(label_names)},
         },
     )
-    Description(model.pooling, label_names, window=model.window).write(directory)
+    description = Description(model.pooling, label_names, window=model.window, task=model.task)
+    description.write(directory)
 
 
 def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, tuple[str, ...]]:
@@ -75,5 +77,5 @@ def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, t
     )
     if report.initialised:
         raise WeightsError(f"{directory} lacks {', '.join(report.initialised)}")
-    model.window = described.window
+    model.window, model.task = described.window, described.task
     return model, labels

@@ -2,8 +2,9 @@
 """Adapters in and out, in the file format of Hugging Face PEFT.
 
 A directory holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, and
-beside them `jaxdp.json` with what PEFT has no field for: the pooling, the label names, and the
-fingerprint of the backbone's weights, which its name alone does not vouch for.
+beside them `jaxdp.json` with what PEFT has no field for: the pooling, the label names, of one class
+per text the problem_type, and the fingerprint of the backbone's weights, which its name alone does
+not vouch for.
 
 What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
 
@@ -21,7 +22,6 @@ queries are in modules_to_save too, and the class is written beside the adapter.
 import dataclasses
 import math
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,6 +36,7 @@ from .checkpoints import Description, WeightsError, read_json, read_safetensors,
 from .classifier import HEAD, ReportClassifier
 from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
 from .pretrained import relayout
+from .tasks import TASKS
 
 TORCH_CLASS = Path(__file__).with_name("label_attention_torch.py")
 """Runs an adapter with label attention in PyTorch; written beside each."""
@@ -131,9 +132,17 @@ def save_adapter(
     }
     write_json(directory / "adapter_config.json", config)
     if model.pooling == "label-attention":
-        shutil.copyfile(TORCH_CLASS, directory / TORCH_CLASS.name)
-    description = Description(model.pooling, label_names, model.base_fingerprint, model.window)
+        (directory / TORCH_CLASS.name).write_bytes(torch_class(model.task))
+    description = Description(
+        model.pooling, label_names, model.base_fingerprint, model.window, model.task
+    )
     description.write(directory)
+
+
+def torch_class(task: str) -> bytes:
+    """`TORCH_CLASS`, whose first lines say how to use it."""
+    activation = b".softmax(-1)" if TASKS[task].one_class else b".sigmoid()"
+    return TORCH_CLASS.read_bytes().replace(b".sigmoid()", activation)
 
 
 def read_adapter_info(directory: Path) -> AdapterInfo:
@@ -217,6 +226,7 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             f"{directory}: the adapter does not fit this model: {', '.join(problems[:4])}{more}"
         )
 
+    model.task = info.description.task
     nnx.update(model, nnx.from_flat_state(replaced))
     for layer, pair in factors.items():
         dtype = parameters[f"{layer}.weight"][1].dtype

@@ -15,9 +15,10 @@ from flax import nnx
 
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.runtime import prepare
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.step import LabelledData, multilabel_loss
+from jaxdp.training.step import LabelledData
 
 from .flops import StepFlops
 from .jax_side import count_flops, load_model, packed

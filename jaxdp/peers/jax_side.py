@@ -24,13 +24,13 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import load_adapter, save_adapter
 from jaxdp.models.pretrained import load_classifier, read_config
+from jaxdp.models.tasks import TASKS
 from jaxdp.runtime import prepare
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import token_buckets
 from jaxdp.training.stages import Stage
-from jaxdp.training.step import multilabel_loss
 from jaxdp.training.trainer import StageTrainer
 
 from .flops import StepFlops
@@ -99,7 +99,8 @@ class OurTrainer:
 
         def loss(adapters, ids, length, labels):
             model = nnx.merge(graphdef, adapters, frozen)
-            return multilabel_loss(packed_logits(model, ids, length, 0, self.job.center), labels)
+            logits = packed_logits(model, ids, length, 0, self.job.center)
+            return TASKS[model.task].loss(logits, labels)
 
         train = self.job.train
         ids, lengths = packed(train).gather(np.arange(len(train)), int(train.lengths.max()))
@@ -166,7 +167,7 @@ class OurTrainer:
             "lora rank": layer.rank if layer else 1,
             "lora alpha": layer.alpha if layer else 1,
             "dropout": 0.0,
-            "loss": "binary cross-entropy, mean over labels",
+            "loss": TASKS[self._model.task].loss_name,
             "train reports": len(self.job.train),
             "steps": stage.steps,
             "sampling": "Poisson",

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxdp.config import Config
-from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.evaluation.metrics import classification_metrics, scores
 from jaxdp.evaluation.statistics import over_reports, over_seeds
+from jaxdp.models.tasks import TASKS
 from jaxdp.run.directory import RunError
 from jaxdp.training.setup import load_inputs
 
@@ -42,13 +43,16 @@ class Pair:
         rows = []
         for side, outcome in self.outcomes.items():
             metrics = classification_metrics(
-                outcome.probabilities, self.job.test.labels, self.job.label_names
+                outcome.probabilities,
+                self.job.test.labels,
+                self.job.label_names,
+                self.job.config.data.task,
             )
             values = {k: v for k, v in vars(outcome).items() if k != "probabilities"}
             rows.append(
                 {"recipe": self.recipe, "target_epsilon": self.epsilon, "seed": self.seed}
                 | {"side": side, "reports_per_second": outcome.reports_per_second}
-                | {name: metrics[name] for name in ("weighted_f1", "micro_f1", "macro_f1")}
+                | scores(metrics)
                 | values
             )
         return rows
@@ -140,11 +144,11 @@ def summarise(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     rows = []
     for (recipe, epsilon), group in groups.items():
         results = {s: [p.outcomes[s] for p in group] for s in SIDES}
-        scores = [{row["side"]: row["weighted_f1"] for row in pair.rows()} for pair in group]
+        found = [{row["side"]: row["weighted_f1"] for row in pair.rows()} for pair in group]
         row = {"recipe": recipe, "epsilon": epsilon, "seeds": [p.seed for p in group]}
         for side, outcomes in results.items():
             row[side] = {
-                "weighted_f1": _finite(over_seeds([score[side] for score in scores])),
+                "weighted_f1": _finite(over_seeds([score[side] for score in found])),
                 "reports_per_second": float(np.median([o.reports_per_second for o in outcomes])),
                 "seconds": float(
                     np.median([o.setup_seconds + o.training_seconds for o in outcomes])
@@ -152,11 +156,12 @@ def summarise(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "peak_memory": max(o.peak_memory for o in outcomes),
                 "epsilon": outcomes[0].epsilon,
             }
-        difference = [score["jaxdp"] - score["PyTorch"] for score in scores]
-        probabilities = [[o.probabilities for o in results[side]] for side in SIDES]
+        difference = [score["jaxdp"] - score["PyTorch"] for score in found]
+        decide = TASKS[group[0].job.config.data.task].decide
+        decisions = [[decide(o.probabilities) for o in results[side]] for side in SIDES]
         row["difference"] = {
             "over_seeds": _finite(over_seeds(difference)),
-            "over_reports": _finite(over_reports(*probabilities, group[0].job.test.labels)),
+            "over_reports": _finite(over_reports(*decisions, group[0].job.test.labels)),
         }
         rows.append(row)
     return rows

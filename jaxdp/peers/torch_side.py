@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class MultilabelLoss(torch.nn.Module):
     The mean over reports, or one value per report for reduction "none", which ghost clipping sets.
     """
 
+    name = "binary cross-entropy, mean over labels"
+    activation = staticmethod(torch.sigmoid)
     reduction = "mean"
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -55,6 +58,20 @@ class MultilabelLoss(torch.nn.Module):
         )
         losses = torch.where(labels >= 0, losses, 0.0).mean(dim=1)
         return losses if self.reduction == "none" else losses.mean()
+
+
+class MulticlassLoss(torch.nn.CrossEntropyLoss):
+    """Cross-entropy of the softmax over classes; unknown labels (-1) count as 0."""
+
+    name = "cross-entropy over classes"
+    activation = staticmethod(partial(torch.softmax, dim=-1))
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().forward(logits, labels.clamp(min=0).to(logits.dtype))
+
+
+LOSSES = {"multi-label": MultilabelLoss, "multi-class": MulticlassLoss}
+"""By config.data.task; the other side's are in models.tasks."""
 
 
 class TorchTrainer:
@@ -110,7 +127,8 @@ class TorchTrainer:
         self._sampler = UniformWithReplacementSampler(
             num_samples=len(job.train), sample_rate=job.sampling_probability, steps=train.steps
         )
-        self._loss, self._optimizer, self._engine = MultilabelLoss(), self._plain_optimizer, None
+        self._loss = LOSSES[job.config.data.task]()
+        self._optimizer, self._engine = self._plain_optimizer, None
         if method != "none":
             self._make_private()
 
@@ -200,11 +218,12 @@ class TorchTrainer:
     def probabilities(self) -> np.ndarray:
         reports = self.job.test
         batches = self.split(np.argsort(reports.lengths, kind="stable"))
+        activation = LOSSES[self.job.config.data.task].activation
         result = np.empty(reports.labels.shape, np.float32)
         self._model.eval()
         with torch.inference_mode():
             for rows, (ids, mask, _) in zip(batches, self._loader(batches, reports), strict=True):
-                result[rows] = torch.sigmoid(self._model(ids, mask)).numpy(force=True)
+                result[rows] = activation(self._model(ids, mask)).numpy(force=True)
         self._model.train()
         return result
 
@@ -254,7 +273,7 @@ class TorchTrainer:
             "lora rank": adapter.r,
             "lora alpha": adapter.lora_alpha,
             "dropout": max([*dropouts, adapter.lora_dropout]),
-            "loss": "binary cross-entropy, mean over labels",
+            "loss": LOSSES[self.job.config.data.task].name,
             "train reports": len(self.job.train),
             "steps": self._sampler.steps,
             "sampling": "Poisson",

@@ -138,8 +138,8 @@ def curve(collection: Collection) -> Panel:
 
 
 def calibration(collection: Collection) -> Panel:
-    """How often labels are there over the probability that was given for them; a line for each
-    setting, and the diagonal, where the two agree."""
+    """How often labels are there (or the class decided on is) over the probability that was given
+    for them; a line for each setting, and the diagonal, where the two agree."""
     even = tuple(Point(x, x, note="as often as was said") for x in (0.0, 1.0))
     lines = [Line("as often as said", COLOURS[-1], even)]
     for i, setting in enumerate(collection.settings):
@@ -152,7 +152,8 @@ def calibration(collection: Collection) -> Panel:
             if n >= _FEW
         )
         lines.append(Line(name, COLOURS[i % (len(COLOURS) - 1)], points))
-    return Panel(collection.title, "probability", "share with the label", tuple(lines))
+    share = "share decided rightly" if collection.one_class else "share with the label"
+    return Panel(collection.title, "probability", share, tuple(lines))
 
 
 def training(report: SweepReport, collection: Collection) -> Panel:

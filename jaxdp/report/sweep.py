@@ -93,10 +93,19 @@ def _collection(report: SweepReport, collection: Collection, number: int) -> dic
         "curve": curve(collection).chart(f"curve{number}"),
         "calibration": calibration(collection).chart(f"calibration{number}"),
         "training": steps.chart(f"training{number}") if steps.lines else None,
+        "averages": list(_averages(collection).values()),
         "scores": _scores(collection),
         "labels": _labels(collection),
         "differences": _differences(collection),
     }
+
+
+def _averages(collection: Collection) -> dict[str, str]:
+    """Those shown beside weighted F1: score -> what people call it."""
+    if collection.one_class:  # where micro F1 is accuracy
+        names = ("macro F1", "accuracy", "balanced accuracy")
+        return dict(zip(("macro_f1", "micro_f1", "balanced_accuracy"), names, strict=True))
+    return {"micro_f1": "micro F1", "macro_f1": "macro F1"}
 
 
 def _scores(collection: Collection) -> list[list[Any]]:
@@ -107,7 +116,7 @@ def _scores(collection: Collection) -> list[list[Any]]:
         rows.append(
             [s.series, "none" if s.epsilon is None else f"{s.epsilon:g}", len(s.members)]
             + [interval_text(s.scores["weighted_f1"]), over]
-            + [f"{s.scores[average][0]:.3f}" for average in ("micro_f1", "macro_f1")]
+            + [f"{s.scores[average][0]:.3f}" for average in _averages(collection)]
         )
     return rows
 

@@ -71,7 +71,7 @@ def finish(
     predictions, metrics = None, {"note": "there is no test split", "test": None}
     if probabilities is not None:
         predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
-        metrics = {"note": NOT_COVERED, "test": predictions.metrics()}
+        metrics = {"note": NOT_COVERED, "test": predictions.metrics(config.data.task)}
     metrics["arithmetic"] = f"{arithmetic(config)} on {jax.default_backend()}"
     processes.first(lambda: _write_results(run.directory, predictions, metrics))
     run.monitor.finished(run.directory, statement, metrics["test"])

@@ -21,6 +21,7 @@ from jaxdp import recipe
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.inference import unwatched
+from jaxdp.evaluation.metrics import scores
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
@@ -224,8 +225,8 @@ class Monitor:
     def evaluated(self, done: Position, metrics: dict[str, Any], epsilon: float | None) -> None:
         """Validation metrics after `done.step` steps."""
         self._spent = "" if epsilon is None else f"epsilon {epsilon:.3g}"
-        for name in ("weighted_f1", "micro_f1", "macro_f1"):
-            self._writer.add_scalar(f"validation/{name}", metrics[name], self._offset + done.step)
+        for name, score in scores(metrics).items():
+            self._writer.add_scalar(f"validation/{name}", score, self._offset + done.step)
         if epsilon is not None:
             self._writer.add_scalar("epsilon", epsilon, self._offset + done.step)
         rate = f"{self._rate():.0f} reports/s " if self._rates else ""
@@ -264,8 +265,12 @@ class Monitor:
                 name, f"{row['f1']:.3f}", auroc, str(row["support"]), str(row["predicted"])
             )
         self._console.print(table)
+        accuracy = ""
+        if "accuracy" in metrics:
+            accuracy = "accuracy {accuracy:.4f}, balanced {balanced_accuracy:.4f}; "
         self._say(
             f"weighted F1 [bold]{metrics['weighted_f1']:.4f}[/], micro {metrics['micro_f1']:.4f}, "
-            f"macro {metrics['macro_f1']:.4f}; log loss {metrics['log_loss']:.4f}, expected "
+            f"macro {metrics['macro_f1']:.4f}; {accuracy.format_map(metrics)}"
+            f"log loss {metrics['log_loss']:.4f}, expected "
             f"calibration error {metrics['expected_calibration_error']:.4f}"
         )

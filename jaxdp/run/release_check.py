@@ -15,10 +15,11 @@ import safetensors
 from jaxdp import dp
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
-from jaxdp.models.checkpoints import WeightsError, read_tensors
+from jaxdp.models.checkpoints import Description, WeightsError, read_tensors
 from jaxdp.models.classifier import HEAD, POOLINGS
-from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS
+from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, torch_class
 from jaxdp.models.pretrained import read_config
+from jaxdp.models.tasks import TASKS
 
 _BUNDLE = {"PRIVACY.md", "privacy.json"}
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -150,7 +151,7 @@ class _Bundle:
             raise ReleaseError(f"missing: {', '.join(missing)}")
         if odd := [n for n, p in found.items() if p.is_symlink() or p.is_dir() != (n == "adapter")]:
             raise ReleaseError(f"links or folders where files belong: {', '.join(sorted(odd))}")
-        if code in found and found[code].read_bytes() != TORCH_CLASS.read_bytes():
+        if code in found and found[code].read_bytes() not in map(torch_class, TASKS):
             raise ReleaseError(f"{code} is not the class that belongs there")
         if not {f"adapter/{name}" for name in _VOCABULARIES} & found.keys():
             raise ReleaseError(f"none of {', '.join(sorted(_VOCABULARIES))} is there")
@@ -185,7 +186,7 @@ class _Bundle:
     def settings(self) -> str:
         description = _read(self.adapter / "jaxdp.json")
         needed = {"pooling", "label_names", "base_fingerprint"}
-        _known("jaxdp.json", description, needed, {"window"})
+        _known("jaxdp.json", description, needed, {"window", "problem_type"})
         labels, fingerprint = description["label_names"], description["base_fingerprint"]
         if description["pooling"] not in POOLINGS:
             raise ReleaseError(f"jaxdp.json: pooling must be {' or '.join(POOLINGS)}")
@@ -196,11 +197,14 @@ class _Bundle:
             raise ReleaseError("jaxdp.json: window must be two whole numbers")
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):
             raise ReleaseError("jaxdp.json: base_fingerprint must be 32 hexadecimal digits")
+        task = TASKS[Description.read(self.adapter).task]
         if self.whole:
             config = _read(self.adapter / "config.json")
             _no_paths("config.json", config)
             if list(config["id2label"].values()) != labels:
                 raise ReleaseError("config.json: id2label must be the label names")
+            if config["problem_type"] != task.problem_type:
+                raise ReleaseError("config.json: problem_type must be that of jaxdp.json")
             if self.base is not None:
                 own = {"architectures", "problem_type", "id2label", "label2id"} | PATHS
                 ours, theirs = (read_config(d).to_dict() for d in (self.adapter, self.base))

@@ -264,9 +264,12 @@ class _StageLoop:
         self._require_finite(probabilities, done)
         return [
             classification_metrics(
-                own, self.inputs.labels["validation"], self.inputs.dataset.label_names
+                own,
+                self.inputs.labels["validation"],
+                self.inputs.dataset.label_names,
+                course.config.data.task,
             )
-            for own in self.trainer.each(probabilities)
+            for course, own in zip(self.courses, self.trainer.each(probabilities), strict=True)
         ]
 
     def _require_finite(self, values: Any, done: Position) -> None:

@@ -24,6 +24,7 @@ from jaxdp.evaluation.statistics import (
     percentile_interval,
     permutation_test,
 )
+from jaxdp.models.tasks import TASKS
 from jaxdp.run.directory import RunError
 
 from .directory import read_description, read_members
@@ -31,6 +32,7 @@ from .history import evaluations, peak_memory, read_history, seconds
 from .members import Member
 from .paper import DATASETS
 
+AVERAGES = (*F1_AVERAGES, "balanced_accuracy")
 _NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
 
 
@@ -43,8 +45,8 @@ class Setting:
         recipe: what else tells it from others of these and the same epsilon; mostly nothing.
         epsilon: target; None without privacy.
         members: finished ones, by seed.
-        scores: F1 average -> (mean over seeds, interval over reports and seeds).
-        seeds: F1 average -> (mean, Student's interval over seeds).
+        scores: of AVERAGES -> (mean over seeds, interval over reports and seeds).
+        seeds: the same -> (mean, Student's interval over seeds).
         per_label: [num_labels] F1, mean over seeds.
         reliability: [bins, 3] of all members' answers, see `metrics.reliability`.
         seconds, peak_memory: mean and maximum over members; None if not recorded.
@@ -94,6 +96,7 @@ class Collection:
     unit: str
     reports: int
     units: int
+    task: str
     label_names: tuple[str, ...]
     support: np.ndarray
     settings: tuple[Setting, ...]
@@ -103,6 +106,11 @@ class Collection:
     def title(self) -> str:
         """For people."""
         return f"{DATASETS.get(self.source, self.source)}, per {self.unit}"
+
+    @property
+    def one_class(self) -> bool:
+        """Whether every text has one class."""
+        return TASKS[self.task].one_class
 
     @property
     def names(self) -> list[str]:
@@ -149,12 +157,11 @@ def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
     for name, member in done.items():
         a = answers[name]
         same = (a.reports.tobytes(), a.labels.tobytes(), a.units.tobytes(), a.label_names)
-        tested.setdefault((member.config.data.source, member.config.privacy.unit, same), []).append(
-            name
-        )
+        data, unit = member.config.data, member.config.privacy.unit
+        tested.setdefault((data.source, unit, data.task, same), []).append(name)
     collections = tuple(
-        _collection(source, unit, {n: done[n] for n in names}, answers, recipes, draws)
-        for (source, unit, _), names in tested.items()
+        _collection(source, unit, task, {n: done[n] for n in names}, answers, recipes, draws)
+        for (source, unit, task, _), names in tested.items()
     )
     histories = {n: evaluations(read_history(m.path)) for n, m in members.items()}
     return SweepReport(
@@ -202,6 +209,7 @@ def _recipes(configs: Mapping[str, Config]) -> dict[str, str]:
 def _collection(
     source: str,
     unit: str,
+    task: str,
     members: Mapping[str, Member],
     answers: Mapping[str, TestPredictions],
     recipes: Mapping[str, str],
@@ -221,11 +229,13 @@ def _collection(
     for key, names in sorted(groups.items(), key=order):
         names = sorted(names, key=lambda n: members[n].seed)
         side = np.stack([answers[n].probabilities for n in names])
-        sides.append(side)
-        settings.append(_setting(key, names, members, side, labels, units, draws))
+        sides.append(TASKS[task].decide(side))
+        bins = reliability(side, np.broadcast_to(labels, side.shape), task)
+        settings.append(_setting(key, names, members, sides[-1], bins, labels, units, draws))
     return Collection(
         source=source,
         unit=unit,
+        task=task,
         reports=len(labels),
         units=len(np.unique(units)),
         label_names=first.label_names,
@@ -235,7 +245,7 @@ def _collection(
     )
 
 
-def _setting(key, names, members, side, labels, units, draws) -> Setting:
+def _setting(key, names, members, side, bins, labels, units, draws) -> Setting:
     source, model, mode, unit, epsilon, recipe = key
     estimate = f1_scores(side, labels)
     resampled = bootstrap_scores(side, labels, units=units, draws=draws)
@@ -248,11 +258,11 @@ def _setting(key, names, members, side, labels, units, draws) -> Setting:
             average: percentile_interval(
                 estimate[average].mean(), mean_over_seeds(resampled[average], seed=1)
             )
-            for average in F1_AVERAGES
+            for average in AVERAGES
         },
-        seeds={average: over_seeds(estimate[average].tolist()) for average in F1_AVERAGES},
+        seeds={average: over_seeds(estimate[average].tolist()) for average in AVERAGES},
         per_label=estimate["per_label"].mean(0),
-        reliability=reliability(side, np.broadcast_to(labels, side.shape)),
+        reliability=bins,
         seconds=float(np.mean(times)) if times else None,
         peak_memory=max(peaks, default=None),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
+from jaxdp.evaluation.metrics import scores
 from jaxdp.run.checkpoint import Position
 from jaxdp.run.directory import RunDirectory
 from jaxdp.run.monitor import Monitor
@@ -58,8 +59,8 @@ class HistoryMonitor(Monitor):
 
     def evaluated(self, done: Position, metrics: dict[str, Any], epsilon: float | None) -> None:
         super().evaluated(done, metrics, epsilon)
-        scores = {name: metrics[name] for name in ("weighted_f1", "micro_f1", "macro_f1")}
-        self._append("evaluated", stage=done.stage, step=done.step, epsilon=epsilon, **scores)
+        place = {"stage": done.stage, "step": done.step, "epsilon": epsilon}
+        self._append("evaluated", **place, **scores(metrics))
 
     def finished(
         self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]

@@ -11,15 +11,13 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
+from jaxdp.evaluation.metrics import scores
 from jaxdp.files import write_whole
 from jaxdp.run.directory import RunError
 
 from .members import Member
 
-AVERAGES = (
-    *("weighted_f1", "micro_f1", "macro_f1"),
-    *("log_loss", "expected_calibration_error"),
-)
+CALIBRATION = ("log_loss", "expected_calibration_error")
 PER_LABEL = ("f1", "auroc", "support", "predicted", "labelled")
 ALL_LABELS = "(all)"
 """In the column `label`, of metrics over all labels."""
@@ -41,7 +39,8 @@ def results_table(members: Mapping[str, Member]) -> pyarrow.Table:
             continue
         try:
             test = json.loads(file.read_text(encoding="utf-8"))["test"]
-            values = [(ALL_LABELS, metric, test[metric]) for metric in AVERAGES]
+            overall = scores(test) | {metric: test[metric] for metric in CALIBRATION}
+            values = [(ALL_LABELS, metric, value) for metric, value in overall.items()]
             values += [
                 (label, metric, row[metric])
                 for label, row in test["per_label"].items()

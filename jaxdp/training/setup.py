@@ -123,6 +123,7 @@ def build_model(
         dtype=dtype if dtype == "bfloat16" else None,
         rngs=rngs,
     )
+    model.task = config.data.task
     model.precision = dtype
     if config.data.windows > 1:
         model.window = (config.data.max_length, config.data.windows)

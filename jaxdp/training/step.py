@@ -36,12 +36,6 @@ class LabelledData(NamedTuple):
     """[H], or 0: taken from what `reports` hold, which are features then. None takes nothing."""
 
 
-def multilabel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean binary cross-entropy of one report over its labels; unknown labels (-1) count as 0."""
-    losses = optax.sigmoid_binary_cross_entropy(logits, jnp.maximum(labels, 0))
-    return jnp.mean(jnp.where(labels >= 0, losses, 0.0))
-
-
 def plain_gradient_sum(loss_fn: Callable[..., jax.Array], l2_clip_norm: jax.Array | float):
     """The non-private peer of `dp.clipped_gradient_sum`: one gradient of the summed loss.
 

@@ -22,13 +22,14 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, packed_logits, shaped
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
 from .members import member_specs, stack, stack_differing, unstack
 from .mesh import MEMBER, WHOLE, frozen_specs, place, to_host
 from .randomness import RunSecret
 from .stages import Stage, make_optimizer
-from .step import LabelledData, TrainState, make_train_step, multilabel_loss, plain_gradient_sum
+from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -237,7 +238,8 @@ def _report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]
     def loss(adapters, frozen, values, length, labels):
         frozen, center = frozen
         merged = nnx.merge(graphdef, adapters, frozen)
-        return multilabel_loss(packed_logits(merged, values, length, level, center), labels)
+        logits = packed_logits(merged, values, length, level, center)
+        return TASKS[merged.task].loss(logits, labels)
 
     return loss
 

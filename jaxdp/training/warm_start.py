@@ -34,10 +34,10 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
 from .mesh import DATA, WHOLE, place, put, to_host
-from .step import multilabel_loss
 
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
@@ -73,7 +73,8 @@ def warm_start(
     settings = config.warm_start
     shape = Shape(*(getattr(settings, field) for field in Shape._fields))
     book, tokenizer = _book(settings, label_names), load_tokenizer(directory)
-    texts, labels = book.write_reports(settings.reports, label_names, shape)
+    one_class = TASKS[model.task].one_class
+    texts, labels = book.write_reports(settings.reports, label_names, shape, one_class=one_class)
     tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
     mode = _mode(config, model)
     if book.names and model.pooling == "label-attention":
@@ -104,7 +105,8 @@ def warm_start(
         devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
         versions = (__version__, jax.__version__, jax.default_backend(), devices)
         backbone = dataclasses.replace(config.model, label_dimensions=None)
-        depends = (versions, backbone, model.pooling, mode, config.lora, settings, buckets)
+        learns = (model.pooling, model.task, mode)
+        depends = (versions, backbone, *learns, config.lora, settings, buckets)
         weights = jax.tree.leaves(nnx.state(model, nnx.Param))
         key = key_of(repr(depends), (tokens.values, labels, *weights))
         public = _read(stored(folder, key, vector)[0], model, mode)
@@ -232,7 +234,7 @@ def _train(
         if settings.noise and level < model.feature_level:
             values = values if level else model.embedded(values, length)
             values = add_state_noise(key, values, length, settings.noise)
-        return multilabel_loss(packed_logits(model, values, length, level), labels)
+        return TASKS[model.task].loss(packed_logits(model, values, length, level), labels)
 
     size = min(settings.batch_size, len(states))
     shared = mesh is not None and size % mesh.shape[DATA] == 0
