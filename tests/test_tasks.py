@@ -33,7 +33,7 @@ from rich.console import Console
 
 from jaxdp import PrivateTextClassifier, dp, released
 from jaxdp.audit.config import AuditConfig
-from jaxdp.backbone import load_finetuned
+from jaxdp.backbone import Backbone, load_finetuned
 from jaxdp.commands.export import run as export
 from jaxdp.config import TASKS as IN_CONFIG
 from jaxdp.config import Config, ConfigError, DataConfig
@@ -48,8 +48,10 @@ from jaxdp.evaluation.statistics import f1_scores
 from jaxdp.models.checkpoints import Description, WeightsError
 from jaxdp.models.label_attention import LabelHead
 from jaxdp.models.peft import torch_class
-from jaxdp.models.tasks import TASKS, multiclass_loss
+from jaxdp.models.tasks import TASKS
 from jaxdp.training import trainer
+from jaxdp.training.randomness import RunSecret
+from jaxdp.training.setup import build_model
 
 CLASSES = ("effusion", "normal", "other")
 TASK = TASKS["multi-class"]
@@ -68,11 +70,11 @@ def test_the_loss_is_minus_the_log_probability_of_the_class():
     with jax.enable_x64(True):
         for row, chosen in zip(logits, classes, strict=True):
             by_hand = -np.log(np.exp(row[chosen]) / np.exp(row).sum())
-            found = multiclass_loss(jnp.asarray(row), jnp.asarray(one_hot(chosen, 4)))
+            found = TASK.loss(jnp.asarray(row), jnp.asarray(one_hot(chosen, 4)))
             assert found.shape == () and found == pytest.approx(by_hand, rel=1e-12)
-    far = multiclass_loss(jnp.array([1e4, -1e4]), jnp.array([0, 1], jnp.int8))
+    far = TASK.loss(jnp.array([1e4, -1e4]), jnp.array([0, 1], jnp.int8))
     assert far == 2e4  # and not infinite
-    unknown = jax.grad(multiclass_loss)(jnp.array([3.0, 1.0]), jnp.array([-1, -1], jnp.int8))
+    unknown = jax.grad(TASK.loss)(jnp.array([3.0, 1.0]), jnp.array([-1, -1], jnp.int8))
     assert not unknown.any()
 
 
@@ -89,7 +91,7 @@ def test_a_heads_clipped_gradients_are_those_of_jax_grad_one_by_one(head):
         labels = jnp.asarray(one_hot(rng.integers(0, 3, count)))
 
         def loss(state, feature, labels):
-            return multiclass_loss(nnx.merge(graphdef, state)(feature[0]), labels)
+            return TASK.loss(nnx.merge(graphdef, state)(feature[0]), labels)
 
         each = [jax.grad(loss)(state, f, y) for f, y in zip(features, labels, strict=True)]
         slow = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in each]
@@ -245,6 +247,23 @@ def test_made_up_reports_have_one_class(names):
                 assert any(s.partition("{")[0] in text.lower() for s in said) >= there
 
 
+def test_a_public_start_learns_by_the_tasks_loss(tmp_path, monkeypatch):
+    seen = []
+
+    def loss(logits, labels):
+        seen.append(logits.shape)
+        return TASK.loss(logits, labels)
+
+    monkeypatch.setitem(TASKS, "multi-class", TASK._replace(loss=loss))
+    values = settings(
+        model__pooling="label-attention", train__mode="head", data__max_length=16, run__devices=1,
+        warm_start__phrasebook="labels", warm_start__steps=3, warm_start__reports=64,
+    )  # fmt: skip
+    backbone = Backbone("b", write_backbone(tmp_path / "backbone"), "label-attention")
+    model, _ = build_model(Config.from_dict(values), backbone, CLASSES, RunSecret.create(0))
+    assert model.task == "multi-class" and set(seen) == {(3,)}
+
+
 # Labels as Python code holds them.
 
 
@@ -279,7 +298,7 @@ SECRET = "ZEBRAPHRASE"
         ([0, SECRET, 1], [0, 1], r"Y\[1\] is none of label_names"),
         (["0", "1", "1"], [0, 1], r"Y\[0\] is none of label_names"),
         (["a", ["b"], "a"], ["a", "b"], r"Y\[1\] is none of label_names"),
-        ([0.5, 1.5, 0.5], [0.5, 1.5], "label_names must be all strings, or all whole numbers"),
+        ([0.5, 1.5, 0.5], [0.5, 1.5], "label_names must be classes: all strings"),
     ],
 )
 def test_what_is_no_class_is_said_by_its_place(values, names, words):

@@ -125,7 +125,7 @@ def classes_of(
         )
     known = np.unique(np.array(list(classes)))
     if known.dtype.kind not in "biuU":
-        raise DataError("label_names must be all strings, or all whole numbers")
+        raise DataError("label_names must be classes: all strings, or all whole numbers")
     rows = _one_column(values, argument, "classes")
     _require_rows(len(rows), count, argument)
     number = {name: i for i, name in enumerate(known.tolist())}

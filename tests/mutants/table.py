@@ -19,6 +19,7 @@ STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "run/processes.py"
 RELEASE_CHECK = "run/release_check.py"
+TASKS, TABLES = "models/tasks.py", "data/tables.py"
 LORA, WARM_START = "models/lora.py", "training/warm_start.py"
 LAYERS, FAMILIES = "models/layers.py", "test_families.py"
 LOCAL = "test_attention.py::test_long_and_local_attention_are_what_their_definition_says"
@@ -87,6 +88,7 @@ SECRET_POWER = (
     "test_checkpoint.py::test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses"
 )
 SLOW = (
+    "test_baseline.py",
     "test_estimator.py",
     "test_hub.py",
     "on_devices.py",
@@ -1219,6 +1221,63 @@ MUTANTS = [
         "totals.argmax(axis=1)",
         "totals.argmin(axis=1)",
         "test_evidence.py::test_each_label_is_shown_its_sentence",
+    ),
+    # Tasks: of one class, its own loss, decision and names, from the loader to the release.
+    Mutant(
+        "one class by the binary loss",
+        TASKS,
+        "loss=multiclass_loss",
+        "loss=multilabel_loss",
+        "test_tasks.py::test_the_loss_is_minus_the_log_probability_of_the_class",
+    ),
+    Mutant(
+        "every stage trains for several labels",
+        TRAINER,
+        "return TASKS[merged.task].loss(logits, labels)",
+        'return TASKS["multi-label"].loss(logits, labels)',
+        "test_baseline.py::test_trajectories_stay_together[classes]",
+    ),
+    Mutant(
+        "a public start learns for several labels",
+        WARM_START,
+        "return TASKS[model.task].loss(",
+        'return TASKS["multi-label"].loss(',
+        "test_tasks.py::test_a_public_start_learns_by_the_tasks_loss",
+    ),
+    Mutant(
+        "a class must reach the threshold",
+        TASKS,
+        "decide=_largest",
+        "decide=lambda probabilities: probabilities >= DECISION_THRESHOLD",
+        "test_tasks.py::test_the_likeliest_class_is_decided_whatever_its_probability",
+    ),
+    Mutant(
+        "made-up reports of one class have several",
+        "data/phrasebook.py",
+        "            if one_class:\n",
+        "            if False:\n",
+        "test_tasks.py::test_made_up_reports_have_one_class",
+    ),
+    Mutant(
+        "classes are read off the labels",
+        "data/arrays.py",
+        "    if classes is None:\n",
+        "    classes = list(values) if classes is None else classes\n    if False:\n",
+        "test_tasks.py::test_what_is_no_class_is_said_by_its_place",
+    ),
+    Mutant(
+        "a class is tested that was never trained",
+        TABLES,
+        "    if one_class:\n        _require_in_training(dataset, source)\n",
+        "",
+        "test_tables.py::test_a_class_that_training_lacks_is_named",
+    ),
+    Mutant(
+        "a release does not say its task",
+        "models/checkpoints.py",
+        'if value.pop("task") != Description.task:',
+        'if value.pop("task") is None:',
+        "test_tasks.py::test_the_release_says_its_task_and_answers_the_same_elsewhere",
     ),
     # Streams of one secret: none is used twice, none is narrower than it says.
     Mutant(
