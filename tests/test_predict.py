@@ -18,6 +18,7 @@ from jaxdp.evaluation import label_file as module
 from jaxdp.evaluation.label_file import Row, label_file, read_rows
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models.checkpoints import WeightsError
+from jaxdp.models.tasks import TASKS
 from jaxdp.released import load
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
@@ -159,7 +160,7 @@ def test_bad_rows_are_named_by_number(tmp_path, name, content, problems):
 
 
 class Constant:
-    labels = ("a",)
+    labels, task = ("a",), TASKS["multi-label"]
 
     def predict_proba(self, texts):
         return np.full((len(texts), 1), 0.5)
