@@ -25,10 +25,6 @@ from helpers_training import (
     smoke_config,
     write_backbone,
 )
-from jaxdp.training.interrupt import Interrupt
-from jaxdp.training.loop import train
-from jaxdp.training.monitor import Monitor
-from jaxdp.training.release_check import check_release
 from rich.console import Console
 
 from jaxdp import PrivateTextClassifier, dp, released
@@ -49,6 +45,10 @@ from jaxdp.models.checkpoints import Description, WeightsError
 from jaxdp.models.label_attention import LabelHead
 from jaxdp.models.peft import torch_class
 from jaxdp.models.tasks import TASKS
+from jaxdp.run.interrupt import Interrupt
+from jaxdp.run.monitor import Monitor
+from jaxdp.run.release_check import check_release
+from jaxdp.run.train import train
 from jaxdp.training import trainer
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model
