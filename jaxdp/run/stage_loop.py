@@ -267,9 +267,9 @@ class _StageLoop:
                 own,
                 self.inputs.labels["validation"],
                 self.inputs.dataset.label_names,
-                course.config.data.task,
+                run.config.data.task,
             )
-            for course, own in zip(self.courses, self.trainer.each(probabilities), strict=True)
+            for run, own in zip(self.runs, self.trainer.each(probabilities), strict=True)
         ]
 
     def _require_finite(self, values: Any, done: Position) -> None:
