@@ -191,11 +191,12 @@ def _place(config: Config) -> tuple:
 
 def _recipes(configs: Mapping[str, Config]) -> dict[str, str]:
     """Member -> the settings that tell it from others of the same data, model, mode and epsilon;
-    none that follows from those after it, as what a recipe has chosen does."""
+    none that follows from the phrasebook or those after it, as what a recipe has chosen does."""
     settings = {name: flat(config) for name, config in configs.items()}
     told = {name: _place(config) for name, config in configs.items()}
     telling = []
-    for field in reversed(list(next(iter(settings.values())))):
+    fields = reversed(list(next(iter(settings.values()))))
+    for field in sorted(fields, key=lambda field: field != "warm_start.phrasebook"):
         more = {name: (told[name], settings[name][field]) for name in told}
         if field not in _NOT_RECIPE and len(set(more.values())) > len(set(told.values())):
             telling.insert(0, field)
