@@ -350,7 +350,7 @@ def _by_argument(error: ConfigError) -> NoReturn:
     """The error, with the parameters' names in place of the settings'."""
     text = str(error)
     for argument, field in _FIELDS.items():
-        text = re.sub(rf"(config\.)?\b{re.escape(field)}\b", argument, text)
+        text = re.sub(rf"(?<!['.])(config\.)?\b{re.escape(field)}\b", argument, text)
     raise ConfigError(re.sub(r"\bconfig\.(\w+\.\w+)", r"settings['\1']", text)) from None
 
 

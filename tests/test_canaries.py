@@ -41,6 +41,7 @@ from helpers_data import CTRATE_PATHS, openi_xml, write_table
 
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation.label_file import label_file
+from jaxdp.models.tasks import TASKS
 
 # --- failures: name -> (writes the input, what the error says) ----------------------------------
 
@@ -396,7 +397,7 @@ def test_predictions_hold_row_numbers_instead_of_reports(outcomes):
 )
 def test_labelling_fails_on_the_row_and_tells_the_place_alone(tmp_path, name, content, message):
     class Constant:
-        labels = ("a",)
+        labels, task = ("a",), TASKS["multi-label"]
 
         def predict_proba(self, texts):
             return np.full((len(texts), 1), 0.5)

@@ -14,6 +14,7 @@ from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.evaluation.evidence import Evidence, sentences
 from jaxdp.evaluation.label_file import label_file
+from jaxdp.models.tasks import TASKS
 
 LABELS = 3
 
@@ -76,7 +77,7 @@ def test_another_pooling_has_no_evidence(backbone):
 
 def test_only_labels_that_were_found_are_explained(tmp_path):
     class Classifier:
-        labels = ("a", "b")
+        labels, task = ("a", "b"), TASKS["multi-label"]
 
         def predict_proba(self, texts):
             return np.array([[0.9, 0.2]] * len(texts))

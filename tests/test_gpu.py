@@ -27,6 +27,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models import layers, lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
 from jaxdp.run.release_check import check_release
@@ -34,7 +35,6 @@ from jaxdp.run.train import train
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
-from jaxdp.training.step import multilabel_loss
 from jaxdp.training.trainer import StageTrainer
 
 pytestmark = pytest.mark.gpu

@@ -22,11 +22,11 @@ from jaxdp.config import ConfigError
 from jaxdp.data.tokens import tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
+from jaxdp.models.tasks import multilabel_loss
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
 from jaxdp.run.train import train
 from jaxdp.training.setup import load_inputs
-from jaxdp.training.step import multilabel_loss
 
 pytestmark = IGNORE_PEFT
 SIZE, COUNT = 8, 3
