@@ -118,5 +118,4 @@ def load_finetuned(
     backbone = resolve_backbone(name, pooling, info.revision)
     model, _ = load_classifier(backbone.directory, len(labels), pooling, rngs=nnx.Rngs(0))
     load_adapter(directory, model)
-    model.window = info.description.window
     return model, labels, backbone.directory

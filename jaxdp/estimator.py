@@ -134,10 +134,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         dataset, classes = self._dataset(X, Y, groups, task)
         with self._folder() as folder:
             prepare()
-            try:
-                config = self._config(dataset, folder, task)
-            except ConfigError as error:
-                _by_argument(error)
+            config = self._config(dataset, folder, task)
             history: list[dict[str, float]] = []
             monitor = _Shown(history) if self.verbose else _Silent(history)
             interrupt = _Interrupt()
@@ -243,19 +240,22 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             "run": {"dir": str(folder.parent), "name": folder.name},
         }
         extra = dict(self.settings or {})
-        if self.recipe == "auto":
-            revision = extra.get("model.revision")
-            directory = resolve_backbone(str(self.backbone), "cls", revision).directory
-            if not shares_layers(read_config(directory)):
-                # As in the shipped configs: a quicker public start.
-                values["lora"] = {"layers": "last:2"}
         for name, value in ({_FIELDS[k]: v for k, v in given.items()} | extra).items():
             section, dot, field = str(name).partition(".")
             if not dot or (name in extra and name in _OURS):
                 better = f"; it is the parameter {_OURS[name]}" if name in _OURS else ""
                 raise ConfigError(f"settings: {name!r} is no 'section.field' to set here{better}")
             values.setdefault(section, {})[field] = getattr(value, "item", lambda v=value: v)()
-        return Config.from_dict(values)
+        try:
+            if self.recipe == "auto":
+                revision = extra.get("model.revision")
+                directory = resolve_backbone(str(self.backbone), "cls", revision).directory
+                if not shares_layers(read_config(directory)):
+                    # As in the shipped configs: a quicker public start.
+                    values.setdefault("lora", {}).setdefault("layers", "last:2")
+            return Config.from_dict(values)
+        except ConfigError as error:
+            _by_argument(error)
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -350,7 +350,7 @@ def _by_argument(error: ConfigError) -> NoReturn:
     """The error, with the parameters' names in place of the settings'."""
     text = str(error)
     for argument, field in _FIELDS.items():
-        text = re.sub(rf"(?<!['.])(config\.)?\b{re.escape(field)}\b", argument, text)
+        text = re.sub(rf"(config\.)?\b{re.escape(field)}\b", argument, text)
     raise ConfigError(re.sub(r"\bconfig\.(\w+\.\w+)", r"settings['\1']", text)) from None
 
 

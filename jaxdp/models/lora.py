@@ -65,6 +65,11 @@ def linear_layers(model: nnx.Module) -> dict[tuple, nnx.Linear]:
     }
 
 
+def adapted_layers(model: nnx.Module) -> dict[tuple, LoRALinear]:
+    """Path -> every layer with an adapter."""
+    return {p: module for p, module in nnx.iter_modules(model) if isinstance(module, LoRALinear)}
+
+
 def _matches(path: tuple, target: str) -> bool:
     """Whether `target`, dotted, is the path or its end ("query", "attention.output.dense")."""
     wanted = tuple(target.split("."))

@@ -16,7 +16,7 @@ from flax import nnx
 
 from .checkpoints import Description, WeightsError, write_json
 from .classifier import ReportClassifier
-from .lora import LoRALinear
+from .lora import adapted_layers
 from .pretrained import load_classifier, relayout
 from .tasks import TASKS
 
@@ -43,8 +43,7 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     merged = {
         (*path, "base", "kernel"): module.merged_kernel()
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, LoRALinear)
+        for path, module in adapted_layers(model).items()
     }
     tensors = {
         model.name_of(path): relayout(path, np.asarray(merged.get(path, variable[...])))

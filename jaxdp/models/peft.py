@@ -34,7 +34,7 @@ from flax import nnx
 
 from .checkpoints import Description, WeightsError, read_json, read_safetensors, write_json
 from .classifier import HEAD, ReportClassifier
-from .lora import LoRALinear, adapt, linear_layers, select_targets, trainable
+from .lora import adapt, adapted_layers, linear_layers, select_targets, trainable
 from .pretrained import relayout
 from .tasks import TASKS
 
@@ -226,7 +226,7 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             f"{directory}: the adapter does not fit this model: {', '.join(problems[:4])}{more}"
         )
 
-    model.task = info.description.task
+    model.window, model.task = info.description.window, info.description.task
     nnx.update(model, nnx.from_flat_state(replaced))
     for layer, pair in factors.items():
         dtype = parameters[f"{layer}.weight"][1].dtype
@@ -245,8 +245,7 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     """r, lora_alpha and target_modules, with patterns where layers differ."""
     adapted = {
         tuple(model.name_of(path).split(".")): module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, LoRALinear)
+        for path, module in adapted_layers(model).items()
     }
     if not adapted:
         return {"r": 1, "lora_alpha": 1, "target_modules": _NO_TARGETS}

@@ -22,7 +22,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.peft import load_adapter, save_adapter
+from jaxdp.models.peft import WEIGHTS, load_adapter, save_adapter
 from jaxdp.models.pretrained import load_classifier, read_config
 from jaxdp.models.tasks import TASKS
 from jaxdp.runtime import prepare
@@ -123,7 +123,7 @@ class OurTrainer:
         with tempfile.TemporaryDirectory() as folder:
             model = nnx.merge(graphdef, adapters, frozen)
             save_adapter(Path(folder), model, mode, base_model="", label_names=self.job.label_names)
-            tensors = safetensors.numpy.load_file(Path(folder) / "adapter_model.safetensors")
+            tensors = safetensors.numpy.load_file(Path(folder) / WEIGHTS)
         return {n: x for n, x in tensors.items() if any(mark in n for mark in TRAINED[mode])}
 
     def epsilon(self) -> dict[str, float]:
@@ -153,9 +153,7 @@ class OurTrainer:
             for name, parameter in inspect.signature(optax.adam).parameters.items()
         }
         adam = train.optimizer == "adam"
-        layer = next(
-            (m for _, m in nnx.iter_modules(self._model) if isinstance(m, lora.LoRALinear)), None
-        )
+        layer = next(iter(lora.adapted_layers(self._model).values()), None)
         return {
             "framework": f"jax {jax.__version__}, flax {flax.__version__}, optax "
             f"{optax.__version__}",

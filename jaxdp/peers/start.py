@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from jaxdp.backbone import Backbone
 from jaxdp.config import Config, ConfigError
-from jaxdp.models.peft import save_adapter
+from jaxdp.models.peft import WEIGHTS, save_adapter
 from jaxdp.models.pretrained import read_config
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
@@ -88,7 +88,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
 def move_adapter(job: Job, scale: float = 0.02) -> None:
     """Adds noise to every tensor of the job's adapter, in place: where B is zero, as it starts, the
     gradient of A is too, and a comparison would see nothing."""
-    path, rng = job.adapter / "adapter_model.safetensors", np.random.default_rng(0)
+    path, rng = job.adapter / WEIGHTS, np.random.default_rng(0)
     tensors = safetensors.numpy.load_file(path)
     moved = {n: x + scale * rng.standard_normal(x.shape, x.dtype) for n, x in tensors.items()}
     safetensors.numpy.save_file(moved, path, metadata={"format": "pt"})

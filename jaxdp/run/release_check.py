@@ -17,12 +17,12 @@ from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.models.checkpoints import Description, WeightsError, read_tensors
 from jaxdp.models.classifier import HEAD, POOLINGS
-from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, torch_class
+from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, WEIGHTS, torch_class
 from jaxdp.models.pretrained import read_config
 from jaxdp.models.tasks import TASKS
 
 _BUNDLE = {"PRIVACY.md", "privacy.json"}
-_ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+_ADAPTER = {"adapter_config.json", WEIGHTS}
 _WHOLE = {"config.json", "model.safetensors"}
 _BESIDE_WEIGHTS = {"jaxdp.json", "tokenizer_config.json"}
 _VOCABULARIES = {
@@ -243,7 +243,7 @@ class _Bundle:
 
     def _tensors(self) -> dict[str, np.ndarray]:
         """By the names of the model's parameters."""
-        path = self.adapter / ("model.safetensors" if self.whole else "adapter_model.safetensors")
+        path = self.adapter / ("model.safetensors" if self.whole else WEIGHTS)
         # The library refuses a file with bytes that belong to no tensor.
         with safetensors.safe_open(path, framework="numpy") as file:
             if file.metadata() != {"format": "pt"}:

@@ -197,8 +197,7 @@ def _begin_at(
 
 def _adapted(model: ReportClassifier) -> dict[tuple, tuple[int, float]]:
     """Layer -> (rank, alpha)."""
-    layers = nnx.iter_modules(model)
-    return {path: (m.rank, m.alpha) for path, m in layers if isinstance(m, lora.LoRALinear)}
+    return {path: (m.rank, m.alpha) for path, m in lora.adapted_layers(model).items()}
 
 
 def _said(adapted: Mapping[tuple, tuple[int, float]]) -> str:
