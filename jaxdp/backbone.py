@@ -8,7 +8,6 @@ from pathlib import Path
 from flax import nnx
 
 from jaxdp import assets
-from jaxdp.config import ConfigError
 from jaxdp.models.checkpoints import read_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.hub import download
@@ -16,6 +15,7 @@ from jaxdp.models.merged import load_checkpoint
 from jaxdp.models.peft import load_adapter, read_adapter_info
 from jaxdp.models.presets import PRESETS, find_preset
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.settings import ConfigError
 
 _MINILM = PRESETS["minilm-l6"].hub_id
 

@@ -5,12 +5,12 @@ import sys
 from typing import NoReturn
 
 from jaxdp.assets import AssetError
-from jaxdp.config import ConfigError
 from jaxdp.data.dataset import DataError
 from jaxdp.dp import LedgerError
 from jaxdp.models.pretrained import WeightsError
 from jaxdp.run.directory import RunError
 from jaxdp.run.release_check import ReleaseError
+from jaxdp.settings import ConfigError
 
 USER_ERRORS = (
     AssetError,

@@ -40,8 +40,8 @@ def test_defaults_of_config_files_are_the_dataclasses():
         ({"privacy": {"units": None}}, r"config\.privacy\.units must be set"),
         ({"privacy": {"l2_clip_norm": 0.0}}, r"config\.privacy\.l2_clip_norm must be positive"),
         ({"train": {"mode": "lorra"}}, r"config\.train\.mode must be one of lora"),
-        ({"train": {"steps": 0}}, r"config\.train\.steps must be >= 1"),
-        ({"train": {"optimizer": "adamw"}}, r"config\.train\.optimizer must be one of"),
+        ({"train": {"steps": 0}}, r"config\.train\.steps must be at least 1"),
+        ({"train": {"optimizer": "adamw"}}, r"config\.train\.optimizer must be adam or sgd"),
         (
             {"train": {"expected_batch_size": 1001.0}},
             r"expected_batch_size must be at most privacy\.units = 1000.*sampling probability",
@@ -50,7 +50,7 @@ def test_defaults_of_config_files_are_the_dataclasses():
         ({"head_stage": {"epsilon_share": 1.0}}, r"config\.head_stage\.epsilon_share"),
         (
             {"model": {"dtype": "float16"}},
-            r"config\.model\.dtype must be float32, tensorfloat32, bfloat16 or",
+            r"config\.model\.dtype must be one of float32, tensorfloat32, bfloat16 or",
         ),
         ({"run": {"name": "a/b"}}, r"config\.run\.name must be a folder name"),
     ],

@@ -225,7 +225,7 @@ WRONG = [
     (dict(delta=2.0), {}, r"delta must be in \(0, 1\)"),
     (dict(unit="study"), {}, "unit must be report or patient"),
     (dict(unit="patient"), {}, "groups must give the patient of each text"),
-    (dict(units=0), {}, "units must be >= 1"),
+    (dict(units=0), {}, "units must be at least 1"),
     (dict(units=5), {}, r"settings\['train.expected_batch_size'\] must be at most units = 5"),
     (dict(recipe="best"), {}, "recipe must be auto or None"),
     (dict(max_length=2), {}, "max_length must be at least 3"),

@@ -28,6 +28,7 @@ LEVELS = {
     "models": 0,
     "dp": 0,
     "config": 0,
+    "settings": -1,
     "recipe": -1,
     "assets": 0,
     "compiled": 0,

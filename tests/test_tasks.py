@@ -200,7 +200,7 @@ def test_a_task_has_one_name_everywhere():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data__task": "ordinal"}, "config.data.task must be one of multi-label, multi-class"),
+        ({"data__task": "ordinal"}, "config.data.task must be multi-label or multi-class"),
         ({"data__source": "openi"}, "config.data.source must be table where data.task is multi"),
         ({"data__labels": ("only",)}, "config.data.labels must be at least two classes"),
         ({"teacher__path": "t.csv", "teacher__origin": "t"}, "config.teacher.path must be None"),

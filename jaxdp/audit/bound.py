@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from jaxdp.config import ConfigError
+from jaxdp.settings import ConfigError
 
 
 def load_auditor():

@@ -8,11 +8,11 @@ import dataclasses
 
 import numpy as np
 
-from jaxdp.config import ConfigError
 from jaxdp.data.packed import Packed
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.settings import ConfigError
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.setup import Inputs, cache_folder, token_buckets
 

@@ -2,39 +2,29 @@
 """Settings of an audit: those of the training it attacks, and its own."""
 
 import dataclasses
+from typing import Annotated
 
 from ml_collections import config_dict
 
-from jaxdp.config import Config, ConfigError
+from jaxdp.config import Config
+from jaxdp.settings import Check, Settings, at_least
 
 
 @dataclasses.dataclass(frozen=True)
-class AuditSettings:
+class AuditSettings(Settings, path="config.audit"):
     """How hard to attack."""
 
-    gradient_canaries: int = 5000
+    gradient_canaries: Annotated[int, at_least(100)] = 5000
     """In each run; at most hidden size times labels, so that each has a direction of its own."""
-    gradient_runs: int = 3
+    gradient_runs: Annotated[int, at_least(1)] = 3
     """Independent runs per variant with gradient canaries, judged together."""
-    input_canaries: int = 400
+    input_canaries: Annotated[int, at_least(100)] = 400
     small_epsilon: float = 0.1
     """Also trained at this epsilon, where every attack should fail."""
-    guesses: float = 0.05
+    guesses: Annotated[float, Check("in [0.02, 0.5]", lambda share: 0.02 <= share <= 0.5)] = 0.05
     """The share of the canaries that are guessed to be in; chosen before the attack."""
-    confidence: float = 0.95
+    confidence: Annotated[float, Check("in (0.5, 1)", lambda share: 0.5 < share < 1)] = 0.95
     """Of each lower bound, one-sided."""
-
-    def __post_init__(self):
-        for field, wanted, holds in (
-            ("gradient_canaries", "at least 100", self.gradient_canaries >= 100),
-            ("gradient_runs", "at least 1", self.gradient_runs >= 1),
-            ("input_canaries", "at least 100", self.input_canaries >= 100),
-            ("guesses", "in [0.02, 0.5]", 0.02 <= self.guesses <= 0.5),
-            ("confidence", "in (0.5, 1)", 0.5 < self.confidence < 1),
-        ):
-            if not holds:
-                value = getattr(self, field)
-                raise ConfigError(f"config.audit.{field} must be {wanted}, not {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +60,11 @@ class AuditConfig(Config):
                 train.expected_batch_size == privacy.units,
             ),
         ):
-            if not holds:
-                raise ConfigError(f"config.{field} must be {wanted}")
+            self.require(holds, field, wanted)
 
 
 def with_audit(training: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """A training configuration, extended by the section `audit` with its defaults."""
     with training.unlocked():
-        training.audit = config_dict.ConfigDict(dataclasses.asdict(AuditSettings()))
+        training.audit = AuditSettings.defaults()
     return training

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdp.backbone import Backbone
-from jaxdp.config import ConfigError
+from jaxdp.settings import ConfigError
 from jaxdp.training.setup import Inputs
 
 from . import inputs, matmul, rounds, summary

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdp.config import ConfigError
+from jaxdp.settings import ConfigError
 from jaxdp.training.mesh import DATA
 from jaxdp.training.step import TrainState
 

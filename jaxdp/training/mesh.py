@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdp.config import ConfigError
+from jaxdp.settings import ConfigError
 
 DATA, MEMBER = "data", "member"
 WHOLE = P()
