@@ -71,11 +71,12 @@ def test_unknown_text_choice(tmp_path):
         load_openi(tmp_path / "unread.tgz", text="everything")
 
 
-def test_missing_file_and_directory(tmp_path):
-    with pytest.raises(DataError, match="does not exist; expected .*NLMCXR_reports.tgz"):
-        load_openi(tmp_path / "absent.tgz")
-    with pytest.raises(DataError, match="is a directory; expected NLMCXR_reports.tgz"):
-        load_openi(tmp_path)
+def test_a_folder_stands_for_the_archive_in_it(tmp_path):
+    for missing in (tmp_path / "absent.tgz", tmp_path):
+        with pytest.raises(DataError, match="does not exist; expected .*NLMCXR_reports.tgz"):
+            load_openi(missing)
+    write_openi(tmp_path / "NLMCXR_reports.tgz", ten_reports())
+    assert len(load_openi(tmp_path, labels=("normal",))) == 10
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 200, 0.5, 0.9])

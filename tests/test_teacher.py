@@ -45,9 +45,9 @@ def test_fill_changes_only_unknown_labels(data, tmp_path):
 
 def test_missing_and_surplus_ids_are_limited_and_counted(data, tmp_path):
     rows = [*ROWS[:3], ["other", 0, 0, "x"], ["another", 0, 0, "x"]]
-    with pytest.raises(DataError, match="1 reports without .* data.teacher_max_missing = 0"):
+    with pytest.raises(DataError, match="1 reports without .* teacher.max_missing = 0"):
         teach(data, tmp_path, rows)
-    with pytest.raises(DataError, match="2 teacher labels .* data.teacher_max_surplus = 1"):
+    with pytest.raises(DataError, match="2 teacher labels .* teacher.max_surplus = 1"):
         teach(data, tmp_path, rows, max_missing=1, max_surplus=1)
     taught = teach(data, tmp_path, rows, max_missing=1, max_surplus=2)
     assert taught.report_ids.tolist() == ["r0", "r1", "r3"]
@@ -77,8 +77,8 @@ def test_study_numbers_of_mimic(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"mode": "merge"}, "data.teacher_mode must be one of replace, fill, not 'merge'"),
-        ({"origin": " "}, "data.teacher_origin must say who made the labels"),
+        ({"mode": "merge"}, "teacher.mode must be one of replace, fill, not 'merge'"),
+        ({"origin": " "}, "teacher.origin must say who made the labels"),
         ({"rows": [*ROWS, ["r0", 1, 1, CANARY]]}, "row 6 repeats an id"),
         ({"rows": [["r0", 0.5, 1, CANARY]]}, "row 2: label 2 of 2 is not 1, yes"),
         (

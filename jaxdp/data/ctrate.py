@@ -7,13 +7,13 @@ would put most reports into training twice, at twice the sensitivity that is acc
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .dataset import DataError, ReportDataset, hold_out_validation
-from .labels import parse_cells
+from .dataset import DataError, ReportDataset, hold_out_validation, require_choice
+from .labels import parse_cells, with_labels
 from .locate import one_version, require_found, walk
 from .readers import clean_text, open_text, read_rows
 
@@ -88,8 +88,7 @@ def load_ctrate(
     Raises:
         DataError: something is missing, damaged or unknown.
     """
-    if text not in SECTIONS:
-        raise DataError(f"data.text must be one of {', '.join(SECTIONS)}, not {text!r}")
+    require_choice("data.text", text, SECTIONS)
     tables, lists = _locate(Path(root))
     counts: Counter[str] = Counter()
     no_chest = {volume for part, path in lists.items() for volume in _listed(path, part)}
@@ -98,22 +97,33 @@ def load_ctrate(
     texts: dict[Scan, str] = {}
     cells: dict[Scan, list[float]] = {}
     for part, (report_table, label_table) in tables.items():
-        _read_reports(report_table, part, SECTIONS[text], texts, counts, no_chest)
-        _read_labels(label_table, part, labels, cells, counts, no_chest)
+        for _, volume, sections in _rows(report_table, part, SECTIONS[text], counts):
+            counts["rows read"] += 1
+            if volume in no_chest:
+                counts[_DROPPED] += 1
+                continue
+            scan, whole = volume[0], "\n".join(filter(None, map(clean_text, sections)))
+            if whole != texts.setdefault(scan, whole):
+                counts["reconstructions whose text differs from the scan's first"] += 1
+                texts[scan] = texts[scan] or whole  # the first that has any
+        for where, volume, values in _rows(label_table, part, labels, counts):
+            parsed = parse_cells(values, where)
+            if not set(parsed) <= {0.0, 1.0}:
+                raise DataError(f"{where} has a label that is not 0 or 1")
+            if volume not in no_chest and parsed != cells.setdefault(volume[0], parsed):
+                counts["reconstructions whose labels differ from the scan's first"] += 1
     counts["reports"] = len(texts)
-    counts["labelled scans without a report"] = len(cells.keys() - texts.keys())
-    counts["reports without labels, dropped"] = len(texts.keys() - cells.keys())
-    labelled = [scan for scan in texts if scan in cells]
-    kept = sorted(scan for scan in labelled if texts[scan])
+    labelled = with_labels(texts, cells, "scans", counts)
+    kept = [scan for scan in labelled if texts[scan]]
     counts["reports without text, dropped"] = len(labelled) - len(kept)
-    patients = np.array([patient for patient, _ in kept], dtype=str)
-    splits = np.where(np.char.startswith(patients, "valid_"), "test", "train")
+    patients = [patient for patient, _ in kept]
+    splits = np.array(["test" if p.startswith("valid_") else "train" for p in patients])
     return ReportDataset(
         name="CT-RATE",
         texts=[texts[scan] for scan in kept],
         labels=np.array([cells[scan] for scan in kept], np.int8).reshape(len(kept), len(labels)),
         label_names=tuple(labels),
-        report_ids=np.array(["_".join(scan) for scan in kept], dtype=str),
+        report_ids=["_".join(scan) for scan in kept],
         patient_ids=patients,
         splits=hold_out_validation(splits, patients, split_seed, validation_fraction),
         counts=dict(counts),
@@ -145,10 +155,10 @@ def _locate(root: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path]]:
     )
 
 
-def _volume(name: str, part: str, path: Path, row: int) -> Volume:
+def _volume(name: str, part: str, where: str) -> Volume:
     match = _VOLUME.fullmatch(name.strip())
     if match is None or match[2] != part:
-        raise DataError(f"{path}: row {row} has no VolumeName like {part}_53_a_1.nii.gz")
+        raise DataError(f"{where} has no VolumeName like {part}_53_a_1.nii.gz")
     return (match[1], match[3]), match[4]
 
 
@@ -157,43 +167,12 @@ def _listed(path: Path, part: str) -> Iterator[Volume]:
     with open_text(path) as lines:
         for row, line in enumerate(lines, 1):
             if name := line.strip():
-                yield _volume(name.rpartition("/")[2], part, path, row)
+                yield _volume(name.rpartition("/")[2], part, f"{path}: row {row}")
 
 
-def _read_reports(
-    path: Path,
-    part: str,
-    columns: Sequence[str],
-    texts: dict[Scan, str],
-    counts: Counter,
-    no_chest: Set[Volume],
-) -> None:
-    """Adds scan -> text; of reconstructions that differ, the first that has any text."""
-    for row, (name, *sections) in read_rows(path, ("VolumeName", *columns), counts):
-        counts["rows read"] += 1
-        volume = scan, _ = _volume(name, part, path, row)
-        if volume in no_chest:
-            counts[_DROPPED] += 1
-            continue
-        text = "\n".join(filter(None, map(clean_text, sections)))
-        if text != texts.setdefault(scan, text):
-            counts["reconstructions whose text differs from the scan's first"] += 1
-            texts[scan] = texts[scan] or text
-
-
-def _read_labels(
-    path: Path,
-    part: str,
-    labels: Sequence[str],
-    cells: dict[Scan, list[float]],
-    counts: Counter,
-    no_chest: Set[Volume],
-) -> None:
-    """Adds scan -> label cells; of reconstructions that differ, the first."""
-    for row, (name, *values) in read_rows(path, ("VolumeName", *labels), counts):
-        parsed = parse_cells(values, f"{path}: row {row}")
-        if not set(parsed) <= {0.0, 1.0}:
-            raise DataError(f"{path}: row {row} has a label that is not 0 or 1")
-        volume = scan, _ = _volume(name, part, path, row)
-        if volume not in no_chest and parsed != cells.setdefault(scan, parsed):
-            counts["reconstructions whose labels differ from the scan's first"] += 1
+def _rows(
+    table: Path, part: str, columns: Sequence[str], counts: Counter
+) -> Iterator[tuple[str, Volume, list[str]]]:
+    """(file and row, volume, values of the columns)."""
+    for where, (name, *values) in read_rows(table, ("VolumeName", *columns), counts):
+        yield where, _volume(name, part, where), values

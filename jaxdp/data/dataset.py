@@ -3,7 +3,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -16,9 +16,15 @@ class DataError(ValueError):
     """Input data that cannot be used; the message names the file, field or row, never a value."""
 
 
+def require_choice(field: str, value: str, choices: Collection[str]) -> None:
+    """DataError unless the value of a setting is among its choices."""
+    if value not in choices:
+        raise DataError(f"{field} must be one of {', '.join(choices)}, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class ReportDataset:
-    """Labelled reports. Rows align across all fields.
+    """Labelled reports. Rows align across all fields; ids and splits may come as lists.
 
     Attributes:
         name: of the source, for people.
@@ -48,7 +54,7 @@ class ReportDataset:
     patients_known: bool = True
 
     def __post_init__(self):
-        n = len(self.texts)
+        n, columns = len(self.texts), ("report_ids", "patient_ids", "splits", "labelled_by")
         if n == 0:
             raise DataError(f"{self.name}: no usable report was found")
         if self.labels.shape != (n, len(self.label_names)):
@@ -56,9 +62,12 @@ class ReportDataset:
                 f"{self.name}: labels have shape {self.labels.shape}, expected "
                 f"({n} reports, {len(self.label_names)} labels)"
             )
-        for field in ("report_ids", "patient_ids", "splits", "labelled_by"):
-            column = getattr(self, field)
-            if column is not None and len(column) != n:
+        for field in columns:
+            if getattr(self, field) is None:
+                continue
+            column = np.asarray(getattr(self, field), dtype=str)
+            object.__setattr__(self, field, column)
+            if len(column) != n:
                 raise DataError(f"{self.name}: {field} has {len(column)} rows, not {n}")
         if len(set(self.label_names)) != len(self.label_names):
             raise DataError(f"{self.name}: label names are not unique")
@@ -127,7 +136,8 @@ def keyed_fraction(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     """
     key = f"{purpose}/{seed}".encode()
     digests = b"".join(
-        hashlib.blake2b(str(i).encode(), key=key, digest_size=8).digest() for i in ids.tolist()
+        hashlib.blake2b(str(i).encode(), key=key, digest_size=8).digest()
+        for i in np.asarray(ids).tolist()
     )
     return (np.frombuffer(digests, "<u8") >> np.uint64(11)) * 2.0**-53
 

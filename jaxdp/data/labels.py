@@ -2,11 +2,13 @@
 """What stands in a label cell -> 1, 0 or UNKNOWN."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from .dataset import UNKNOWN, DataError
+from .dataset import UNKNOWN, DataError, require_choice
 from .readers import MISSING
 
 UNCERTAIN, BLANK = -1.0, np.nan
@@ -30,11 +32,7 @@ class LabelPolicy:
 
     def __post_init__(self):
         for field in ("uncertain", "blank"):
-            if getattr(self, field) not in _MEANING:
-                raise DataError(
-                    f"data.{field} must be one of {', '.join(_MEANING)}, "
-                    f"not {getattr(self, field)!r}"
-                )
+            require_choice(f"data.{field}", getattr(self, field), _MEANING)
 
     def __str__(self) -> str:
         return f"uncertain: {self.uncertain}, blank: {self.blank}"
@@ -74,6 +72,41 @@ def parse_cells(values: Sequence[str], where: str) -> list[float]:
             "positive, nor 0, no, false or negative, nor -1 (uncertain) or blank"
         )
     return cells
+
+
+def term_table(
+    found: Sequence[Collection[str]], wanted: Mapping[str, Collection[str]], what: str
+) -> np.ndarray:
+    """[reports, labels] int8: 1 where a report has one of the terms that a label stands for.
+
+    Args:
+        found: the terms of each report.
+        wanted: label -> its terms.
+        what: terms are called.
+
+    Raises:
+        DataError: no report carries a label.
+    """
+    rows = [[not terms.isdisjoint(given) for terms in map(set, wanted.values())] for given in found]
+    table = np.array(rows, np.int8).reshape(len(found), len(wanted))
+    require_carried(table, wanted, f"as {what}")
+    return table
+
+
+def require_carried(table: np.ndarray, labels: Collection[str], where: str) -> None:
+    """DataError for a label that no report carries, which is most likely mistyped."""
+    for label, column in zip(labels, table.T, strict=True):
+        if len(column) and not column.any():
+            raise DataError(f"data.labels: no report carries {label!r} {where}")
+
+
+def with_labels(
+    reports: Mapping[Any, Any], labels: Mapping[Any, Any], what: str, counts: Counter
+) -> list[Any]:
+    """Sorted keys of reports that have labels; the others are counted, under `what` they are."""
+    counts[f"labelled {what} without a report"] = len(labels.keys() - reports.keys())
+    counts["reports without labels, dropped"] = len(reports.keys() - labels.keys())
+    return sorted(labels.keys() & reports.keys())
 
 
 _CELL = (

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.data -> `ReportDataset`: which loader reads which source."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxdp import assets
-from jaxdp.config import ConfigError, DataConfig, TeacherConfig
+from jaxdp.config import DataConfig, TeacherConfig
 from jaxdp.models.tasks import TASKS
+from jaxdp.settings import ConfigError
 
 from . import ctrate, mimic, openi, padchest
 from .dataset import ReportDataset
@@ -13,91 +16,55 @@ from .tables import load_table
 from .teacher import apply_teacher
 
 
-def _required_root(config: DataConfig, wanted: str) -> str:
-    if config.root is None:
-        raise ConfigError(f"config.data.root must be {wanted}")
-    return config.root
+class Source(NamedTuple):
+    """How a source is read."""
+
+    load: Callable[..., ReportDataset]
+    """Takes data.root, `labels`, and `settings` by name."""
+    labels: tuple[str, ...]
+    """Its own, where config names none."""
+    root: Callable[[], Path] | str
+    """Where data.root is None: fetches it, or says what it must be."""
+    settings: tuple[str, ...]
+    """Fields of `DataConfig`."""
 
 
-_LABELS = {
-    "openi": tuple(openi.LABELS),
-    "mimic": mimic.LABELS,
-    "ctrate": ctrate.LABELS,
-    "padchest": tuple(padchest.LABELS),
+SOURCES = {
+    "openi": Source(
+        openi.load_openi, tuple(openi.LABELS), assets.openi_archive, ("text", "split_seed")
+    ),
+    "mimic": Source(
+        mimic.load_mimic,
+        mimic.LABELS,
+        "the folder that holds MIMIC-CXR and MIMIC-CXR-JPG's tables",
+        ("text", "labeler", "uncertain", "blank"),
+    ),
+    "ctrate": Source(
+        ctrate.load_ctrate,
+        ctrate.LABELS,
+        "the folder that holds CT-RATE's four tables",
+        ("text", "validation_fraction", "split_seed"),
+    ),
+    "padchest": Source(
+        padchest.load_padchest,
+        tuple(padchest.LABELS),
+        assets.padchest_table,
+        ("evaluate_on", "split_seed"),
+    ),
+    "table": Source(
+        load_table,
+        (),
+        "a table, or the folder or hub id of a `datasets` data set",
+        ("text_columns", "label_column", "id_column", "patient_column", "split_column")
+        + ("uncertain", "blank", "validation_fraction", "split_seed"),
+    ),
 }
 
 
 def label_names(config: DataConfig) -> tuple[str, ...]:
     """The configured labels, or the source's own; nothing is read. Of a table none are known."""
-    return config.labels or _LABELS.get(config.source, ())
-
-
-def _openi(config: DataConfig) -> ReportDataset:
-    root = Path(config.root) if config.root else assets.openi_archive()
-    if root.is_dir():
-        root = root / "NLMCXR_reports.tgz"
-    return openi.load_openi(
-        root,
-        text=config.text,
-        labels=label_names(config),
-        split_seed=config.split_seed,
-    )
-
-
-def _mimic(config: DataConfig) -> ReportDataset:
-    return mimic.load_mimic(
-        Path(_required_root(config, "the folder that holds MIMIC-CXR and MIMIC-CXR-JPG's tables")),
-        text=config.text,
-        labels=label_names(config),
-        labeler=config.labeler,
-        uncertain=config.uncertain,
-        blank=config.blank,
-    )
-
-
-def _ctrate(config: DataConfig) -> ReportDataset:
-    return ctrate.load_ctrate(
-        Path(_required_root(config, "the folder that holds CT-RATE's four tables")),
-        text=config.text,
-        labels=label_names(config),
-        validation_fraction=config.validation_fraction,
-        split_seed=config.split_seed,
-    )
-
-
-def _padchest(config: DataConfig) -> ReportDataset:
-    return padchest.load_padchest(
-        Path(config.root) if config.root else assets.padchest_table(),
-        labels=label_names(config),
-        evaluate_on=config.evaluate_on,
-        split_seed=config.split_seed,
-    )
-
-
-def _table(config: DataConfig) -> ReportDataset:
-    return load_table(
-        _required_root(config, "a table, or the folder or hub id of a `datasets` data set"),
-        labels=label_names(config),
-        one_class=TASKS[config.task].one_class,
-        text_columns=config.text_columns,
-        label_column=config.label_column,
-        id_column=config.id_column,
-        patient_column=config.patient_column,
-        split_column=config.split_column,
-        uncertain=config.uncertain,
-        blank=config.blank,
-        validation_fraction=config.validation_fraction,
-        split_seed=config.split_seed,
-    )
-
-
-SOURCES = {
-    "openi": _openi,
-    "mimic": _mimic,
-    "ctrate": _ctrate,
-    "padchest": _padchest,
-    "table": _table,
-}
+    known = SOURCES[config.source].labels if config.source in SOURCES else ()
+    return config.labels or known
 
 
 def load_reports(config: DataConfig, teacher: TeacherConfig) -> ReportDataset:
@@ -111,17 +78,15 @@ def load_reports(config: DataConfig, teacher: TeacherConfig) -> ReportDataset:
         raise ConfigError(
             f"config.data.source must be one of {', '.join(SOURCES)}, not {config.source!r}"
         )
-    dataset = SOURCES[config.source](config)
+    source = SOURCES[config.source]
+    settings = {field: getattr(config, field) for field in source.settings}
+    if TASKS[config.task].one_class:
+        settings["one_class"] = True  # of tables alone, as `DataConfig` makes sure
+    root = config.root
+    if not root and isinstance(source.root, str):
+        raise ConfigError(f"config.data.root must be {source.root}")
+    dataset = source.load(root or source.root(), labels=label_names(config), **settings)
     if teacher.path is None:
         return dataset
-    return apply_teacher(
-        dataset,
-        Path(teacher.path),
-        origin=teacher.origin,
-        mode=teacher.mode,
-        id_column=teacher.id_column,
-        max_missing=teacher.max_missing,
-        max_surplus=teacher.max_surplus,
-        uncertain=config.uncertain,
-        blank=config.blank,
-    )
+    policy = {"uncertain": config.uncertain, "blank": config.blank}
+    return apply_teacher(dataset, **vars(teacher), **policy)

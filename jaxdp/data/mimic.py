@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import DataError, ReportDataset
-from .labels import LabelPolicy, parse_cells
+from .dataset import DataError, ReportDataset, require_choice
+from .labels import LabelPolicy, parse_cells, with_labels
 from .locate import one_version, require_found, walk
 from .mimic_sections import labelled_section, named_sections
 from .readers import clean_text, decode, read_rows
@@ -88,18 +88,14 @@ def load_mimic(
     Raises:
         DataError: something is missing, damaged, contradictory or unknown.
     """
-    if text not in TEXTS:
-        raise DataError(f"data.text must be one of {', '.join(TEXTS)}, not {text!r}")
-    if labeler not in LABELERS:
-        raise DataError(f"data.labeler must be one of {', '.join(LABELERS)}, not {labeler!r}")
+    require_choice("data.text", text, TEXTS)
+    require_choice("data.labeler", labeler, LABELERS)
     policy = LabelPolicy(uncertain, blank)
     label_table, split_table, reports = _locate(Path(root), labeler)
     counts = Counter({"reports found": len(reports)})
     split_of = _read_splits(split_table, counts)
     cells = _read_labels(label_table, labels, split_of, counts)
-    counts["labelled studies without a report"] = len(cells.keys() - reports.keys())
-    counts["reports without labels, dropped"] = len(reports.keys() - cells.keys())
-    labelled = sorted(cells.keys() & reports.keys())
+    labelled = with_labels(reports, cells, "studies", counts)
     studies = [study for study in labelled if study in split_of]
     counts["reports without a split, dropped"] = len(labelled) - len(studies)
     texts, kept = [], []
@@ -122,9 +118,9 @@ def load_mimic(
         texts=texts,
         labels=policy.apply(table),
         label_names=tuple(labels),
-        report_ids=np.array([f"s{s}" for s in kept], dtype=str),
-        patient_ids=np.array([f"p{split_of[s][0]}" for s in kept], dtype=str),
-        splits=np.array([split_of[s][1] for s in kept], dtype=str),
+        report_ids=[f"s{s}" for s in kept],
+        patient_ids=[f"p{split_of[s][0]}" for s in kept],
+        splits=[split_of[s][1] for s in kept],
         counts=dict(counts),
         label_origin=(
             f"the rule-based {LABELERS[labeler]} labeler run on each report's labelled section, "
@@ -144,25 +140,27 @@ def _choose(content: str, study: int, text: str, counts: Counter) -> str:
     return clean_text(labelled_section(content, study))
 
 
-def _number(value: str, path: Path, row: int) -> int:
-    """A study or subject number, also as "s50414267" or as "50414267.0"."""
-    match = _NUMBER.fullmatch(value.strip())
-    if match is None:
-        raise DataError(f"{path}: row {row} has no whole number as study_id or subject_id")
-    return int(match[1])
+def _rows(
+    path: Path, columns: Sequence[str], counts: Counter
+) -> Iterator[tuple[str, int, int, list[str]]]:
+    """(file and row, study, subject, values of the columns). Numbers may be written as "s50414267"
+    or as "50414267.0"."""
+    for where, cells in read_rows(path, ("study_id", "subject_id", *columns), counts):
+        study, subject = (_NUMBER.fullmatch(cell.strip()) for cell in cells[:2])
+        if study is None or subject is None:
+            raise DataError(f"{where} has no whole number as study_id or subject_id")
+        yield where, int(study[1]), int(subject[1]), cells[2:]
 
 
 def _read_splits(path: Path, counts: Counter) -> dict[int, tuple[int, str]]:
     """Study -> (patient, split), from a table with one row per image."""
     result: dict[int, tuple[int, str]] = {}
-    for row, (study, subject, split) in read_rows(
-        path, ("study_id", "subject_id", "split"), counts
-    ):
+    for where, study, subject, (split,) in _rows(path, ("split",), counts):
         if split.strip() not in _SPLITS:
-            raise DataError(f"{path}: row {row} has a split that is not {', '.join(_SPLITS)}")
-        entry = (_number(subject, path, row), _SPLITS[split.strip()])
-        if result.setdefault(_number(study, path, row), entry) != entry:
-            raise DataError(f"{path}: row {row} gives its study another patient or split")
+            raise DataError(f"{where} has a split that is not {', '.join(_SPLITS)}")
+        entry = (subject, _SPLITS[split.strip()])
+        if result.setdefault(study, entry) != entry:
+            raise DataError(f"{where} gives its study another patient or split")
     return result
 
 
@@ -171,15 +169,12 @@ def _read_labels(
 ) -> dict[int, list[float]]:
     """Study -> label cells."""
     result: dict[int, list[float]] = {}
-    for row, (study, subject, *values) in read_rows(
-        path, ("study_id", "subject_id", *labels), counts
-    ):
-        number = _number(study, path, row)
-        if number in result:
-            raise DataError(f"{path}: row {row} repeats a study")
-        if split_of.get(number, (_number(subject, path, row),))[0] != _number(subject, path, row):
-            raise DataError(f"{path}: row {row} gives its study another patient than the split")
-        result[number] = parse_cells(values, f"{path}: row {row}")
+    for where, study, subject, values in _rows(path, labels, counts):
+        if study in result:
+            raise DataError(f"{where} repeats a study")
+        if study in split_of and split_of[study][0] != subject:
+            raise DataError(f"{where} gives its study another patient than the split")
+        result[study] = parse_cells(values, where)
     return result
 
 

@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from .dataset import DataError, ReportDataset, assign_splits
+from .dataset import DataError, ReportDataset, assign_splits, require_choice
+from .labels import term_table
 
 # label name -> major MeSH heading (the part before the first "/"), most frequent first. These are
 # the most frequent headings that name a finding or device rather than a body site or descriptor.
@@ -61,8 +60,6 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(
             f"{archive} does not exist; expected the Open-I archive NLMCXR_reports.tgz"
         ) from None
-    except IsADirectoryError:
-        raise DataError(f"{archive} is a directory; expected NLMCXR_reports.tgz") from None
     except (tarfile.TarError, EOFError, OSError, zlib.error):
         raise DataError(f"{archive} is not a complete tar archive") from None
 
@@ -91,7 +88,7 @@ def load_openi(
     """Reads the collection; reports whose chosen sections are empty are dropped and counted.
 
     Args:
-        archive: path of NLMCXR_reports.tgz.
+        archive: NLMCXR_reports.tgz, or the folder that it is in.
         text: a key of SECTIONS.
         labels: names from LABELS, or any major MeSH headings as spelled in the collection.
         split_seed: public seed of the 80/10/10 split by patient.
@@ -100,11 +97,13 @@ def load_openi(
         DataError: missing, damaged or unsafe archive, no usable report, unknown `text`, or a
             label that no report carries.
     """
-    if text not in SECTIONS:
-        raise DataError(f"data.text must be one of {', '.join(SECTIONS)}, not {text!r}")
+    require_choice("data.text", text, SECTIONS)
+    archive = Path(archive)
+    if archive.is_dir():
+        archive = archive / "NLMCXR_reports.tgz"
     texts, headings, ids, patients = [], [], [], []
     counts = Counter({"reports read": 0, "reports without text, dropped": 0})
-    for name, content in _members(Path(archive)):
+    for name, content in _members(archive):
         counts["reports read"] += 1
         where = f"{archive}: XML file {counts['reports read']}"
         patient, sections, majors = _parse(content, where)
@@ -116,21 +115,15 @@ def load_openi(
         headings.append(majors)
         ids.append(name)
         patients.append(name if patient is None else patient)
-    wanted = [LABELS.get(label, label) for label in labels]
-    table = np.array([[h in majors for h in wanted] for majors in headings], np.int8)
-    if texts:
-        for label, column in zip(labels, table.T, strict=True):
-            if not column.any():
-                raise DataError(f"data.labels: no report carries {label!r} as a major MeSH heading")
-    patient_ids = np.array(patients, dtype=str)
+    wanted = {label: (LABELS.get(label, label),) for label in labels}
     return ReportDataset(
         name="Open-I",
         texts=texts,
-        labels=table,
+        labels=term_table(headings, wanted, "a major MeSH heading"),
         label_names=tuple(labels),
-        report_ids=np.array(ids, dtype=str),
-        patient_ids=patient_ids,
-        splits=assign_splits(patient_ids, split_seed),
+        report_ids=ids,
+        patient_ids=patients,
+        splits=assign_splits(patients, split_seed),
         counts=dict(counts),
         label_origin="MeSH headings assigned by human indexers, published with the collection",
     )

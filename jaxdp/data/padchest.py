@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import DataError, ReportDataset, assign_splits
+from .dataset import DataError, ReportDataset, assign_splits, require_choice
+from .labels import term_table
 from .readers import MISSING, clean_text, read_rows
 
 # label name -> the collection's terms that mean it. The most frequent findings and devices;
@@ -71,7 +72,6 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "nodule": ("nodule", "multiple nodules"),
     "pacemaker": ("pacemaker", "single chamber device", "dual chamber device"),
 }
-EVALUATE_ON = ("all", "physician")
 _METHODS = {"Physician": "physician", "RNN_model": "model"}
 
 
@@ -107,10 +107,7 @@ def load_padchest(
     Raises:
         DataError: missing or damaged table, unknown choice, or a label that no report carries.
     """
-    if evaluate_on not in EVALUATE_ON:
-        raise DataError(
-            f"data.evaluate_on must be one of {', '.join(EVALUATE_ON)}, not {evaluate_on!r}"
-        )
+    require_choice("data.evaluate_on", evaluate_on, ("all", "physician"))
     if not Path(table).is_file():
         raise DataError(f"{table} is not a file; expected PadChest's CSV table of labels")
     counts: Counter[str] = Counter()
@@ -120,26 +117,25 @@ def load_padchest(
     kept = sorted(name for name in with_text if _terms(reports[name].terms))
     counts["reports without text, dropped"] = len(reports) - len(with_text)
     counts["reports without labels, dropped"] = len(with_text) - len(kept)
-    patient_ids = np.array([same_patient[reports[name].patient] for name in kept], dtype=str)
-    splits = assign_splits(patient_ids, split_seed)
-    labelled_by = np.array([_METHODS[reports[name].method] for name in kept], dtype=str)
+    patients = [same_patient[reports[name].patient] for name in kept]
+    wanted = {label: LABELS.get(label, (label,)) for label in labels}
     dataset = ReportDataset(
         name="PadChest",
         texts=[reports[name].text for name in kept],
-        labels=_label_table([_terms(reports[name].terms) for name in kept], labels),
+        labels=term_table([_terms(reports[name].terms) for name in kept], wanted, "a term"),
         label_names=tuple(labels),
-        report_ids=np.array(kept, dtype=str),
-        patient_ids=patient_ids,
-        splits=splits,
+        report_ids=kept,
+        patient_ids=patients,
+        splits=assign_splits(patients, split_seed),
         counts={},
         label_origin=(
             "radiologists for about a quarter of the reports, for the rest a recurrent network "
             "trained on those, published with the collection"
         ),
-        labelled_by=labelled_by,
+        labelled_by=[_METHODS[reports[name].method] for name in kept],
     )
     if evaluate_on == "physician":
-        rows = np.flatnonzero((splits == "train") | (labelled_by == "physician"))
+        rows = np.flatnonzero((dataset.splits == "train") | (dataset.labelled_by == "physician"))
         counts["model-labelled validation and test reports, dropped"] = len(dataset) - len(rows)
         dataset = dataset.take(rows)
     return dataclasses.replace(dataset, counts=dict(counts))
@@ -156,16 +152,16 @@ def _read(table: Path, counts: Counter) -> tuple[dict[str, _Report], dict[str, s
         return patient
 
     columns = ("ReportID", "PatientID", "Report", "Labels", "MethodLabel")
-    for row, (name, patient, text, terms, method) in read_rows(table, columns, counts):
+    for where, (name, patient, text, terms, method) in read_rows(table, columns, counts):
         counts["rows read"] += 1
         if method not in _METHODS:
-            raise DataError(f"{table}: row {row} has a MethodLabel not in {', '.join(_METHODS)}")
+            raise DataError(f"{where} has a MethodLabel not in {', '.join(_METHODS)}")
         if clean_text(name) == "" or clean_text(patient) == "":
-            raise DataError(f"{table}: row {row} has no ReportID or no PatientID")
+            raise DataError(f"{where} has no ReportID or no PatientID")
         new = _Report(patient, clean_text(text), terms, method)
         report = reports.setdefault(name, new)
         if new.text != report.text:
-            raise DataError(f"{table}: row {row} gives its report another text")
+            raise DataError(f"{where} gives its report another text")
         low, high = sorted((root(patient), root(report.patient)))
         parent[high] = low
         if method == "Physician" and report.method != "Physician":
@@ -179,13 +175,3 @@ def _terms(cell: str) -> frozenset[str]:
     """A cell "['a', ' b']" -> its terms; the model's have stray spaces."""
     found = (term.strip() for term in re.findall(r"'([^']*)'", cell))
     return frozenset(term for term in found if term.lower() not in MISSING)
-
-
-def _label_table(terms: Sequence[frozenset[str]], labels: Sequence[str]) -> np.ndarray:
-    """[reports, labels] int8."""
-    wanted = [frozenset(LABELS.get(label, (label,))) for label in labels]
-    table = np.array([[not w.isdisjoint(t) for w in wanted] for t in terms], np.int8)
-    for label, column in zip(labels, table.reshape(len(terms), len(labels)).T, strict=True):
-        if len(terms) and not column.any():
-            raise DataError(f"data.labels: no report carries {label!r}")
-    return table.reshape(len(terms), len(labels))

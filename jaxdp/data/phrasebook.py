@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .dataset import DataError
+from .dataset import DataError, require_choice
 
 SHIPPED = ("chest_en", "chest_es", "mimic_en", "ct_en")
 """Names of the phrasebooks that come with the package."""
@@ -114,10 +114,7 @@ class Phrasebook:
         Raises:
             DataError: unknown language, or synonyms of no label.
         """
-        if language not in LANGUAGES:
-            raise DataError(
-                f"warm_start.language must be one of {', '.join(LANGUAGES)}, not {language!r}"
-            )
+        require_choice("warm_start.language", language, LANGUAGES)
         rule = _shipped(f"rule_{language}")
         names = {label: [_spoken(label)] for label in label_names}
         for line in synonyms:

@@ -173,8 +173,8 @@ def delimited_rows(
 
 def read_rows(
     path: Path, columns: Sequence[str], counts: Counter
-) -> Iterator[tuple[int, list[str]]]:
-    """`delimited_rows` of a file that must have no bad row: (row number, values).
+) -> Iterator[tuple[str, list[str]]]:
+    """`delimited_rows` of a file that must have no bad row: (file and row, for errors; values).
 
     Args:
         path, columns: as there.
@@ -184,6 +184,7 @@ def read_rows(
         DataError: as there, or a bad row.
     """
     for number, values, problem in delimited_rows(path, columns):
+        where = f"{path}: row {number}"
         if problem:
-            raise DataError(f"{path}: row {number} {problem}")
-        yield number, [repair(value, counts) for value in values]
+            raise DataError(f"{where} {problem}")
+        yield where, [repair(value, counts) for value in values]

@@ -2,17 +2,18 @@
 """Anyone's labelled reports: CSV, TSV, JSON, Parquet, Excel, or a `datasets` data set."""
 
 import ast
+import itertools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .dataset import DataError, ReportDataset, assign_splits, hold_out_validation
-from .labels import LabelPolicy, parse_cells
+from .labels import LabelPolicy, parse_cells, require_carried
 from .readers import MISSING, clean_text
 from .table_rows import stream_rows
 
@@ -78,58 +79,40 @@ def load_table(
     if not labels or not text_columns:
         raise DataError("data.labels and data.text_columns must name the columns of a table")
     policy = LabelPolicy(uncertain, blank)
-    optional = {"id": id_column, "patient": patient_column, "split": split_column}
-    optional = {role: column for role, column in optional.items() if column is not None}
-    label_columns = [label_column] if label_column is not None else list(labels)
-    wanted = [*text_columns, *label_columns, *optional.values()]
+    columns = {"text": text_columns, "labels": [label_column] if label_column else labels}
+    own = {"id": id_column, "patient": patient_column, "split": split_column}
+    columns |= {role: [column] for role, column in own.items() if column is not None}
     counts = Counter({"rows read": 0, "reports without text, dropped": 0})
     texts, cells, ids, patients, splits, forms = [], [], {}, [], [], set()
-    for part, number, values, problem in stream_rows(source, wanted, counts):
-        where = f"{source}{f' ({part})' if part else ''}: row {number}"
-        if problem:
-            raise DataError(f"{where} {problem}")
-        counts["rows read"] += 1
-        text = "\n".join(filter(None, (_text(v, where) for v in values[: len(text_columns)])))
-        if not text:
-            counts["reports without text, dropped"] += 1
-            continue
-        given = values[len(text_columns) : len(text_columns) + len(label_columns)]
-        own = (_text(v, where) for v in values[len(values) - len(optional) :])
-        extra = dict(zip(optional, own, strict=True))
-        if "" in extra.values():
-            raise DataError(f"{where} has an empty id, patient or split")
-        report = extra.get("id", f"{part}{number}")
+    for where, part, number, row in _rows(source, columns, counts):
+        report = row.get("id", f"{part}{number}")
         if report in ids:
             raise DataError(f"{where} repeats a report id")
-        split = extra.get("split", part).lower()
+        split = row.get("split", part).lower()
         if split and split not in _SPLITS:
             raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
-        texts.append(text)
+        given = row["labels"]
         if one_class:
-            cells.append(_class(given[0], labels, forms, f"{where} has in {label_column!r}"))
-        else:
-            cells.append(_listed(given[0], labels, where, counts) if label_column else given)
-            cells[-1] = parse_cells(list(map(_cell, cells[-1])), where)
+            given = _class(given[0], labels, forms, f"{where} has in {label_column!r}")
+        elif label_column:
+            given = _listed(given[0], labels, where, counts)
+        texts.append(row["text"])
+        cells.append(parse_cells(["" if c is None else str(c) for c in given], where))
         ids[report] = None
-        patients.append(extra.get("patient", report))
+        patients.append(row.get("patient", report))
         splits.append(_SPLITS.get(split, ""))
     table = np.array(cells, float).reshape(len(texts), len(labels))
     counts.update(policy.tally(table))
-    if label_column and texts:
-        for label, column in zip(labels, table.T, strict=True):
-            if not column.any():
-                raise DataError(f"data.labels: no report of {source} carries {label!r}")
-    patient_ids = np.array(patients, dtype=str)
+    if label_column:
+        require_carried(table, labels, f"in {source}")
     dataset = ReportDataset(
         name=Path(source).name,
         texts=texts,
         labels=policy.apply(table),
         label_names=tuple(labels),
-        report_ids=np.array(list(ids), dtype=str),
-        patient_ids=patient_ids,
-        splits=_complete(
-            np.array(splits, dtype="U10"), patient_ids, split_seed, validation_fraction
-        ),
+        report_ids=list(ids),
+        patient_ids=patients,
+        splits=_complete(splits, patients, split_seed, validation_fraction),
         counts=dict(counts),
         label_origin=f"{label_origin} ({'one class for each report' if one_class else policy})",
         patients_known=patient_column is not None,
@@ -139,16 +122,35 @@ def load_table(
     return dataset
 
 
+def _rows(
+    source: str, columns: Mapping[str, Sequence[str]], counts: Counter
+) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """Rows with a text: (file and row for errors, name of the part, row number in it, role ->
+    text, id, patient, split, and cells of the labels as they stand)."""
+    wanted = [column for names in columns.values() for column in names]
+    for part, number, values, problem in stream_rows(source, wanted, counts):
+        where = f"{source}{f' ({part})' if part else ''}: row {number}"
+        if problem:
+            raise DataError(f"{where} {problem}")
+        counts["rows read"] += 1
+        left = iter(values)
+        row = {role: list(itertools.islice(left, len(names))) for role, names in columns.items()}
+        labels, texts = row.pop("labels"), [_text(value, where) for value in row.pop("text")]
+        if not any(texts):
+            counts["reports without text, dropped"] += 1
+            continue
+        row = {role: _text(value, where) for role, (value,) in row.items()}
+        if "" in row.values():
+            raise DataError(f"{where} has an empty id, patient or split")
+        yield where, part, number, row | {"text": "\n".join(filter(None, texts)), "labels": labels}
+
+
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str | int | float | None):
         raise DataError(f"{where} has a text, id, patient or split that is no string or number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # an id in a column with gaps comes back as a float
     return clean_text(str(value))  # which knows "None" and "nan" for what they are
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> list[Any]:
@@ -207,11 +209,12 @@ def _require_in_training(dataset: ReportDataset, source: str) -> None:
 
 
 def _complete(
-    splits: np.ndarray, patient_ids: np.ndarray, seed: int, validation_fraction: float
+    splits: list[str], patients: list[str], seed: int, validation_fraction: float
 ) -> np.ndarray:
     """Splits where there are none, validation where there is none."""
-    if np.isin(splits, ("", "train")).all():
-        return assign_splits(patient_ids, seed)
-    if (splits == "validation").any():
-        return splits
-    return hold_out_validation(splits, patient_ids, seed, validation_fraction)
+    if {"", "train"}.issuperset(splits):
+        return assign_splits(patients, seed)
+    given = np.array(splits, dtype="U10")
+    if "validation" in splits:
+        return given
+    return hold_out_validation(given, patients, seed, validation_fraction)

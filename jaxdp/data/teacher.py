@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import UNKNOWN, DataError, ReportDataset
+from .dataset import UNKNOWN, DataError, ReportDataset, require_choice
 from .labels import LabelPolicy, parse_cells
 from .readers import clean_text, read_rows
-
-MODES = ("replace", "fill")
 
 
 def apply_teacher(
     dataset: ReportDataset,
-    table: Path,
+    path: Path | str,
     *,
     origin: str,
     mode: str = "replace",
@@ -33,7 +31,7 @@ def apply_teacher(
 
     Args:
         dataset: reports.
-        table: .csv or .tsv, plain or gzip.
+        path: .csv or .tsv, plain or gzip.
         origin: who made the labels, for the privacy statement.
         mode: "replace" takes all labels from the table, and drops reports that it lacks; "fill"
             takes only those that the dataset has not (UNKNOWN), and keeps reports that it lacks.
@@ -46,37 +44,34 @@ def apply_teacher(
         DataError: missing, damaged or contradictory table, too many missing or surplus ids, or no
             origin.
     """
-    if mode not in MODES:
-        raise DataError(f"data.teacher_mode must be one of {', '.join(MODES)}, not {mode!r}")
+    require_choice("teacher.mode", mode, ("replace", "fill"))
     if not origin.strip():
-        raise DataError("data.teacher_origin must say who made the labels")
+        raise DataError("teacher.origin must say who made the labels")
     policy = LabelPolicy(uncertain, blank)
     row_of = {name: i for i, name in enumerate(dataset.report_ids.tolist())}
     cells = np.zeros(dataset.labels.shape)
     given = np.zeros(len(dataset), bool)
     counts = Counter(dataset.counts)
     seen: set[str] = set()
-    for number, (name, *values) in read_rows(
-        Path(table), (id_column, *dataset.label_names), counts
-    ):
+    for where, (name, *values) in read_rows(Path(path), (id_column, *dataset.label_names), counts):
         name = clean_text(name).removesuffix(".0")  # as programs write ids with gaps among them
         # MIMIC-CXR's ids are s50414267, in tables 50414267
         key = name if name in row_of else f"s{name}"
         if key in seen:
-            raise DataError(f"{table}: row {number} repeats an id")
+            raise DataError(f"{where} repeats an id")
         seen.add(key)
-        parsed = parse_cells(values, f"{table}: row {number}")
+        parsed = parse_cells(values, where)
         if key in row_of:
             cells[row_of[key]] = parsed
             given[row_of[key]] = True
     missing, surplus = int((~given).sum()), len(seen) - int(given.sum())
     for what, number, field, limit in (
-        ("reports without teacher labels", missing, "teacher_max_missing", max_missing),
-        ("teacher labels without a report", surplus, "teacher_max_surplus", max_surplus),
+        ("reports without teacher labels", missing, "max_missing", max_missing),
+        ("teacher labels without a report", surplus, "max_surplus", max_surplus),
     ):
         counts[what] = number
         if number > limit:
-            raise DataError(f"{table}: {number} {what}, more than data.{field} = {limit}")
+            raise DataError(f"{path}: {number} {what}, more than teacher.{field} = {limit}")
     counts.update({f"teacher's {what}": n for what, n in policy.tally(cells[given]).items()})
     return _merge(dataset, policy.apply(cells), given, mode, dict(counts), f"{origin} ({policy})")
 

@@ -7,9 +7,7 @@ import numpy as np
 
 from jaxdp.dp.sampling import PoissonSampler
 
-from .dataset import DataError, ReportDataset, keyed_fraction
-
-UNITS = ("report", "patient")
+from .dataset import DataError, ReportDataset, keyed_fraction, require_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +52,7 @@ class PrivacyUnits:
         Raises:
             DataError: unknown unit, a cap below 1, or patients of whom the source tells nothing.
         """
-        if unit not in UNITS:
-            raise DataError(f"privacy.unit must be one of {', '.join(UNITS)}, not {unit!r}")
+        require_choice("privacy.unit", unit, ("report", "patient"))
         if not dataset.patients_known and (unit == "patient" or max_reports_per_patient):
             raise DataError(
                 f"{dataset.name} does not tell patients apart, so they cannot be the privacy unit "
