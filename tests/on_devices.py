@@ -34,7 +34,7 @@ from jaxdp.training.mesh import DATA, WHOLE, frozen_specs, is_sharded, make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
 from jaxdp.training.step import TrainState, make_train_step
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -234,13 +234,12 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
     """The real step: BERT, LoRA, clip, noise, Adam. Lowering only: nothing is compiled or run."""
     mechanism = dp.SubsampledGaussian(N, 10, 3, 0.1, 1.0)
     settings = TrainConfig(steps=3, expected_batch_size=10.0)
+    stage = Stage("main stage", "lora", settings, mechanism)
     trainer = StageTrainer(
-        Stage("main stage", "lora", settings, mechanism),
-        with_adapters(backbone),
+        [StageMember(stage, with_adapters(backbone), RunSecret.create(0))],
         frozen_layers=FrozenLayers(None, {"train": tokens, "validation": tokens}, BUCKETS),
         labels={"train": np.ones((N, 3), np.int8)},
         units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
-        secret=RunSecret.create(0),
         token_buckets=BUCKETS,
         mesh=make_mesh(devices),
         shard_frozen=shard,

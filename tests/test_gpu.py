@@ -35,7 +35,7 @@ from jaxdp.run.train import train
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 pytestmark = pytest.mark.gpu
 
@@ -106,13 +106,12 @@ def test_a_float32_step_is_the_loop_over_its_reports_on_the_cpu(backbone):
     settings = TrainConfig(
         steps=1, expected_batch_size=batch, learning_rate=rate, optimizer="sgd", mode="lora"
     )
+    stage = Stage("main", "lora", settings, dp.SubsampledGaussian(reports, batch, 1, clip, 0.0))
     trainer = StageTrainer(
-        Stage("main", "lora", settings, dp.SubsampledGaussian(reports, batch, 1, clip, 0.0)),
-        model,
+        [StageMember(stage, model, RunSecret.create(0))],
         frozen_layers=FrozenLayers(model, {"train": tokens}, Buckets((16, 8), (4, 8))),
         labels={"train": labels},
         units=PrivacyUnits("report", np.arange(reports), np.arange(reports + 1)),
-        secret=RunSecret.create(0),
         token_buckets=Buckets((16, 8), (4, 8)),
     )
     plan = trainer.plan(0)

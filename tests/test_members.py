@@ -229,18 +229,14 @@ def trainer_of(members, mesh=None, buckets=BUCKETS):
     lengths = rng.integers(1, 17, N)
     tokens = Packed.from_lengths(rng.integers(5, 19, lengths.sum()).astype(np.int32), lengths)
     labels = rng.integers(0, 2, (N, 3)).astype(np.int8)
-    first, *others = members
+    splits = {"train": tokens, "validation": tokens}
     return StageTrainer(
-        first.stage,
-        first.model,
-        frozen_layers=FrozenLayers(first.model, {"train": tokens, "validation": tokens}, BUCKETS),
+        members,
+        frozen_layers=FrozenLayers(members[0].model, splits, BUCKETS),
         labels={"train": labels},
         units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
-        secret=first.secret,
         token_buckets=buckets,
-        center=first.center,
         mesh=mesh,
-        others=others,
     )
 
 

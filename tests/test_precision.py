@@ -21,7 +21,7 @@ from jaxdp.training import setup
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 N, BUCKETS = 6, Buckets((8,), (2,))
 PRECISION = r"(?:precision = \[(\w+), (\w+)\])?"
@@ -53,13 +53,13 @@ def step_of(model, mode):
     """The real step, from token ids or, of a head, from features."""
     tokens = Packed.from_lengths(np.ones(8 * N, np.int32), np.full(N, 8))
     mechanism = dp.SubsampledGaussian(N, 3, 3, 0.1, 1.0)
+    settings = TrainConfig(steps=3, expected_batch_size=3.0)
+    stage = Stage("main stage", mode, settings, mechanism)
     return StageTrainer(
-        Stage("main stage", mode, TrainConfig(steps=3, expected_batch_size=3.0), mechanism),
-        model,
+        [StageMember(stage, model, RunSecret.create(0))],
         frozen_layers=FrozenLayers(model, {"train": tokens}, BUCKETS),
         labels={"train": np.ones((N, 3), np.int8)},
         units=PrivacyUnits("report", np.arange(N), np.arange(N + 1)),
-        secret=RunSecret.create(0),
         token_buckets=BUCKETS,
     )
 

@@ -26,11 +26,12 @@ from rich.console import Console
 
 from jaxdp.config import ConfigError
 from jaxdp.run import processes
-from jaxdp.run import train as whole
+from jaxdp.run.begin import shared_secret
 from jaxdp.run.checkpoint import Checkpoints, DamagedCheckpoint, Position
 from jaxdp.run.directory import RunDirectory, RunError
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
+from jaxdp.run.train import train
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import load_inputs
@@ -133,7 +134,7 @@ def test_one_run_has_one_secret(both, tmp_path, shared):
     inputs = load_inputs(config)
     run = RunDirectory(config, resume=False)
     try:
-        secrets = both(lambda i: whole._secret(None if i else run, inputs, shared))
+        secrets = both(lambda i: shared_secret(None if i else run, inputs, shared))
         expected = RunSecret(bytes.fromhex(run._new["secret"]), shared)
     finally:
         run.close()
@@ -254,9 +255,7 @@ def test_two_processes_release_the_adapter_of_one_with_the_same_secret(workspace
         (workspace / "runs/two/private/secret.json").read_bytes()
     )
     run.close()
-    whole.train(
-        config, resume=True, interrupt=Interrupt(), monitor=Monitor(Console(file=io.StringIO()))
-    )
+    train(config, resume=True, interrupt=Interrupt(), monitor=Monitor(Console(file=io.StringIO())))
     one, two = adapter(workspace, "one"), adapter(workspace, "two")
     for name in one:
         # float32 sums of microbatches in another order, through Adam

@@ -2,7 +2,6 @@
 """What happens between steps, and in which order; the steps themselves only count."""
 
 import contextlib
-import functools
 import types
 
 import jax.numpy as jnp
@@ -14,15 +13,15 @@ from helpers_training import smoke_config, write_backbone
 from jaxdp import dp
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.run import finish as finish_module
-from jaxdp.run import stage_loop
 from jaxdp.run import train as whole
+from jaxdp.run.begin import Run, begin, shared_secret
 from jaxdp.run.checkpoint import Checkpoints, Position
 from jaxdp.run.directory import RunDirectory, RunError
 from jaxdp.run.finish import finish
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import SilentMonitor
 from jaxdp.run.processes import SharedInterrupt
-from jaxdp.run.stage_loop import Interrupted, Run, train_stages
+from jaxdp.run.train import Interrupted, train_stages
 from jaxdp.training import setup
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
@@ -58,9 +57,10 @@ class Lab:
         class Trainer:
             """Each step adds one to its only number."""
 
-            def __init__(self, stage, model, **options):
-                lab.log.append(("stage", stage, options))
-                self.stage, self._index = stage, lab.plan.stages.index(stage)
+            def __init__(self, members, **options):
+                (own,) = members
+                lab.log.append(("stage", own.stage, vars(own) | options))
+                self.stage, self._index = own.stage, lab.plan.stages.index(own.stage)
                 self.initial_state = TrainState({"w": jnp.zeros(())}, ())
 
             def plan(self, step):
@@ -98,10 +98,10 @@ class Lab:
             fold_basis=lambda: self.log.append(("folded",)),
             divide_logits=lambda temperature: self.log.append(("divided", temperature)),
         )
-        monkeypatch.setattr(stage_loop, "StageTrainer", Trainer)
-        monkeypatch.setattr(stage_loop, "_build", lambda *_: ([model], None))
-        monkeypatch.setattr(stage_loop, "_frozen_layers", frozen_layers)
-        monkeypatch.setattr(stage_loop, "mean_feature", mean_feature)
+        monkeypatch.setattr(whole, "StageTrainer", Trainer)
+        monkeypatch.setattr(whole, "_build", lambda *_: ([model], None))
+        monkeypatch.setattr(whole, "_frozen_layers", frozen_layers)
+        monkeypatch.setattr(whole, "mean_feature", mean_feature)
         self.plan = plan_run(self.config)
         self.checkpoints = NotedCheckpoints(tmp_path / "checkpoints", 2)
         self.run = Run(self.config, self.plan, RunSecret.create(7), None, self)
@@ -128,8 +128,8 @@ class Lab:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SharedInterrupt, "received", received)
             stop = SharedInterrupt(self.interrupt, make_mesh(1))
-            start = functools.partial(self.log.append, ("start",))
-            train_stages([self.run], self.inputs, self.checkpoints, stop, start)
+            patch.setattr(whole, "begin", lambda *_: self.log.append(("start",)))
+            train_stages([self.run], self.inputs, self.checkpoints, stop)
 
     def noted(self, kind):
         """What was noted of one kind, in order."""
@@ -229,11 +229,11 @@ def inputs(patients="aabb", unit="patient", **changes):
 )
 def test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only(tmp_path, other):
     with contextlib.closing(RunDirectory(smoke_config(tmp_path), resume=False)) as run:
-        secret = whole._secret(run, inputs(), None)
+        secret = shared_secret(run, inputs(), None)
         run.start()
-        assert whole._secret(run, inputs(), None).root == secret.root
+        assert shared_secret(run, inputs(), None).root == secret.root
         with pytest.raises(RunError, match="other training reports"):
-            whole._secret(run, other, None)
+            shared_secret(run, other, None)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def new_run(tmp_path):
             config = smoke_config(tmp_path, **changes)
             directory = RunDirectory(config, resume=False)
             opened.enter_context(contextlib.closing(directory))
-            secret = whole._secret(directory, inputs(), None)
+            secret = shared_secret(directory, inputs(), None)
             return Run(config, plan_run(config), secret, directory, SilentMonitor())
 
         yield new_run
@@ -275,7 +275,7 @@ def test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_t
         planned(*arguments, **options)
 
     monkeypatch.setattr(dp.Ledger, "plan", plan)
-    whole._begin(run, inputs())
+    begin(run, inputs())
     (runs,) = dp.Ledger(tmp_path / "ledger").runs().values()
     assert runs == {run.secret.public_id(): run.plan.mechanisms()}
 
@@ -286,7 +286,7 @@ def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_
         if started:
             run.directory.start()
         with pytest.raises(dp.LedgerError, match="over the total budget"):
-            whole._begin(run, inputs())
+            begin(run, inputs())
         assert run.directory.started is started
 
 

@@ -19,7 +19,7 @@ from jaxdp.models import lora
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage, make_optimizer
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 HIDDEN, CLIP, BATCH = 16, 0.25, 8.0
 SETTINGS = TrainConfig(
@@ -51,13 +51,12 @@ def trainer(
     who = PrivacyUnits(who.unit, who.members[: offsets[-1]], offsets)
     mechanism = dp.SubsampledGaussian(units, BATCH, SETTINGS.steps, CLIP, noise)
     values = 10 * np.random.default_rng(0).standard_normal((len(patients), HIDDEN))
+    stage = Stage(name, "head", SETTINGS, mechanism)
     return StageTrainer(
-        Stage(name, "head", SETTINGS, mechanism),
-        model,
+        [StageMember(stage, model, RunSecret.create(seed))],
         frozen_layers=Features(values),
         labels={"train": np.full((len(patients), 3), label, np.int8)},
         units=who,
-        secret=RunSecret.create(seed),
         token_buckets=Buckets((16,), (4,)),
         **options,
     )

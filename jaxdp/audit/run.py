@@ -15,7 +15,7 @@ from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model, load_inputs, token_buckets
 from jaxdp.training.stages import Stage, plan_run
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 from .attack import gradient_scores, input_scores
 from .bound import Bounds, load_auditor, lower_bounds
@@ -120,13 +120,12 @@ class Audit:
         units: PrivacyUnits,
     ) -> StageTrainer:
         """The real trainer, as `run.train` makes it, on `units` of the collection."""
+        stage = dataclasses.replace(self.stage, name=name, mechanism=mechanism)
         return StageTrainer(
-            dataclasses.replace(self.stage, name=name, mechanism=mechanism),
-            self.model,
+            [StageMember(stage, self.model, secret)],
             frozen_layers=self.collection,
             labels=self.collection.labels,
             units=units,
-            secret=secret,
             token_buckets=token_buckets(self.config),
             secure_noise=self.config.privacy.secure_noise,
             mesh=make_mesh(self.config.run.devices),

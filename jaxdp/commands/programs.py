@@ -42,7 +42,7 @@ from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import add_adapters, token_buckets
 from jaxdp.training.stages import Stage
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 from .define import Define
 
@@ -97,13 +97,12 @@ def programs(config: Config, device: jax.Device) -> Iterator[tuple[str, int, jax
         mechanism = dp.SubsampledGaussian(privacy.units, batch, 1, clip_norm, 1.0)
     level = model.start_level(lora.split(model, train.trained)[1])
     blank = {"train": _blank(model, level, reports, config.data.max_length)}
+    stage = Stage("main stage", train.trained, train, mechanism)
     trainer = StageTrainer(
-        Stage("main stage", train.trained, train, mechanism),
-        model,
+        [StageMember(stage, model, RunSecret.create(0))],
         frozen_layers=FrozenLayers(model, blank, buckets, level=level),
         labels={"train": np.zeros((reports, num_labels), np.int8)},
         units=PrivacyUnits("report", np.arange(reports), np.arange(reports + 1)),
-        secret=RunSecret.create(0),
         token_buckets=buckets,
         secure_noise=privacy.secure_noise,
     )

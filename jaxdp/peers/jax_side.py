@@ -31,7 +31,7 @@ from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import token_buckets
 from jaxdp.training.stages import Stage
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 from .flops import StepFlops
 from .job import MAIN, TRAINED, Job, Reports
@@ -55,15 +55,14 @@ class OurTrainer:
         tokens = {"train": packed(job.train), "validation": packed(job.test)}
         mechanism = dp.SubsampledGaussian(**job.mechanisms[MAIN]) if job.private else None
         units = np.arange(len(job.train) + 1)
+        stage = Stage(MAIN, config.train.mode, config.train, mechanism)
+        secret = RunSecret.create(config.run.research_seed)
         self.stage = StageTrainer(
-            Stage(MAIN, config.train.mode, config.train, mechanism),
-            self._model,
+            [StageMember(stage, self._model, secret, job.center)],
             frozen_layers=FrozenLayers(self._model, tokens, token_buckets(config), mesh=mesh),
             labels={"train": job.train.labels},
             units=PrivacyUnits(config.privacy.unit, units[:-1], units),
-            secret=RunSecret.create(config.run.research_seed),
             token_buckets=token_buckets(config),
-            center=job.center,
             secure_noise=config.privacy.secure_noise,
             mesh=mesh,
         )

@@ -15,7 +15,7 @@ from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import Inputs, build_model, compute_dtype, token_buckets
 from jaxdp.training.stages import plan_run
-from jaxdp.training.trainer import StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 from .job import TRAINED, Job, Reports
 
@@ -43,14 +43,11 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
         center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
     for stage in plan.stages[:-1]:
         trainer = StageTrainer(
-            stage,
-            model,
+            [StageMember(stage, model, secret, center)],
             frozen_layers=frozen_layers,
             labels=inputs.labels,
             units=inputs.units,
-            secret=secret,
             token_buckets=token_buckets(config),
-            center=center,
             secure_noise=secure,
         )
         state = trainer.initial_state

@@ -16,9 +16,9 @@ from jaxdp.training.setup import Inputs, arithmetic
 from jaxdp.training.warm_start import public_start
 
 from . import processes
+from .begin import Run
 from .directory import RunDirectory
 from .release import write_release
-from .stage_loop import Run
 
 NOT_COVERED = (
     "computed on held-out reports and not covered by the privacy guarantee; publish it only if "

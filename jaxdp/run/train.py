@@ -3,33 +3,60 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
-from jaxdp.files import write_json
+from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.models import lora
+from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.pretrained import LoadReport
+from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
+from jaxdp.training.members import share_frozen
 from jaxdp.training.mesh import make_mesh
-from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import Inputs, load_inputs, test_probabilities
-from jaxdp.training.stages import RunPlan, plan_run
+from jaxdp.training.setup import (
+    Inputs,
+    build_model,
+    cache_folder,
+    load_inputs,
+    test_probabilities,
+    token_buckets,
+)
+from jaxdp.training.stages import plan_run
+from jaxdp.training.step import TrainState
+from jaxdp.training.trainer import StageMember, StageTrainer
 
 from . import processes
-from .checkpoint import Checkpoints, DamagedCheckpoint
-from .directory import RunDirectory, RunError
+from .begin import (
+    Run,
+    begin,
+    open_checkpoints,
+    open_directory,
+    require_same_inputs,
+    shared_secret,
+    tell_patients,
+)
+from .checkpoint import Checkpoints, DamagedCheckpoint, Position
+from .directory import RunError
 from .finish import finish
 from .interrupt import Interrupt
 from .monitor import Monitor, SilentMonitor
-from .patients import patient_epsilons
-from .stage_loop import Interrupted, Run, train_stages
 
-__all__ = ["Interrupted", "train", "train_members"]
+
+class Interrupted(Exception):
+    """Training was asked to stop; everything up to `position` is saved."""
+
+    def __init__(self, position: Position, epsilon: float | None):
+        self.position = position
+        self.epsilon = epsilon
+        super().__init__(position)
 
 
 def train(
@@ -124,36 +151,31 @@ def _train(
     for each, plan, monitor in zip(configs, plans, monitors, strict=True):
         monitor.planned(each, plan)
     with contextlib.ExitStack() as held:
+        together = folder is not None
         directories = processes.first(
-            lambda: [_open(each, resume, folder, held) for each in configs]
+            lambda: [
+                open_directory(each, held, resume=resume, finished_too=together) for each in configs
+            ]
         ) or [None] * len(configs)
         inputs = processes.on_all(lambda: load_inputs(config, dataset))
-        _require_same_inputs(config, plans[0], inputs)
-        checkpoints = None
-        if folder is not None:
-            checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
-            if checkpoints.furthest() is not None:
-                for directory in directories:
-                    directory.require_started()
+        require_same_inputs(config, plans[0], inputs)
         runs = []
         for each, plan, directory, monitor in zip(
             configs, plans, directories, monitors, strict=True
         ):
             monitor.loaded(each, inputs)
-            if patients := patient_epsilons(each, plan, inputs):
-                _write_patients(directory, patients)
-                monitor.patients(patients)
-            secret = _secret(directory, inputs, sampling_root)
+            secret = shared_secret(directory, inputs, sampling_root)
             runs.append(Run(each, plan, secret, directory, monitor))
-        checkpoints = checkpoints or processes.first(
-            lambda: Checkpoints(directories[0].checkpoints, config.run.keep_checkpoints)
+            tell_patients(runs[-1], inputs)
+        checkpoints = processes.first(
+            lambda: open_checkpoints(
+                directories, folder or directories[0].checkpoints, config.run.keep_checkpoints
+            )
         )
         stop = processes.SharedInterrupt(interrupt, mesh)
         while True:
             try:
-                models, weights = train_stages(
-                    runs, inputs, checkpoints, stop, lambda: [_begin(run, inputs) for run in runs]
-                )
+                models, weights = train_stages(runs, inputs, checkpoints, stop)
                 break
             except DamagedCheckpoint as damage:
                 # The one before, or none at all, leads to the same result.
@@ -170,68 +192,208 @@ def _train(
         ]
 
 
-def _open(
-    config: Config, resume: bool, folder: Path | None, held: contextlib.ExitStack
-) -> RunDirectory:
-    """The run's directory, until `held` ends; one that is finished only of several runs."""
-    directory = RunDirectory(config, resume=resume)
-    held.callback(directory.close)
-    if directory.finished and folder is None:
-        raise RunError(
-            f"{directory.path} is finished already; its results are in {directory.release}"
+def train_stages(
+    runs: Sequence[Run],
+    inputs: Inputs,
+    checkpoints: Checkpoints | None,
+    stop: processes.SharedInterrupt,
+) -> tuple[list[ReportClassifier], LoadReport]:
+    """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
+
+    Runs `begin` once it is known that everything can be used, and before anything is done with the
+    reports.
+
+    Args:
+        runs: what to train.
+        inputs: that all read.
+        checkpoints: of the states of all, on the first process.
+        stop: asked between steps.
+
+    Returns:
+        The trained models, and how they were loaded.
+
+    Raises:
+        DamagedCheckpoint: of the newest one.
+        Interrupted, FloatingPointError: see `train`.
+        CannotShare: see `members.share_frozen`.
+    """
+    config, plan = runs[0].config, runs[0].plan
+    saved = processes.latest(checkpoints)
+    position = saved or Position(0, 0)
+    # A public start and frozen layers may take minutes, and leave nothing half done.
+    with stop.raising(lambda: _interrupted(runs, saved)):
+        models, weights = processes.on_all(lambda: _build(runs, inputs))
+        for run, model in zip(runs, models, strict=True):
+            run.monitor.built(model, weights, config.train.trained)
+        processes.first(lambda: [begin(run, inputs) for run in runs])
+        frozen_layers = _frozen_layers(runs[0], models[0], inputs)
+    secure = config.privacy.secure_noise
+    centers: list[Any] = [0.0] * len(runs)
+    if config.centering.l2_clip_norm is not None:
+        features = frozen_layers.at(models[0].feature_level)["train"]
+        released = [
+            mean_feature(
+                features, inputs.units, run.plan.centering, run.secret, secure_noise=secure
+            )
+            for run in runs
+        ]
+        centers = processes.from_first(released)
+    for index in range(position.stage, len(plan.stages)):
+        members = [
+            StageMember(run.plan.stages[index], model, run.secret, center)
+            for run, model, center in zip(runs, models, centers, strict=True)
+        ]
+        trainer = StageTrainer(
+            members,
+            frozen_layers=frozen_layers,
+            labels=inputs.labels,
+            units=inputs.units,
+            token_buckets=token_buckets(config, len(runs)),
+            secure_noise=secure,
+            mesh=make_mesh(config.run.devices, len(runs)),
+            shard_frozen=config.model.shard_frozen,
         )
-    return directory
+        start = position if index == position.stage else Position(index, 0)
+        if start == saved:
+            state = processes.restore(checkpoints, start, trainer.initial_state)
+        else:
+            state = trainer.initial_state
+            processes.first(lambda start=start, state=state: checkpoints.save(start, state))
+        loop = _StageLoop(runs, inputs, trainer, checkpoints, stop)
+        with contextlib.ExitStack() as showing:
+            for run in runs:
+                showing.enter_context(run.monitor.stage(run.directory, run.plan.stages, start))
+            trainer.install(loop.run(start, state))
+    for run, model in zip(runs, models, strict=True):
+        model.fold_basis()
+        model.divide_logits(run.config.train.temperature)
+    return models, weights
 
 
-def _write_patients(directory: RunDirectory | None, patients: dict[str, Any]) -> None:
-    processes.first(lambda: write_json(directory.private / "patients.json", patients))
+def _build(runs: Sequence[Run], inputs: Inputs) -> tuple[list[ReportClassifier], LoadReport]:
+    models = []
+    for run in runs:
+        if models and run.config.warm_start.phrasebook is not None:
+            # A public start takes its time, and members do not differ in it.
+            model = nnx.clone(models[0])
+        else:
+            model, weights = build_model(
+                run.config,
+                inputs.backbone,
+                inputs.dataset.label_names,
+                run.secret,
+                run.monitor.public_start,
+            )
+        models.append(model)
+        share_frozen(models[0], model)
+    return models, weights
 
 
-def _secret(
-    directory: RunDirectory | None, inputs: Inputs, sampling_root: bytes | None
-) -> RunSecret:
-    """Of process 0, on every process: one run has one secret."""
-    records = itertools.chain(inputs.training_records(), inputs.grouping())
-    own = processes.first(lambda: directory.secret(records, sampling_root))
-    roots = (bytes(32), bytes(32)) if own is None else (own.root, own.sampling_root or own.root)
-    shared = processes.from_first([np.frombuffer(root, np.uint8) for root in roots])
-    return RunSecret(*(root.tobytes() for root in shared))
-
-
-def _require_same_inputs(config: Config, plan: RunPlan, inputs: Inputs) -> None:
-    """RunError unless all processes train the same way on the same; paths may differ."""
-    settings = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, root=None, cache=None)
+def _frozen_layers(run: Run, model: ReportClassifier, inputs: Inputs) -> FrozenLayers:
+    """With every level that the stages start from."""
+    config = run.config
+    frozen_layers = FrozenLayers(
+        model,
+        {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
+        token_buckets(config),
+        cache_folder(config),
+        make_mesh(config.run.devices),
+        run.monitor.frozen_layers,
     )
-    weights = inputs.backbone.directory.glob("*.safetensors")
-    rows = [*inputs.tokens.values(), *inputs.labels.values()]
-    processes.require_same(
-        {
-            "settings": [repr((settings, plan)).encode()],
-            "reports": (np.asarray(x).tobytes() for x in jax.tree.leaves(rows)),
-            "privacy units": inputs.grouping(),
-            "frozen weights": (file.read_bytes() for file in sorted(weights)),
-        }
-    )
+    # From the lowest level up, so that each is made from the one before.
+    for level in sorted(
+        model.start_level(lora.split(model, stage.mode)[1]) for stage in run.plan.stages
+    ):
+        frozen_layers.at(level)
+    return frozen_layers
 
 
-def _begin(run: Run, inputs: Inputs) -> None:
-    """Keeps the secret, and enters the run in the ledger, if there is one: nothing is done with
-    the reports before."""
-    new = run.directory.start()
-    privacy = run.config.privacy
-    if privacy.ledger is None or not privacy.private:
-        return
-    ledger = dp.Ledger(Path(privacy.ledger))
-    budget = None if privacy.total_budget is None else (privacy.total_budget, privacy.delta)
-    try:
-        ledger.plan(
-            ledger.fingerprint(inputs.training_records()),
-            run.secret.public_id(),
-            run.plan.mechanisms(),
-            total_budget=budget,
-        )
-    except dp.LedgerError:
-        if new:
-            run.directory.unstart()
-        raise
+def _interrupted(runs: Sequence[Run], saved: Position | None) -> Interrupted:
+    """To be raised where everything up to `saved` is on disk; of a run alone it says the cost."""
+    epsilon = runs[0].epsilon(saved) if saved is not None and len(runs) == 1 else None
+    return Interrupted(saved or Position(0, 0), epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StageLoop:
+    """The steps of one stage, with what has to happen between them."""
+
+    runs: Sequence[Run]
+    inputs: Inputs
+    trainer: StageTrainer
+    checkpoints: Checkpoints | None
+    stop: processes.SharedInterrupt
+
+    def run(self, position: Position, state: TrainState) -> TrainState:
+        stage, every = self.trainer.stage, self.runs[0].config.run
+        if position.step and self._due(position.step):
+            # It is saved; whether it was also shown before a kill is not known.
+            self._show(position, self._evaluate(position, state))
+        unread = None
+        for step in range(position.step, stage.steps):
+            plan = self.trainer.plan(step)
+            state, diagnostics = self.trainer.step(state, step, plan)
+            # Reading what the device has computed waits for it: read one step late.
+            if unread:
+                self._stepped(*unread)
+            done = Position(position.stage, step + 1)
+            unread = (done, diagnostics, *self.trainer.describe(plan))
+            last = step + 1 == stage.steps
+            stop = self.stop.received()
+            evaluate = stop or self._due(step + 1)
+            if evaluate or (step + 1) % every.checkpoint_every == 0:
+                self._require_finite(state.adapters, done)
+                if evaluate:
+                    self._stepped(*unread)
+                    unread = None
+                    metrics = self._evaluate(done, state)
+                # Saved before it is shown: what people have seen is never taken back by a crash, so
+                # a run that is given up has released no more than its newest checkpoint.
+                processes.first(lambda done=done, state=state: self.checkpoints.save(done, state))
+            if evaluate:
+                self._show(done, metrics)
+            if stop and not last:
+                raise _interrupted(self.runs, done)
+        return state
+
+    def _due(self, step: int) -> bool:
+        """Whether there is an evaluation after so many steps."""
+        every = self.runs[0].config.run.eval_every
+        return step == self.trainer.stage.steps or step % every == 0
+
+    def _show(self, done: Position, metrics: list[dict[str, Any]]) -> None:
+        if not metrics:
+            return
+        for run, own in zip(self.runs, metrics, strict=True):
+            run.monitor.evaluated(done, own, run.epsilon(done))
+
+    def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:
+        read = jax.tree.map(np.asarray, diagnostics)
+        for run, own in zip(self.runs, self.trainer.each(read), strict=True):
+            run.monitor.stepped(done, own, reports, fill)
+
+    def _evaluate(self, done: Position, state: TrainState) -> list[dict[str, Any]]:
+        """Each run's metrics on the validation split; none at all where there is none."""
+        if "validation" not in self.inputs.tokens:
+            return []
+        probabilities = self.trainer.validation_probabilities(state)
+        self._require_finite(probabilities, done)
+        return [
+            classification_metrics(
+                own,
+                self.inputs.labels["validation"],
+                self.inputs.dataset.label_names,
+                run.config.data.task,
+            )
+            for run, own in zip(self.runs, self.trainer.each(probabilities), strict=True)
+        ]
+
+    def _require_finite(self, values: Any, done: Position) -> None:
+        """Of adapters, or of what they predict: after the noise, so that stopping tells nothing."""
+        for run, own in zip(self.runs, self.trainer.each(values), strict=True):
+            if not all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(own)):
+                raise FloatingPointError(
+                    f"{run.config.run.name}: the adapter is no longer usable after step "
+                    f"{done.step}: it holds or predicts numbers that are not finite; lower the "
+                    "learning rate (this state was not saved)"
+                )

@@ -34,7 +34,7 @@ from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class StageMember:
-    """What is one member's own in a stage of a sweep.
+    """What is a run's own in a stage: one that is alone, or a member of a sweep.
 
     Attributes:
         stage: what to run.
@@ -60,7 +60,8 @@ class StageTrainer:
     sums: then every leaf of a state has a leading axis of members, and so has what is predicted.
 
     Args:
-        stage, model, secret, center: see `StageMember`.
+        members: one or more. Samples of several must be the same, and their models made by
+            `members.share_frozen`.
         frozen_layers: gives the reports at the level where the stage starts.
         labels: split -> [n, num_labels].
         units: of the training reports.
@@ -68,8 +69,6 @@ class StageTrainer:
         secure_noise: noise from `dp.SecureNoise`.
         mesh: devices to share the work; None is the default device alone.
         shard_frozen: share the frozen weights out over the mesh, too.
-        others: further members. Their samples must be the same, and their models made by
-            `members.share_frozen`.
 
     Raises:
         ValueError: members do not differ in numbers alone, or ask for secure noise.
@@ -77,29 +76,27 @@ class StageTrainer:
 
     def __init__(
         self,
-        stage: Stage,
-        model: ReportClassifier,
+        members: Sequence[StageMember],
         *,
         frozen_layers: FrozenLayers,
         labels: dict[str, np.ndarray],
         units: PrivacyUnits,
-        secret: RunSecret,
         token_buckets: Buckets,
-        center: np.ndarray | float = 0.0,
         secure_noise: bool = False,
         mesh: Mesh | None = None,
         shard_frozen: bool = False,
-        others: Sequence[StageMember] = (),
     ):
-        self.stage = stage
-        self._members = [StageMember(stage, model, secret, center), *others]
-        _require_one_program(self._members, secure_noise)
-        parts = [lora.split(each.model, stage.mode) for each in self._members]
-        graphdef = parts[0][0]
+        _require_one_program(members, secure_noise)
+        # What members share is read from the first.
+        stage, model, secret = members[0].stage, members[0].model, members[0].secret
+        self.stage, self._members = stage, members
+        (graphdef, *_), adapters, frozen = zip(
+            *(lora.split(each.model, stage.mode) for each in members), strict=True
+        )
         # Copies: the step donates its state, and the models keep their own parameters.
         adapters = [
             _shift_head(jax.tree.map(jnp.copy, own), each.center)
-            for (_, own, _), each in zip(parts, self._members, strict=True)
+            for own, each in zip(adapters, members, strict=True)
         ]
         self.level = model.start_level(adapters[0])
         at_feature = self.level == model.feature_level
@@ -119,15 +116,11 @@ class StageTrainer:
         draw = batch + 8 * math.sqrt(batch)
         self._capacity = _round_up(min(draw, units.num_units) + max(self.buckets.rows))
 
+        gradient_sum = plain_gradient_sum
         if mechanism:
-            gradient_sum = partial(
-                dp.clipped_gradient_sum,
-                value_and_grad=_head_value_and_grad if at_feature else jax.value_and_grad,
-            )
-        else:
-            gradient_sum = plain_gradient_sum
-        loss = _report_loss(graphdef, self.level)
-        optimizers = [_optimizer(each, adapters[0], secure_noise) for each in self._members]
+            one_gradient = _head_value_and_grad if at_feature else jax.value_and_grad
+            gradient_sum = partial(dp.clipped_gradient_sum, value_and_grad=one_gradient)
+        optimizers = [_optimizer(each, adapters[0], secure_noise) for each in members]
         # What members differ in is in the state, so the update of one is that of all.
         optimizer, self._draw = optimizers[0]
         state = [
@@ -135,16 +128,16 @@ class StageTrainer:
             for own, (each, _) in zip(adapters, optimizers, strict=True)
         ]
         # Arguments of the compiled step, not constants in it: its program is cached on disk.
-        center = [jnp.float32(each.center) for each in self._members]
+        center = [jnp.float32(each.center) for each in members]
         nothing = jnp.float32(0.0)  # is taken later, where it was taken from the data
         frozen = [
-            (own, nothing if at_feature else each)
-            for (_, _, own), each in zip(parts, center, strict=True)
+            (own, nothing if at_feature else each) for own, each in zip(frozen, center, strict=True)
         ]
-        bound = [jnp.float32(_clip_norm(each.stage)) for each in self._members]
+        bound = [jnp.float32(_clip_norm(each.stage)) for each in members]
         specs = frozen_specs(frozen[0], mesh) if shard_frozen and mesh else WHOLE
+        loss = _report_loss(graphdef, self.level)
         step = make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs)
-        if others:
+        if len(members) > 1:
             spec = P(MEMBER)
             state, center, bound = stack(state), stack(center), stack(bound)
             frozen, axes = stack_differing(frozen)

@@ -13,7 +13,8 @@ LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
 CHECKPOINT, RUNDIR = "run/checkpoint.py", "run/directory.py"
 FILES = "files.py"
-STAGE_LOOP, RUN = "run/stage_loop.py", "run/train.py"
+TRAIN, BEGIN = "run/train.py", "run/begin.py"
+START = "        processes.first(lambda: [begin(run, inputs) for run in runs])\n"
 FROZEN = "        frozen_layers = _frozen_layers(runs[0], models[0], inputs)\n"
 STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
@@ -904,7 +905,7 @@ MUTANTS = [
     # Several processes: one secret, one writer, one decision.
     Mutant(
         "every process draws its own secret",
-        "run/train.py",
+        BEGIN,
         "return RunSecret(*(root.tobytes() for root in shared))",
         "return own or RunSecret.create(None)",
         "test_processes.py::test_one_run_has_one_secret",
@@ -1020,7 +1021,7 @@ MUTANTS = [
         "every member is centred as the first",
         TRAINER,
         "jnp.float32(each.center)",
-        "jnp.float32(self._members[0].center)",
+        "jnp.float32(members[0].center)",
         MEMBERS,
     ),
     Mutant(
@@ -1189,7 +1190,7 @@ MUTANTS = [
     ),
     Mutant(
         "a head keeps how sure it was",
-        STAGE_LOOP,
+        TRAIN,
         "        model.divide_logits(run.config.train.temperature)\n",
         "",
         "test_stage_loop.py::test_in_the_end_the_head_is_an_ordinary_one_and_its_logits_are_divided_once",
@@ -1203,7 +1204,7 @@ MUTANTS = [
     ),
     Mutant(
         "released in training coordinates",
-        STAGE_LOOP,
+        TRAIN,
         "        model.fold_basis()\n",
         "        pass\n",
         "test_warm_start.py::test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from",
@@ -1523,28 +1524,28 @@ MUTANTS = [
     # As a run goes on: what is told is what was spent, and it is saved before.
     Mutant(
         "a stopped run tells one step less",
-        STAGE_LOOP,
+        BEGIN,
         "self.plan.mechanisms(done.stage, done.step)",
         "self.plan.mechanisms(done.stage, max(done.step - 1, 0))",
         "test_stage_loop.py::test_epsilon_is_of_every_step_taken_and_of_the_mean",
     ),
     Mutant(
         "the step that was just taken is not counted",
-        STAGE_LOOP,
+        TRAIN,
         "done = Position(position.stage, step + 1)",
         "done = Position(position.stage, step)",
         STOPPED,
     ),
     Mutant(
         "a stop does not save",
-        STAGE_LOOP,
+        TRAIN,
         "evaluate = stop or self._due(step + 1)",
         "evaluate = self._due(step + 1)",
         STOPPED,
     ),
     Mutant(
         "shown before it is saved",
-        STAGE_LOOP,
+        TRAIN,
         "                    metrics = self._evaluate(done, state)\n",
         "                    metrics = self._evaluate(done, state)\n"
         "                    self._show(done, metrics)\n",
@@ -1552,35 +1553,35 @@ MUTANTS = [
     ),
     Mutant(
         "reports are read before the secret is kept",
-        STAGE_LOOP,
-        f"        processes.first(start)\n{FROZEN}",
-        f"{FROZEN}        processes.first(start)\n",
+        TRAIN,
+        f"{START}{FROZEN}",
+        f"{FROZEN}{START}",
         "test_stage_loop.py::test_nothing_is_done_with_the_reports_before_the_start",
     ),
     Mutant(
         "the mean is not noised",
-        STAGE_LOOP,
+        TRAIN,
         "inputs.units, run.plan.centering,",
         "inputs.units, None,",
         AS_PLANNED,
     ),
     Mutant(
         "every stage runs the first one's mechanism",
-        STAGE_LOOP,
+        TRAIN,
         "run.plan.stages[index], model",
         "run.plan.stages[0], model",
         AS_PLANNED,
     ),
     Mutant(
         "an adapter that is not finite is saved",
-        STAGE_LOOP,
+        TRAIN,
         "                self._require_finite(state.adapters, done)\n",
         "",
         "test_stage_loop.py::test_a_state_that_is_not_finite_is_neither_saved_nor_shown",
     ),
     Mutant(
         "noise used again on other patients' grouping",
-        RUN,
+        BEGIN,
         "itertools.chain(inputs.training_records(), inputs.grouping())",
         "inputs.training_records()",
         SAME_REPORTS,
@@ -1594,14 +1595,14 @@ MUTANTS = [
     ),
     Mutant(
         "the ledger is told of a part of the run",
-        RUN,
+        BEGIN,
         "            run.plan.mechanisms(),\n",
         "            run.plan.mechanisms(0, 0),\n",
         "test_stage_loop.py::test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that",
     ),
     Mutant(
         "a started run that is refused loses its secret",
-        RUN,
+        BEGIN,
         "        if new:\n",
         "        if True:\n",
         "test_stage_loop.py::test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has",
@@ -1615,8 +1616,8 @@ MUTANTS = [
     ),
     Mutant(
         "a resumed run starts from fresh adapters",
-        STAGE_LOOP,
-        "        if begin == saved:\n",
+        TRAIN,
+        "        if start == saved:\n",
         "        if False:\n",
         STOPPED,
     ),
