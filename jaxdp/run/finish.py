@@ -54,7 +54,7 @@ def finish(
         noise_generator=noise_generator(config.privacy.secure_noise),
         label_origin=inputs.dataset.label_origin,
         max_reports_per_patient=config.privacy.max_reports_per_patient,
-        public_start=public_start(config),
+        public_start=public_start(config.warm_start),
     )
     processes.first(
         lambda: write_release(

@@ -29,7 +29,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook, Shape
 from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
-from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
+from jaxdp.evaluation.inference import Watch, cache_level, packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info
@@ -50,9 +50,9 @@ def warm_start(
     *,
     directory: Path,
     label_names: Sequence[str],
-    mesh: Mesh | None = None,
-    folder: Path | None = None,
-    watch: Watch = unwatched,
+    mesh: Mesh,
+    folder: Path | None,
+    watch: Watch,
 ) -> None:
     """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
 
@@ -62,7 +62,7 @@ def warm_start(
         buckets: shapes for token ids.
         directory: of the backbone, for its tokenizer.
         label_names: of the head's rows.
-        mesh: devices to share the work; None is the default device alone.
+        mesh: devices to share the work.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
         watch: shows people how far it is, in reports and then in steps.
@@ -76,41 +76,42 @@ def warm_start(
     one_class = TASKS[model.task].one_class
     texts, labels = book.write_reports(settings.reports, label_names, shape, one_class=one_class)
     tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
-    mode = _mode(config, model)
-    if book.names and model.pooling == "label-attention":
-        names, _ = tokenize([book.names[label] for label in label_names], tokenizer, 32)
-        model.label_attention.queries[...] = name_queries(model, names)
+    mode = "lora" if settings.trains_adapters else "head"
+    if model.pooling == "label-attention":
+        mode += "+queries"
+        if book.names:
+            names, _ = tokenize([book.names[label] for label in label_names], tokenizer, 32)
+            model.label_attention.queries[...] = name_queries(model, names)
     if settings.from_adapter is not None:
         _begin_at(Path(settings.from_adapter), model, directory, label_names)
 
-    def learn() -> _Public:
+    def learn() -> Packed:
         frozen_layers = FrozenLayers(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
         learnt = _train(model, mode, frozen_layers, buckets, labels, settings, mesh, watch)
         nnx.update(model, learnt)
         # From the states below what was trained, which are still at hand.
-        level = model.start_level(learnt)
-        frozen_layers = FrozenLayers(
-            model, frozen_layers.at(level), buckets, mesh=mesh, watch=watch, level=level
-        )
-        features = frozen_layers.at(model.feature_level)["train"].values
-        return _Public(learnt, *public_basis(features, model.classifier.kernel[...]))
-
-    def vector() -> tuple[Packed, int]:
-        found = np.asarray(ravel_pytree(learn())[0])
-        return Packed.from_lengths(found, [found.size]), 0
+        level, last = model.start_level(learnt), model.feature_level
+        below = frozen_layers.at(level)
+        features = cache_level(
+            *nnx.split(model), below, level, last, buckets, mesh=mesh, watch=watch
+        )["train"].values
+        basis = public_basis(features, model.classifier.kernel[...])
+        numbers = np.asarray(ravel_pytree(_Public(learnt, *basis))[0])
+        return Packed.from_lengths(numbers, [numbers.size])
 
     if folder is None:
-        public = learn()
+        numbers = learn()
     else:
-        devices = 1 if mesh is None else mesh.size  # sums of other shares are rounded otherwise
-        versions = (__version__, jax.__version__, jax.default_backend(), devices)
+        # Sums of the shares of other devices are rounded otherwise.
+        versions = (__version__, jax.__version__, jax.default_backend(), mesh.size)
         backbone = dataclasses.replace(config.model, label_dimensions=None)
         learns = (model.pooling, model.task, mode)
         depends = (versions, backbone, *learns, config.lora, settings, buckets)
         weights = jax.tree.leaves(nnx.state(model, nnx.Param))
         key = key_of(repr(depends), (tokens.values, labels, *weights))
-        public = _read(stored(folder, key, vector)[0], model, mode)
-        nnx.update(model, public.learnt)
+        numbers, _ = stored(folder, key, lambda: (learn(), 0))
+    public = _read(numbers, model, mode)
+    nnx.update(model, public.learnt)
     directions, dimensions = public.directions, config.model.label_dimensions
     model.set_basis(public.center, None if dimensions is None else directions[..., :dimensions])
 
@@ -123,8 +124,8 @@ class _Public(NamedTuple):
     directions: jax.Array | None
 
 
-def _read(vector: Packed, model: ReportClassifier, mode: str) -> _Public:
-    """What a public start of a model like this has left, from one vector of it all."""
+def _read(numbers: Packed, model: ReportClassifier, mode: str) -> _Public:
+    """What a public start of a model like this has left, from one row of all its numbers."""
     kernel = model.classifier.kernel[...].T
     by_label = model.pooling == "label-attention"
     like = _Public(
@@ -132,7 +133,7 @@ def _read(vector: Packed, model: ReportClassifier, mode: str) -> _Public:
         jnp.zeros(kernel.shape if by_label else kernel.shape[1:]),
         jnp.zeros((*kernel.shape, kernel.shape[1])) if by_label else None,
     )
-    return ravel_pytree(like)[1](jnp.asarray(vector.values))
+    return ravel_pytree(like)[1](jnp.asarray(numbers.values))
 
 
 def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
@@ -206,12 +207,6 @@ def _said(adapted: Mapping[tuple, tuple[int, float]]) -> str:
     return f"{said} in {len(adapted)} layers" if adapted else "none"
 
 
-def _mode(config: Config, model: ReportClassifier) -> str:
-    """What a public start trains, as `lora.split` takes it."""
-    mode = "lora" if config.warm_start.trains_adapters else "head"
-    return f"{mode}+queries" if model.pooling == "label-attention" else mode
-
-
 def _train(
     model: ReportClassifier,
     mode: str,
@@ -219,7 +214,7 @@ def _train(
     buckets: Buckets,
     labels: np.ndarray,
     settings: WarmStartConfig,
-    mesh: Mesh | None,
+    mesh: Mesh,
     watch: Watch,
 ) -> nnx.State:
     """What `mode` trains, trained: AdamW with linear decay, on batches of like length."""
@@ -236,7 +231,7 @@ def _train(
         return TASKS[model.task].loss(packed_logits(model, values, length, level), labels)
 
     size = min(settings.batch_size, len(states))
-    shared = mesh is not None and size % mesh.shape[DATA] == 0
+    shared = size % mesh.shape[DATA] == 0
     rows = P(DATA) if shared else WHOLE
 
     def gradient(params, frozen, *reports):
@@ -247,11 +242,9 @@ def _train(
         found = jax.grad(loss)(params)
         return jax.lax.psum(found, DATA) if shared else found
 
-    if mesh is not None:
-        gradient = jax.shard_map(  # check_vma: see `step.sum_over_devices`
-            gradient, mesh=mesh, in_specs=(WHOLE, WHOLE, *[rows] * 4), out_specs=WHOLE,
-            check_vma=False,
-        )  # fmt: skip
+    gradient = jax.shard_map(  # check_vma: see `step.sum_over_devices`
+        gradient, mesh=mesh, in_specs=(WHOLE, WHOLE, *[rows] * 4), out_specs=WHOLE, check_vma=False
+    )
     optimizer = _optimizer(settings)
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -267,8 +260,7 @@ def _train(
         batches = _batches(states.lengths, widths, size, settings.steps)
         for key, (width, chosen) in zip(keys, batches, strict=True):
             reports = (*states.gather(chosen, width), labels[chosen], jax.random.split(key, size))
-            if mesh is not None:
-                reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
+            reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
             params, state = step(params, state, frozen, *reports)
             jax.block_until_ready(params)  # no queue of steps with collectives in them
             stepped(1)
@@ -289,7 +281,7 @@ def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
         return optax.adamw(optax.linear_schedule(rate, 0.0, settings.steps), weight_decay=0.01)
 
     def kind(path, _):
-        return "adapters" if {"lora_a", "lora_b"} & {_name(key) for key in path} else "head"
+        return "adapters" if "lora_" in jax.tree_util.keystr(path) else "head"
 
     rates = {"adapters": settings.learning_rate, "head": _HEAD_RATE * settings.learning_rate}
     return optax.chain(
@@ -299,10 +291,6 @@ def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
             lambda params: jax.tree.map_with_path(kind, params),
         ),
     )
-
-
-def _name(key) -> str:
-    return str(getattr(key, "key", getattr(key, "name", key)))
 
 
 def _batches(
@@ -348,9 +336,8 @@ def public_basis(features: np.ndarray, kernel: jax.Array) -> tuple[jax.Array, ja
     return jnp.asarray(center), jnp.asarray(np.stack(directions))
 
 
-def public_start(config: Config) -> str | None:
+def public_start(settings: WarmStartConfig) -> str | None:
     """What the statement says about it; None if there is none."""
-    settings = config.warm_start
     if settings.phrasebook is None:
         return None
     book = _book(settings, ())

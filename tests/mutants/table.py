@@ -1056,7 +1056,7 @@ MUTANTS = [
     Mutant(
         "the statement keeps quiet about a public start",
         "run/finish.py",
-        "public_start=public_start(config),",
+        "public_start=public_start(config.warm_start),",
         "public_start=None,",
         "test_warm_start.py::test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from",
     ),
