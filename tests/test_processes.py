@@ -144,21 +144,23 @@ def test_one_run_has_one_secret(both, tmp_path, shared):
 
 
 def test_process_0_reads_the_checkpoint_for_both(both, tmp_path):
-    checkpoints = Checkpoints(tmp_path, 2)
+    of = both(lambda i: Checkpoints(None if i else tmp_path, 2))
     like = TrainState({"w": np.zeros(3, np.float32)}, {"step": np.zeros((), np.int32)})
     like = processes.jax.tree.map(processes.jax.numpy.asarray, like)
-    assert both(lambda i: processes.latest(None if i else checkpoints)) == [None, None]
+    assert both(lambda i: of[i].latest()) == [None, None]
     saved = TrainState({"w": np.array([1, -0.0, 3], np.float32)}, {"step": np.int32(7)})
     position = Position(1, 20)
-    checkpoints.save(position, saved)
-    assert both(lambda i: processes.latest(None if i else checkpoints)) == [position, position]
-    read = lambda i: processes.restore(None if i else checkpoints, position, like)  # noqa: E731
-    for state in both(read):
+    both(lambda i: of[i].save(position, saved))
+    assert both(lambda i: of[i].latest()) == [position, position]
+    for state in both(lambda i: of[i].restore(position, like)):
         assert state.adapters["w"].tobytes() == saved.adapters["w"].tobytes()
         assert state.optimizer["step"] == 7
     file = tmp_path / "1-20" / "manifest.ocdbt"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
-    assert all(isinstance(error, DamagedCheckpoint) for error in both(read))
+    read = both(lambda i: of[i].restore(position, like))
+    assert all(isinstance(error, DamagedCheckpoint) for error in read)
+    assert both(lambda i: of[i].set_aside(position)) == [None, None]
+    assert both(lambda i: of[i].latest()) == [None, None]
 
 
 def test_a_stop_is_known_one_step_later_and_keeps_its_signal(monkeypatch):

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +18,7 @@ from jaxdp.training.setup import Inputs
 from jaxdp.training.stages import RunPlan
 
 from . import processes
-from .checkpoint import Checkpoints, Position
+from .checkpoint import Position
 from .directory import RunDirectory, RunError
 from .monitor import Monitor, SilentMonitor
 from .patients import patient_epsilons
@@ -67,15 +66,6 @@ def open_directory(
             f"{directory.path} is finished already; its results are in {directory.release}"
         )
     return directory
-
-
-def open_checkpoints(directories: Sequence[RunDirectory], folder: Path, keep: int) -> Checkpoints:
-    """Those of the runs in `folder`; RunError if there are some, and a run's secret is missing."""
-    checkpoints = Checkpoints(folder, keep)
-    if checkpoints.furthest() is not None:
-        for directory in directories:
-            directory.require_started()
-    return checkpoints
 
 
 def shared_secret(

@@ -18,6 +18,8 @@ from jaxdp.files import sync, sync_tree, write_whole
 from jaxdp.training.mesh import put
 from jaxdp.training.step import TrainState
 
+from . import processes
+
 _DIGEST = "blake2b"
 """File in each checkpoint: hash of the rest of it."""
 _DAMAGED = ".damaged"
@@ -50,18 +52,23 @@ class Checkpoints:
     with the same units and the same noise, so nothing is released twice with different noise.
 
     Orbax's manager is not used: it returns without an error where a step is there already, and
-    deletes the old checkpoint before the new one is on disk. Process 0 alone saves; every process
-    holds the whole state, so nothing has to be gathered.
+    deletes the old checkpoint before the new one is on disk.
+
+    Several processes call every method but `furthest` together, and get or raise the same. Process
+    0 alone reads and writes: each holds the whole state, so nothing has to be gathered.
 
     Args:
-        directory: created if missing.
+        directory: created if missing; None on every process but the first.
         keep: how many of the newest to keep.
     """
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path | None, keep: int):
+        self._keep = keep
+        processes.first(lambda: self._open(directory))
+
+    def _open(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory.resolve()
-        self._keep = keep
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoints"
         )
@@ -72,6 +79,9 @@ class Checkpoints:
 
     def save(self, position: Position, state: TrainState) -> None:
         """Writes the state of `position`; OSError if there is no room, and nothing is lost then."""
+        processes.first(lambda: self._save(position, state))
+
+    def _save(self, position: Position, state: TrainState) -> None:
         path = self._path(position)
         shutil.rmtree(path, ignore_errors=True)  # what a crash may have left
         tensors = {name: value for name, value in _tensors(state).items() if value.size}
@@ -101,53 +111,48 @@ class Checkpoints:
 
     def latest(self) -> Position | None:
         """The newest checkpoint's position; None if there is none."""
-        return max(self._positions(), default=None)
+        found = processes.first(lambda: max(self._positions(), default=None))
+        (position,) = processes.from_first([np.array(found or (-1, -1))])
+        return None if position[0] < 0 else Position(*position.tolist())
 
     def furthest(self) -> Position | None:
-        """As `latest`, but counting damaged ones: how far the run ever got."""
+        """As `latest`, but counting damaged ones: how far the run ever got. On process 0."""
         return max(self._positions(damaged=True), default=None)
 
     def restore(self, position: Position, like: TrainState) -> TrainState:
         """The state saved at `position`; `like` gives structure, shapes, dtypes, devices.
 
-        Raises: see `read`.
-        """
-        return self.rebuild(self.read(position, like), like)
-
-    def read(self, position: Position, like: TrainState) -> list[np.ndarray]:
-        """`values` of the state saved at `position`, which is one like `like`.
-
         Raises:
             DamagedCheckpoint: the folder does not hold such a state, whole and unchanged.
         """
+        found = processes.first(lambda: self._read(position, like))
+        (damaged,) = processes.from_first([np.array(found is None)])
+        if damaged:
+            raise DamagedCheckpoint(position)
+        values = processes.from_first(found or list(_tensors(like).values()))
+        leaves, treedef = jax.tree.flatten(like)
+        return jax.tree.unflatten(treedef, map(_leaf, values, leaves))
+
+    def _read(self, position: Position, like: TrainState) -> list[np.ndarray] | None:
+        """The arrays of the state; None if they are not those that were saved, or not like it."""
         path, wanted = self._path(position), _tensors(like)
         try:
             sound = (path / _DIGEST).read_text() == _digest(position, path)
         except (FileNotFoundError, ValueError):
             sound = False
         if not sound:
-            raise DamagedCheckpoint(position)
+            return None
         found = self._orbax.restore(path)
         found |= {name: value for name, value in wanted.items() if not value.size}
         if _types(found) != _types(wanted):
-            raise DamagedCheckpoint(position)
+            return None
         return [np.asarray(found[name]) for name in wanted]
-
-    @staticmethod
-    def values(state: TrainState) -> list[np.ndarray]:
-        """What a checkpoint keeps of a state."""
-        return list(_tensors(state).values())
-
-    @staticmethod
-    def rebuild(values: list[np.ndarray], like: TrainState) -> TrainState:
-        """The state of these `values`."""
-        leaves, treedef = jax.tree.flatten(like)
-        placed = [_leaf(value, leaf) for value, leaf in zip(values, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, placed)
 
     def set_aside(self, position: Position) -> None:
         """Renames a damaged checkpoint, so that the one before it is the latest."""
-        path = self._path(position)
+        processes.first(lambda: self._set_aside(self._path(position)))
+
+    def _set_aside(self, path: Path) -> None:
         aside = path.with_suffix(_DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

@@ -50,8 +50,6 @@ class RunDirectory:
         self.checkpoints = self.private / "checkpoints"
         self._secret_file = self.private / "secret.json"
         self._research_seed = config.run.research_seed
-        config_file = self.path / "config.json"
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700, exist_ok=True)
@@ -62,17 +60,22 @@ class RunDirectory:
         self._lock = (self.private / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._begin_or_go_on(config, resume)
         except BlockingIOError:
-            self._lock.close()
+            self.close()
             raise RunError(f"{self.path} is in use by another process") from None
+        except RunError:
+            self.close()
+            raise
+
+    def _begin_or_go_on(self, config: Config, resume: bool) -> None:
+        config_file = self.path / "config.json"
         if not self.started:
             if any(self.checkpoints.glob("*")):
-                self.close()
                 self.require_started()
             write_json(config_file, config.to_dict())
             return
         if not resume:
-            self.close()
             raise RunError(
                 f"{self.path} holds a run already; continue it with --resume, or choose another "
                 "config.run.name"
@@ -80,11 +83,8 @@ class RunDirectory:
         try:
             started = Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            self.close()
             raise RunError(f"{config_file} is damaged; the run cannot be continued") from None
-        changed = differences(started, config)
-        if changed:
-            self.close()
+        if changed := differences(started, config):
             raise RunError(
                 f"{self.path} was started with other settings; it can only be resumed with the "
                 "same " + ", ".join(f"config.{name} = {value!r}" for name, value in changed)

@@ -20,7 +20,7 @@ from rich.table import Table
 from jaxdp import recipe
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
-from jaxdp.evaluation.inference import unwatched
+from jaxdp.evaluation.inference import Watch, unwatched
 from jaxdp.evaluation.metrics import scores
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
@@ -62,7 +62,9 @@ class SilentMonitor:
         pass
 
     planned = loaded = patients = built = set_aside = stepped = evaluated = finished = _nothing
-    public_start = frozen_layers = testing = staticmethod(unwatched)
+
+    def watch(self, name: str) -> Watch:
+        return unwatched
 
     def stage(self, *args) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -131,11 +133,14 @@ class Monitor:
             self._say(f"  {who} patient: {patient['reports']:,} reports, epsilon together: {cost}")
         self._say("  [yellow]privacy.unit = patient would protect patients as a whole[/]")
 
-    def public_start(self, total: int, unit: str = "reports") -> Display:
-        """The model computes features of made-up reports, or takes steps on them; an
-        `inference.Watch`."""
-        self._say(f"public start: {total:,} {unit}")
-        return self._display("public start", total, unit)
+    def watch(self, name: str) -> Watch:
+        """Shows how far something long of that name is."""
+
+        def begun(total: int, unit: str = "reports") -> Display:
+            self._say(f"{name}: {total:,} {unit}")
+            return Display(self._console, name, total, unit, say=self._say)
+
+        return begun
 
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""
@@ -149,18 +154,6 @@ class Monitor:
         )
         if weights.initialised:
             self._say(f"  initialised at random: {', '.join(weights.initialised)}")
-
-    def frozen_layers(self, total: int) -> Display:
-        """What is frozen computes `total` reports, once; an `inference.Watch`."""
-        self._say(f"frozen layers: {total:,} reports, once")
-        return self._display("frozen layers", total, "reports")
-
-    def testing(self, total: int) -> Display:
-        """The finished model labels `total` test reports; an `inference.Watch`."""
-        return self._display("test split", total, "reports")
-
-    def _display(self, name: str, total: int, unit: str, **options) -> Display:
-        return Display(self._console, name, total, unit, say=self._say, **options)
 
     def set_aside(self, damage: DamagedCheckpoint) -> None:
         """A checkpoint was unusable."""
@@ -180,8 +173,14 @@ class Monitor:
         self._writer = SummaryWriter(
             str(run.private / "tensorboard"), purge_step=self._offset + begin.step
         )
-        self._progress = self._display(
-            stage.name, stage.steps, "steps", done=begin.step, status="compiling"
+        self._progress = Display(
+            self._console,
+            stage.name,
+            stage.steps,
+            "steps",
+            done=begin.step,
+            status="compiling",
+            say=self._say,
         )
         self._rates: list[float] = []
         self._last_read = time.perf_counter()

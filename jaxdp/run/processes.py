@@ -21,9 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdp.settings import ConfigError
 from jaxdp.training.mesh import DATA
-from jaxdp.training.step import TrainState
 
-from .checkpoint import Checkpoints, DamagedCheckpoint, Position
 from .directory import RunError
 from .interrupt import Interrupt
 
@@ -124,29 +122,6 @@ def require_same(parts: dict[str, Iterable[bytes]]) -> None:
                 raise RunError(
                     f"process {index} has other {name} than process 0; all must read the same"
                 )
-
-
-def latest(checkpoints: Checkpoints | None) -> Position | None:
-    """The newest checkpoint's position, as process 0 sees it."""
-    found = first(lambda: checkpoints.latest())
-    (position,) = from_first([np.array(found or (-1, -1))])
-    return None if position[0] < 0 else Position(*position.tolist())
-
-
-def restore(checkpoints: Checkpoints | None, position: Position, like: TrainState) -> TrainState:
-    """`Checkpoints.restore`: process 0 reads, the others get what it has read."""
-
-    def read():
-        try:
-            return checkpoints.read(position, like)
-        except DamagedCheckpoint:
-            return None
-
-    values = first(read)
-    (sound,) = from_first([np.array(values is not None)])
-    if not sound:
-        raise DamagedCheckpoint(position)
-    return Checkpoints.rebuild(from_first(values or Checkpoints.values(like)), like)
 
 
 class SharedInterrupt:

@@ -2,7 +2,7 @@
 """Opens a release bundle and proves what can be proven of it; trusts nothing that wrote it."""
 
 import dataclasses
-import json
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ import safetensors
 from jaxdp import dp
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
-from jaxdp.models.checkpoints import Description, WeightsError, read_tensors
-from jaxdp.models.classifier import HEAD, POOLINGS
+from jaxdp.models.checkpoints import Description, WeightsError, read_json, read_tensors
+from jaxdp.models.classifier import HEAD
 from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, WEIGHTS, torch_class
 from jaxdp.models.pretrained import read_config
 from jaxdp.models.tasks import TASKS
@@ -141,11 +141,8 @@ class _Bundle:
         needed = _BUNDLE | {f"adapter/{name}" for name in weights | _BESIDE_WEIGHTS}
         code = f"adapter/{TORCH_CLASS.name}"
         allowed = needed | {"adapter", code} | {f"adapter/{name}" for name in TOKENIZER_FILES}
-        found = {}
-        for path in self.release.rglob("*"):
-            found[str(path.relative_to(self.release))] = path
-        surplus = sorted(found.keys() - allowed)
-        if surplus:
+        found = {str(path.relative_to(self.release)): path for path in self.release.rglob("*")}
+        if surplus := sorted(found.keys() - allowed):
             raise ReleaseError(f"does not belong in a release: {', '.join(surplus[:8])}")
         if missing := sorted(needed - found.keys()):
             raise ReleaseError(f"missing: {', '.join(missing)}")
@@ -158,7 +155,7 @@ class _Bundle:
         return f"{len(found) - 1} files, each of them allowed"
 
     def statement(self) -> str:
-        stated = _read(self.release / "privacy.json")
+        stated = read_json(self.release / "privacy.json")
         names = {field.name for field in dataclasses.fields(dp.SubsampledGaussian)} - {"units"}
         again = dp.privacy_statement(
             {
@@ -184,26 +181,24 @@ class _Bundle:
         return f"epsilon {stated['epsilon']} at delta {stated['delta']:g}, recomputed"
 
     def settings(self) -> str:
-        description = _read(self.adapter / "jaxdp.json")
+        stated = read_json(self.adapter / "jaxdp.json")
         needed = {"pooling", "label_names", "base_fingerprint"}
-        _known("jaxdp.json", description, needed, {"window", "problem_type"})
-        labels, fingerprint = description["label_names"], description["base_fingerprint"]
-        if description["pooling"] not in POOLINGS:
-            raise ReleaseError(f"jaxdp.json: pooling must be {' or '.join(POOLINGS)}")
+        _known("jaxdp.json", stated, needed, {"window", "problem_type"})
+        description = Description.read(self.adapter)
+        labels, fingerprint = list(description.label_names), description.base_fingerprint
         if not all(isinstance(name, str) and len(name) <= 200 for name in labels):
             raise ReleaseError("jaxdp.json: label_names must be short names")
-        window = description.get("window")
+        window = description.window
         if window is not None and [type(value) for value in window] != [int, int]:
             raise ReleaseError("jaxdp.json: window must be two whole numbers")
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):
             raise ReleaseError("jaxdp.json: base_fingerprint must be 32 hexadecimal digits")
-        task = TASKS[Description.read(self.adapter).task]
         if self.whole:
-            config = _read(self.adapter / "config.json")
+            config = read_json(self.adapter / "config.json")
             _no_paths("config.json", config)
             if list(config["id2label"].values()) != labels:
                 raise ReleaseError("config.json: id2label must be the label names")
-            if config["problem_type"] != task.problem_type:
+            if config["problem_type"] != TASKS[description.task].problem_type:
                 raise ReleaseError("config.json: problem_type must be that of jaxdp.json")
             if self.base is not None:
                 own = {"architectures", "problem_type", "id2label", "label2id"} | PATHS
@@ -211,7 +206,7 @@ class _Bundle:
                 if _without(ours, own) != _without(theirs, own):
                     raise ReleaseError("config.json differs from the backbone's")
             return f"whole model, {len(labels)} labels"
-        config = _read(self.adapter / "adapter_config.json")
+        config = read_json(self.adapter / "adapter_config.json")
         patterns = {"rank_pattern", "alpha_pattern"}
         _known("adapter_config.json", config, _PEFT_FIELDS.keys() - patterns, patterns)
         for field, value in config.items():
@@ -220,8 +215,7 @@ class _Bundle:
         return f"PEFT adapter of {config['base_model_name_or_path']}, {len(labels)} labels"
 
     def tensors(self) -> str:
-        tensors = self._tensors()
-        labels = _read(self.adapter / "jaxdp.json")["label_names"]
+        tensors, labels = self._tensors, Description.read(self.adapter).label_names
         shapes = {name: tensors[name].shape for name in _HEAD if name in tensors}
         if [shape[:1] for shape in shapes.values()] != 2 * [(len(labels),)]:
             raise ReleaseError(f"the head must have a row for each of {len(labels)} labels")
@@ -241,6 +235,7 @@ class _Bundle:
                 raise ReleaseError(f"{name} holds numbers that are not finite")
         return f"{len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} finite numbers"
 
+    @functools.cached_property
     def _tensors(self) -> dict[str, np.ndarray]:
         """By the names of the model's parameters."""
         path = self.adapter / ("model.safetensors" if self.whole else WEIGHTS)
@@ -257,7 +252,7 @@ class _Bundle:
 
     def _check_declared(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Every tensor is a factor of a targeted layer, a saved module's, or a trained bias."""
-        config = _read(self.adapter / "adapter_config.json")
+        config = read_json(self.adapter / "adapter_config.json")
         targets = config["target_modules"]
         targets = [] if isinstance(targets, str) else targets
         for name, value in tensors.items():
@@ -285,7 +280,7 @@ class _Bundle:
                 raise ReleaseError(f"{name!r} is not what adapter_config.json declares")
 
     def trained(self) -> str:
-        tensors = self._tensors()
+        tensors = self._tensors
         before = {} if self.base is None else read_tensors(self.base)
         changed: dict[str, bool] = {}
         for name, value in tensors.items():
@@ -302,7 +297,7 @@ class _Bundle:
         same = [name for name, moved in changed.items() if not moved]
         if set(same) & set(HEAD_BIASES):
             raise ReleaseError("the head was never trained: its bias is what it was before")
-        noised = isinstance(_read(self.release / "privacy.json")["epsilon"], float | int)
+        noised = isinstance(read_json(self.release / "privacy.json")["epsilon"], float | int)
         lora = {name for name in changed if name.startswith("LoRA")}
         if same and (noised or (lora and lora <= set(same))):
             more = f" and {len(same) - 4} more" if len(same) > 4 else ""
@@ -310,7 +305,7 @@ class _Bundle:
         return f"{len(changed) - len(same)} of {len(changed)} updates are not zero"
 
     def tokenizer(self) -> str:
-        config = _read(self.adapter / "tokenizer_config.json")
+        config = read_json(self.adapter / "tokenizer_config.json")
         _no_paths("tokenizer_config.json", config)
         if not isinstance(config.get("model_max_length"), int):
             raise ReleaseError("tokenizer_config.json has no model_max_length")
@@ -323,21 +318,11 @@ class _Bundle:
             if not theirs.exists() or theirs.read_bytes() != (self.adapter / name).read_bytes():
                 raise ReleaseError(f"{name} is not the backbone's")
         path = self.base / "tokenizer_config.json"
-        theirs = _read(path) if path.exists() else {}
+        theirs = read_json(path) if path.exists() else {}
         own = PATHS | {"model_max_length"} | ({"tokenizer_class"} - theirs.keys())
         if _without(config, own) != _without(theirs, own):
             raise ReleaseError("tokenizer_config.json differs from the backbone's")
         return f"{', '.join(present)}: the backbone's"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ReleaseError(f"{path.name} is not JSON") from None
-    if not isinstance(value, dict):
-        raise ReleaseError(f"{path.name} must hold a JSON object")
-    return value
 
 
 def _known(file: str, value: Mapping[str, Any], needed: set[str], optional: set[str]) -> None:

@@ -37,7 +37,6 @@ from . import processes
 from .begin import (
     Run,
     begin,
-    open_checkpoints,
     open_directory,
     require_same_inputs,
     shared_secret,
@@ -167,11 +166,11 @@ def _train(
             secret = shared_secret(directory, inputs, sampling_root)
             runs.append(Run(each, plan, secret, directory, monitor))
             tell_patients(runs[-1], inputs)
-        checkpoints = processes.first(
-            lambda: open_checkpoints(
-                directories, folder or directories[0].checkpoints, config.run.keep_checkpoints
-            )
-        )
+        states = folder or (directories[0] and directories[0].checkpoints)
+        checkpoints = Checkpoints(states, config.run.keep_checkpoints)
+        if together and checkpoints.furthest() is not None:
+            for directory in directories:
+                directory.require_started()
         stop = processes.SharedInterrupt(interrupt, mesh)
         while True:
             try:
@@ -179,12 +178,14 @@ def _train(
                 break
             except DamagedCheckpoint as damage:
                 # The one before, or none at all, leads to the same result.
-                processes.first(lambda damage=damage: checkpoints.set_aside(damage.position))
+                checkpoints.set_aside(damage.position)
                 for monitor in monitors:
                     monitor.set_aside(damage)
         predicted = [None] * len(runs)
         if "test" in inputs.tokens:
-            predicted = test_probabilities(config, models, inputs, mesh, monitors[0].testing)
+            predicted = test_probabilities(
+                config, models, inputs, mesh, monitors[0].watch("test split")
+            )
         return [
             finish(run, inputs, model, weights, probabilities)
             for run, model, probabilities in zip(runs, models, predicted, strict=True)
@@ -195,7 +196,7 @@ def _train(
 def train_stages(
     runs: Sequence[Run],
     inputs: Inputs,
-    checkpoints: Checkpoints | None,
+    checkpoints: Checkpoints,
     stop: processes.SharedInterrupt,
 ) -> tuple[list[ReportClassifier], LoadReport]:
     """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
@@ -206,7 +207,7 @@ def train_stages(
     Args:
         runs: what to train.
         inputs: that all read.
-        checkpoints: of the states of all, on the first process.
+        checkpoints: of the states of all.
         stop: asked between steps.
 
     Returns:
@@ -218,7 +219,7 @@ def train_stages(
         CannotShare: see `members.share_frozen`.
     """
     config, plan = runs[0].config, runs[0].plan
-    saved = processes.latest(checkpoints)
+    saved = checkpoints.latest()
     position = saved or Position(0, 0)
     # A public start and frozen layers may take minutes, and leave nothing half done.
     with stop.raising(lambda: _interrupted(runs, saved)):
@@ -255,10 +256,10 @@ def train_stages(
         )
         start = position if index == position.stage else Position(index, 0)
         if start == saved:
-            state = processes.restore(checkpoints, start, trainer.initial_state)
+            state = checkpoints.restore(start, trainer.initial_state)
         else:
             state = trainer.initial_state
-            processes.first(lambda start=start, state=state: checkpoints.save(start, state))
+            checkpoints.save(start, state)
         loop = _StageLoop(runs, inputs, trainer, checkpoints, stop)
         with contextlib.ExitStack() as showing:
             for run in runs:
@@ -282,7 +283,7 @@ def _build(runs: Sequence[Run], inputs: Inputs) -> tuple[list[ReportClassifier],
                 inputs.backbone,
                 inputs.dataset.label_names,
                 run.secret,
-                run.monitor.public_start,
+                run.monitor.watch("public start"),
             )
         models.append(model)
         share_frozen(models[0], model)
@@ -298,7 +299,7 @@ def _frozen_layers(run: Run, model: ReportClassifier, inputs: Inputs) -> FrozenL
         token_buckets(config),
         cache_folder(config),
         make_mesh(config.run.devices),
-        run.monitor.frozen_layers,
+        run.monitor.watch("frozen layers"),
     )
     # From the lowest level up, so that each is made from the one before.
     for level in sorted(
@@ -321,7 +322,7 @@ class _StageLoop:
     runs: Sequence[Run]
     inputs: Inputs
     trainer: StageTrainer
-    checkpoints: Checkpoints | None
+    checkpoints: Checkpoints
     stop: processes.SharedInterrupt
 
     def run(self, position: Position, state: TrainState) -> TrainState:
@@ -349,7 +350,7 @@ class _StageLoop:
                     metrics = self._evaluate(done, state)
                 # Saved before it is shown: what people have seen is never taken back by a crash, so
                 # a run that is given up has released no more than its newest checkpoint.
-                processes.first(lambda done=done, state=state: self.checkpoints.save(done, state))
+                self.checkpoints.save(done, state)
             if evaluate:
                 self._show(done, metrics)
             if stop and not last:

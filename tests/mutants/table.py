@@ -940,8 +940,8 @@ MUTANTS = [
     ),
     Mutant(
         "a damaged checkpoint goes to the other processes",
-        PROCESSES,
-        "    if not sound:\n        raise DamagedCheckpoint(position)\n",
+        CHECKPOINT,
+        "        if damaged:\n            raise DamagedCheckpoint(position)\n",
         "",
         "test_processes.py::test_process_0_reads_the_checkpoint_for_both",
     ),
