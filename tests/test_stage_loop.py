@@ -297,8 +297,7 @@ def test_the_statement_is_of_what_ran_on_whom_and_with_which_noise(new_run, monk
     run, written = new_run(**RESTRICTED), []
     monkeypatch.setattr(finish_module, "write_release", lambda *_, **o: written.append(o))
     held_out = inputs(splits=["train", "train", "test", "test"])
-    weights = types.SimpleNamespace(initialised=())
-    finish(run, held_out, None, weights, np.full((2, 2), 0.5, np.float32))
+    finish(run, held_out, None, (), np.full((2, 2), 0.5, np.float32))
     (statement,) = (options["statement"] for options in written)
     assert [(m["stage"], m["steps"]) for m in statement["mechanisms"]] == [
         ("feature mean", 1), ("head stage", 4), ("main stage", 6),

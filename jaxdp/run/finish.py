@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The end of a run: its statement, its release, and what it answers on the test split."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,14 +11,12 @@ from jaxdp import dp
 from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.files import write_json, write_whole
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.pretrained import LoadReport
 from jaxdp.training.randomness import noise_generator, seed_policy
 from jaxdp.training.setup import Inputs, arithmetic
 from jaxdp.training.warm_start import public_start
 
 from . import processes
 from .begin import Run
-from .directory import RunDirectory
 from .release import write_release
 
 NOT_COVERED = (
@@ -30,16 +29,14 @@ def finish(
     run: Run,
     inputs: Inputs,
     model: ReportClassifier,
-    weights: LoadReport,
+    initialised: Sequence[str],
     probabilities: np.ndarray | None,
 ) -> dict[str, Any]:
     """Writes release/, then the test predictions, then metrics.json, which says that all is there.
 
     Args:
-        run: that is done.
-        inputs: that it read.
-        model: trained.
-        weights: how it was loaded.
+        run, inputs, model: trained.
+        initialised: parameters that were drawn at random because the checkpoint lacked them.
         probabilities: [n, num_labels] of the model for the test split; None if there is none.
 
     Returns:
@@ -56,31 +53,27 @@ def finish(
         max_reports_per_patient=config.privacy.max_reports_per_patient,
         public_start=public_start(config.warm_start),
     )
-    processes.first(
-        lambda: write_release(
+    predictions, metrics = None, {"note": "there is no test split", "test": None}
+    if probabilities is not None:
+        predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
+        metrics = {"note": NOT_COVERED, "test": predictions.metrics(config.data.task)}
+    metrics["arithmetic"] = f"{arithmetic(config)} on {jax.default_backend()}"
+
+    def write() -> None:
+        write_release(
             run.directory.release,
             model,
             config.train.mode,
             backbone=inputs.backbone,
             label_names=inputs.dataset.label_names,
             max_length=config.data.max_length,
-            initialised=weights.initialised,
+            initialised=initialised,
             statement=statement,
         )
-    )
-    predictions, metrics = None, {"note": "there is no test split", "test": None}
-    if probabilities is not None:
-        predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
-        metrics = {"note": NOT_COVERED, "test": predictions.metrics(config.data.task)}
-    metrics["arithmetic"] = f"{arithmetic(config)} on {jax.default_backend()}"
-    processes.first(lambda: _write_results(run.directory, predictions, metrics))
+        if predictions is not None:
+            write_whole(run.directory.private / "test_predictions.npz", predictions.to_bytes())
+        write_json(run.directory.path / "metrics.json", metrics)
+
+    processes.first(write)
     run.monitor.finished(run.directory, statement, metrics["test"])
     return {"privacy": statement, "metrics": metrics}
-
-
-def _write_results(
-    directory: RunDirectory, predictions: TestPredictions | None, metrics: dict
-) -> None:
-    if predictions is not None:
-        write_whole(directory.private / "test_predictions.npz", predictions.to_bytes())
-    write_json(directory.path / "metrics.json", metrics)

@@ -38,8 +38,8 @@ def write_release(
     label names.
 
     Args:
-        release: where; replaced if it exists.
-        model: trained, with an ordinary head.
+        release: replaced if it exists.
+        model: with an ordinary head.
         mode: what was trained, see `models.lora.MODES`.
         backbone: the frozen weights' origin.
         label_names: of the head's rows.

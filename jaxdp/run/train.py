@@ -187,7 +187,7 @@ def _train(
                 config, models, inputs, mesh, monitors[0].watch("test split")
             )
         return [
-            finish(run, inputs, model, weights, probabilities)
+            finish(run, inputs, model, weights.initialised, probabilities)
             for run, model, probabilities in zip(runs, models, predicted, strict=True)
             if run.directory is None or not run.directory.finished
         ]

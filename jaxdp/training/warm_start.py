@@ -60,7 +60,7 @@ def warm_start(
         config: of the run.
         model: with its adapters, if it has any.
         buckets: shapes for token ids.
-        directory: of the backbone, for its tokenizer.
+        directory: of the backbone.
         label_names: of the head's rows.
         mesh: devices to share the work.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
