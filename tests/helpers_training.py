@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax.export
 import numpy as np
 import safetensors.numpy
 from helpers_data import openi_xml, write_openi
@@ -128,6 +129,13 @@ class AtTheFirstStep(Interrupt):
         with super().raising(error):
             yield
         self.received = signal.SIGINT
+
+
+def exported(trainer, platforms: list[str]):
+    """A stage's step, lowered for "cpu", "cuda" or "tpu" and the mesh's number of devices, whatever
+    there is here; nothing is compiled."""
+    step = trainer._arguments(trainer.initial_state, 0, trainer.plan(0))
+    return jax.export.export(trainer._step, platforms=platforms)(*step[0], **step[1])
 
 
 def start_script(name: str, *arguments: str, **environment: str) -> subprocess.Popen:

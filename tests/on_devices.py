@@ -13,7 +13,7 @@ import safetensors.numpy
 import test_members as several
 import test_step as one
 from flax import nnx
-from helpers_training import smoke_config, write_backbone
+from helpers_training import exported, smoke_config, write_backbone
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -245,9 +245,9 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
         shard_frozen=shard,
     )
     for platform in ("cuda", "tpu"):
-        exported = trainer.export([platform])
-        assert exported.nr_devices == devices and exported.platforms == (platform,)
-        text = exported.mlir_module()
+        step = exported(trainer, [platform])
+        assert step.nr_devices == devices and step.platforms == (platform,)
+        text = step.mlir_module()
         assert text.count("stablehlo.all_reduce") == 1
         assert ("stablehlo.all_gather" in text) == shard
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers_training import smoke_config, write_backbone
+from helpers_training import exported, smoke_config, write_backbone
 
 from jaxdp import dp
 from jaxdp.backbone import resolve_backbone
@@ -76,12 +76,12 @@ WANTED = {
 @pytest.mark.parametrize("pooling, mode", [("cls", "lora"), ("label-attention", "lora-ffa")])
 def test_every_product_of_a_step_is_in_what_was_asked_for(backbone, dtype, pooling, mode):
     trainer = step_of(model_of(backbone, dtype, pooling, mode), mode)
-    assert products(trainer.export(["cuda", "tpu"]).mlir_module()) == WANTED[dtype]
+    assert products(exported(trainer, ["cuda", "tpu"]).mlir_module()) == WANTED[dtype]
 
 
 def test_frozen_weights_are_rounded_once_and_not_in_every_step(backbone):
     model = model_of(backbone, "bfloat16", "cls", "lora")
-    text = step_of(model, "lora").export(["tpu"]).mlir_module()
+    text = exported(step_of(model, "lora"), ["tpu"]).mlir_module()
     # What is rounded in it: adapters, and what a layer reads; no kernel.
     rounded = re.findall(r"stablehlo\.convert .*\(tensor<(\w+)xf32>\) -> tensor<\w+xbf16>", text)
     assert rounded and not {"16x16", "16x32", "32x16"} & set(rounded)
@@ -95,13 +95,13 @@ def test_frozen_weights_are_rounded_once_and_not_in_every_step(backbone):
 def test_a_model_that_leaves_it_open_is_seen(backbone):
     model = model_of(backbone, "float32", "cls", "lora")
     model.precision = None
-    text = step_of(model, "lora").export(["tpu"]).mlir_module()
+    text = exported(step_of(model, "lora"), ["tpu"]).mlir_module()
     assert products(text) == {("f32", "DEFAULT")}
 
 
 def test_a_heads_sum_of_clipped_gradients_is_float32_whatever_the_model(backbone):
     trainer = step_of(model_of(backbone, "tensorfloat32", "mean", "head"), "head")
-    found = products(trainer.export(["cuda"]).mlir_module())
+    found = products(exported(trainer, ["cuda"]).mlir_module())
     assert found == {("f32", "HIGH"), ("f32", "HIGHEST")}
 
 

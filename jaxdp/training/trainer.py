@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -114,7 +113,8 @@ class StageTrainer:
         )
         # A draw beyond this happens less than once in 10^15 steps, and only costs a compilation.
         draw = batch + 8 * math.sqrt(batch)
-        self._capacity = _round_up(min(draw, units.num_units) + max(self.buckets.rows))
+        slots = int(min(draw, units.num_units) + max(self.buckets.rows))
+        self._capacity = -(-slots // 64) * 64
 
         gradient_sum = plain_gradient_sum
         if mechanism:
@@ -172,22 +172,16 @@ class StageTrainer:
         self, state: TrainState, step: int, plan: Plan
     ) -> tuple[TrainState, dp.ClipDiagnostics]:
         """One release and one update; `state` is consumed. Returns before the device is done."""
-        return self._step(state, self._frozen, self._data, plan, self._bound, **self._draw(step))
-
-    def export(self, platforms: Sequence[str]) -> jax.export.Exported:
-        """The step, lowered for "cpu", "cuda" or "tpu" and the mesh's number of devices, whatever
-        there is here; nothing is compiled."""
-        arguments, release = self._arguments()
-        return jax.export.export(self._step, platforms=platforms)(*arguments, **release)
+        arguments, release = self._arguments(state, step, plan)
+        return self._step(*arguments, **release)
 
     def lower(self, device: jax.Device) -> jax.stages.Lowered:
         """The step without a mesh, lowered for a device of any kind, which need not be here."""
-        arguments, release = shaped(self._arguments(), device)
+        arguments, release = shaped(self._arguments(self.initial_state, 0, self.plan(0)), device)
         return self._step.lower(*arguments, **release)
 
-    def _arguments(self) -> tuple[tuple, dict[str, Any]]:
-        arguments = (self.initial_state, self._frozen, self._data, self.plan(0), self._bound)
-        return arguments, self._draw(0)
+    def _arguments(self, state: TrainState, step: int, plan: Plan) -> tuple[tuple, dict[str, Any]]:
+        return (state, self._frozen, self._data, plan, self._bound), self._draw(step)
 
     def describe(self, plan: Plan) -> tuple[int, float]:
         """(reports that take part, share of the computed positions that are real)."""
@@ -282,7 +276,3 @@ def _head_value_and_grad(loss_fn):
         return value, jax.tree.unflatten(structure, [gradient, products(feature[0], gradient)])
 
     return value_and_grad
-
-
-def _round_up(slots: float, multiple: int = 64) -> int:
-    return -(-int(slots) // multiple) * multiple

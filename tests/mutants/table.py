@@ -502,8 +502,8 @@ MUTANTS = [
     Mutant(
         "the draw of the first step at every step",
         TRAINER,
-        "**self._draw(step)",
-        "**self._draw(0)",
+        "self._draw(step)",
+        "self._draw(0)",
         STAGE_NOISE,
     ),
     Mutant(
