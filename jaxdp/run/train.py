@@ -34,14 +34,7 @@ from jaxdp.training.step import TrainState
 from jaxdp.training.trainer import StageMember, StageTrainer
 
 from . import processes
-from .begin import (
-    Run,
-    begin,
-    open_directory,
-    require_same_inputs,
-    shared_secret,
-    tell_patients,
-)
+from .begin import Run, begin, open_directory, require_same_inputs, shared_secret, tell_patients
 from .checkpoint import Checkpoints, DamagedCheckpoint, Position
 from .directory import RunError
 from .finish import finish
