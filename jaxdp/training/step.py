@@ -30,8 +30,8 @@ class LabelledData(NamedTuple):
 
     reports: Packed
     """Token ids, hidden states or features, as the stage needs them."""
-    labels: jax.Array
-    """[rows, num_labels] int8: 1, 0, or -1 for unknown."""
+    labels: Any
+    """[rows, num_labels] int8: 1, 0, or -1 for unknown; or any tree of [rows, ...]."""
     center: jax.Array | None = None
     """[H], or 0: taken from what `reports` hold, which are features then. None takes nothing."""
 
@@ -100,7 +100,7 @@ def make_share_sum(
                     adapters,
                     values,
                     lengths,
-                    data.labels[jnp.maximum(index, 0)],
+                    jax.tree.map(lambda x: x[jnp.maximum(index, 0)], data.labels),
                     is_padding=index < 0,
                 )
                 total, diagnostics = carry

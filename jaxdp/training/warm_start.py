@@ -8,8 +8,8 @@ head is then trained in private. It does the same again in a resumed run.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxdp import __version__
 from jaxdp.config import Config, ConfigError, WarmStartConfig
@@ -37,7 +36,8 @@ from jaxdp.models.pretrained import load_classifier
 from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
-from .mesh import DATA, WHOLE, place, put, to_host
+from .mesh import DATA, place, to_host
+from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
@@ -220,51 +220,37 @@ def _train(
     """What `mode` trains, trained: AdamW with linear decay, on batches of like length."""
     graphdef, trained, frozen = lora.split(model, mode)
     level = model.start_level(trained)
-    states = frozen_layers.at(level)["train"]
-    widths = (1,) if level == model.feature_level else buckets.widths
+    at_feature = level == model.feature_level
+    reports = frozen_layers.at(level)["train"]
+    size = min(settings.batch_size, len(reports))
+    buckets = buckets.for_features() if at_feature else buckets
+    share = -(-size // mesh.shape[DATA])  # a microbatch for every device
+    buckets = Buckets(buckets.widths, tuple(min(rows, share) for rows in buckets.rows))
 
-    def report_loss(params, frozen, values, length, labels, key):
+    def report_loss(params, frozen, values, length, labels):
+        (frozen, step), (labels, row) = frozen, labels
         model = nnx.merge(graphdef, params, frozen)
-        if settings.noise and level < model.feature_level:
+        if settings.noise and not at_feature:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), row)
             values = values if level else model.embedded(values, length)
             values = add_state_noise(key, values, length, settings.noise)
         return TASKS[model.task].loss(packed_logits(model, values, length, level), labels)
 
-    size = min(settings.batch_size, len(states))
-    shared = size % mesh.shape[DATA] == 0
-    rows = P(DATA) if shared else WHOLE
-
-    def gradient(params, frozen, *reports):
-        def loss(params):
-            losses = jax.vmap(report_loss, (None, None, 0, 0, 0, 0))(params, frozen, *reports)
-            return losses.sum() / size
-
-        found = jax.grad(loss)(params)
-        return jax.lax.psum(found, DATA) if shared else found
-
-    gradient = jax.shard_map(  # check_vma: see `step.sum_over_devices`
-        gradient, mesh=mesh, in_specs=(WHOLE, WHOLE, *[rows] * 4), out_specs=WHOLE, check_vma=False
-    )
-    optimizer = _optimizer(settings)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, frozen, *reports):
-        updates, state = optimizer.update(gradient(params, frozen, *reports), state, params)
-        return optax.apply_updates(params, updates), state
-
-    params, state, frozen = place(
-        (jax.tree.map(jnp.copy, trained), optimizer.init(trained), frozen), mesh
-    )
-    keys = jax.random.split(jax.random.key(0), settings.steps)
+    optimizer = optax.chain(optax.scale(1 / size), _optimizer(settings))
+    train_step = make_train_step(report_loss, plain_gradient_sum, optimizer, buckets, mesh)
+    train_step = jax.jit(train_step, donate_argnums=0)
+    trained = jax.tree.map(jnp.copy, trained)
+    state = place(TrainState(trained, optimizer.init(trained)), mesh)
+    data = LabelledData(reports, (labels, np.arange(len(reports))))
+    data, frozen = place((data, frozen), mesh, read_only=True)
+    batches = _batches(reports.lengths, buckets.widths, size)
     with watch(settings.steps, "steps") as stepped:
-        batches = _batches(states.lengths, widths, size, settings.steps)
-        for key, (width, chosen) in zip(keys, batches, strict=True):
-            reports = (*states.gather(chosen, width), labels[chosen], jax.random.split(key, size))
-            reports = [put(x, NamedSharding(mesh, rows)) for x in reports]
-            params, state = step(params, state, frozen, *reports)
-            jax.block_until_ready(params)  # no queue of steps with collectives in them
+        for step, rows in zip(range(settings.steps), batches, strict=False):
+            plan = buckets.plan(rows, reports.lengths, size + max(buckets.rows))
+            state, _ = train_step(state, (frozen, np.int32(step)), data, plan, math.inf)
+            jax.block_until_ready(state)  # no queue of steps with collectives in them
             stepped(1)
-    return jax.tree.map(jnp.asarray, to_host(params))
+    return jax.tree.map(jnp.asarray, to_host(state.adapters))
 
 
 def add_state_noise(key: jax.Array, x_LxH: jax.Array, length: jax.Array, scale: float) -> jax.Array:
@@ -293,22 +279,16 @@ def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
     )
 
 
-def _batches(
-    lengths: np.ndarray, widths: Sequence[int], size: int, steps: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(width, rows) of each step: batches of like length, each report once in an epoch but for the
-    shortest that are left over; the batches in random order."""
+def _batches(lengths: np.ndarray, widths: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    """Rows of one step after the other: batches of like length, each report once in an epoch but
+    for the shortest that are left over; the batches in random order."""
     rng = np.random.default_rng(0)
-    fits = np.searchsorted(-np.array(widths), -lengths, side="right") - 1
-    done = 0
-    while done < steps:
+    fits = np.searchsorted(-np.array(widths), -lengths, side="right")
+    while True:
         order = rng.permutation(len(lengths))
         order = order[np.argsort(fits[order], kind="stable")]  # longest first
-        starts = np.arange(0, len(order) - size + 1, size)
-        for start in rng.permutation(starts)[: steps - done]:
-            done += 1
-            rows = order[start : start + size]
-            yield widths[fits[rows[0]]], rows
+        for start in rng.permutation(np.arange(0, len(order) - size + 1, size)):
+            yield order[start : start + size]
 
 
 def public_basis(features: np.ndarray, kernel: jax.Array) -> tuple[jax.Array, jax.Array | None]:

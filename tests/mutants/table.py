@@ -1119,8 +1119,8 @@ MUTANTS = [
     Mutant(
         "no noise on embeddings",
         WARM_START,
-        "settings.noise and level < model.feature_level:",
-        "settings.noise and 0 < level < model.feature_level:",
+        "settings.noise and not at_feature:",
+        "settings.noise and not at_feature and level:",
         "test_warm_start.py::test_noise_reaches_what_learns_and_is_the_same_again",
     ),
     # Label attention: what a label reads, in which coordinates, and how its head is clipped.
