@@ -3,9 +3,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +16,7 @@ from helpers_data import (
     write_padchest,
     write_table,
 )
-from helpers_training import REPOSITORY, write_backbone
+from helpers_training import REPOSITORY, run_script, write_backbone
 
 TEXT, REPORT, PATIENT = "ZEBRAPHRASE", "QUAGGAREPORT", "OKAPIPATIENT"
 STUDY, SUBJECT = 58881200, 17775600
@@ -31,29 +28,6 @@ PLANTED = [s.encode() for s in (TEXT, REPORT, PATIENT, "588812", "177756", VOLUM
 CONFIG = f"--config={REPOSITORY}/configs/smoke.py"
 PRIVATE = ["train.py", CONFIG, "--config.run.research_seed=7"]
 TRAIN = [*PRIVATE, "--config.privacy.epsilon=inf"]
-
-RUNNER = """
-import json, os, runpy, sys, traceback
-import datasets, matplotlib.pyplot, pyarrow.parquet
-import jaxdp.cli, jaxdp.evaluation.predict, jaxdp.run.train
-for case in json.load(sys.stdin):
-    pid = os.fork()
-    if pid == 0:
-        for number, path in ((1, case["stdout"]), (2, case["stderr"])):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-        sys.argv, status = case["argv"], 0
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 70
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 
 
 @dataclasses.dataclass
@@ -77,40 +51,23 @@ class Outcome:
 def run_scripts(root: Path, cases: dict[str, list[str]]) -> dict[str, Outcome]:
     """Runs scripts as users do; each writes below root/<name>/runs.
 
-    In forks of one process that has imported the libraries: importing takes longer than failing.
-
     Args:
         root: holds a folder for each case.
         cases: name -> script and flags.
     """
     write_backbone(root / "backbone")
-    tasks = []
+    outcomes = {}
     for name, (script, *given) in cases.items():
-        argv = [str(REPOSITORY / "scripts" / script), *given]
         if script != "predict.py":
-            argv += [
+            given += [
                 f"--config.model.backbone={root}/backbone",
                 f"--config.run.dir={root / name}/runs",
             ]
-        tasks.append({"argv": argv} | {s: str(root / name / s) for s in ("stdout", "stderr")})
-    environment = {"JAX_PLATFORMS": "cpu", "JAXDP_CACHE": str(root), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=json.dumps(tasks),
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        cwd=root,
-    )
-    assert done.returncode == 0, done.stderr
-    return {
-        name: Outcome(
-            int(status),
-            *((root / name / s).read_text() for s in ("stdout", "stderr")),
-            folder=root / name,
-        )
-        for name, status in zip(cases, done.stdout.split(), strict=True)
-    }
+        done = run_script(script, *given, JAXDP_CACHE=str(root))
+        (root / name / "stdout").write_text(done.stdout)
+        (root / name / "stderr").write_text(done.stderr)
+        outcomes[name] = Outcome(done.returncode, done.stdout, done.stderr, root / name)
+    return outcomes
 
 
 def source(kind: str, root: Path, *more: str) -> list[str]:

@@ -2,21 +2,15 @@
 """scripts/account.py from the outside: tables, JSON, statements, and one-line errors."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from helpers_training import run_script
 
 from jaxdp.dp import Ledger, SubsampledGaussian, epsilon_pld, privacy_statement
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "account.py"
+account = partial(run_script, "account.py")
 RUN = ["--units", "50000", "--batch", "1000", "--steps", "1000"]
-
-
-def account(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_noise_for_several_epsilons_and_back(tmp_path):

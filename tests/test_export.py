@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/export.py, run as users run it."""
+"""scripts/export.py from the outside, and the errors of what it calls."""
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import jax
 import numpy as np
@@ -21,6 +19,7 @@ from helpers_models import (
     save_torch_model,
     torch_logits,
 )
+from helpers_training import run_script
 
 from jaxdp.commands import export as command
 from jaxdp.config import ConfigError
@@ -30,14 +29,7 @@ from jaxdp.models.peft import save_adapter
 
 pytestmark = IGNORE_PEFT
 LABELS = ["Edema", "Mass", "Nodule", "Fracture", "No Finding"]
-
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
-
-
-def export(*arguments):
-    line = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
+export = partial(run_script, "export.py")
 
 
 @pytest.fixture(scope="module")

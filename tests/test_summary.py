@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_data import CANARY, make_dataset, openi_xml, write_openi, write_table
+from helpers_training import REPOSITORY, run_script
 
 from jaxdp.data.summary import summarize
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_counts():
@@ -37,10 +33,9 @@ def test_counts():
     assert CANARY not in json.dumps(summary)
 
 
-def run_script(workspace, *arguments, config="configs/smoke.py"):
-    command = [sys.executable, "scripts/inspect_data.py", "--config", config]
-    command += [f"--config.data.root={workspace}", f"--config.model.backbone={workspace}/backbone"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+def inspect(workspace, *arguments, config=REPOSITORY / "configs" / "smoke.py"):
+    flags = [f"--config.data.root={workspace}", f"--config.model.backbone={workspace}/backbone"]
+    return run_script("inspect_data.py", "--config", config, *flags, *arguments)
 
 
 def test_script_prints_and_saves_counts_but_no_report(workspace):
@@ -50,7 +45,7 @@ def test_script_prints_and_saves_counts_but_no_report(workspace):
     }
     write_openi(workspace / "NLMCXR_reports.tgz", members)
     out = workspace / "out"
-    result = run_script(
+    result = inspect(
         workspace, "--config.data.labels=('normal',)", "--output", out, "--json", out / "s.json"
     )
     assert result.returncode == 0, result.stderr
@@ -63,7 +58,7 @@ def test_script_prints_and_saves_counts_but_no_report(workspace):
 
 
 def test_script_refuses_in_one_line(workspace):
-    result = run_script(workspace, f"--config.data.root={workspace}/absent")
+    result = inspect(workspace, f"--config.data.root={workspace}/absent")
     assert result.returncode == 1 and result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
 
@@ -77,8 +72,8 @@ def test_script_asks_for_nothing_that_only_training_needs(workspace):
     flags = [f"--config.data.{setting}" for setting in settings]
     # As it is before the units are known: neither them, nor a batch that is below them.
     unused = ("--config.train.expected_batch_size=-1", "--config.model.label_dimensions=8")
-    result = run_script(workspace, *flags, *unused, config=config)
+    result = inspect(workspace, *flags, *unused, config=config)
     assert result.returncode == 0, result.stderr
     assert "40 reports" in result.stdout
-    result = run_script(workspace, *flags, "--config.data.max_length=2", config=config)
+    result = inspect(workspace, *flags, "--config.data.max_length=2", config=config)
     assert result.stderr == "error: config.data.max_length must be at least 3, not 2\n"
