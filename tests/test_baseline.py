@@ -23,7 +23,7 @@ from jaxdp.peers.comparison import compare_gradients, compare_trajectories
 from jaxdp.peers.jax_side import OurTrainer
 from jaxdp.peers.job import MAIN, Job
 from jaxdp.peers.start import make_job, move_adapter
-from jaxdp.peers.torch_side import MultilabelLoss, TorchTrainer, relative_rate
+from jaxdp.peers.torch_side import ReportLoss, TorchTrainer, relative_rate
 from jaxdp.training.setup import load_inputs
 
 pytestmark = IGNORE_PEFT
@@ -205,7 +205,7 @@ def test_loss_and_schedules_are_ours():
     logits = rng.normal(size=(5, 3)).astype(np.float32)
     labels = rng.integers(-1, 2, (5, 3)).astype(np.int8)
     ours = [float(multilabel_loss(x, y)) for x, y in zip(logits, jnp.asarray(labels), strict=True)]
-    loss = MultilabelLoss()
+    loss = ReportLoss("multi-label")
     assert float(loss(torch.tensor(logits), torch.tensor(labels))) == pytest.approx(np.mean(ours))
     loss.reduction = "none"
     np.testing.assert_allclose(loss(torch.tensor(logits), torch.tensor(labels)), ours, rtol=1e-5)

@@ -83,11 +83,7 @@ def _compare(configs: list[Config], output: Path, console: Console) -> dict[str,
         "physical_batch": _BATCH.value,
     }
     with Display(console, "comparison", status="working"):
-        if _LEVEL.value == "gradients":
-            result = comparison.gradients(configs[0], _REPORTS.value, options)
-        elif _LEVEL.value == "trajectory":
-            result = comparison.trajectory(configs[0], _STEPS.value, options)
-        else:
+        if _LEVEL.value == "runs":
             result = runs.compare_runs(
                 configs,
                 [float(e) for e in _EPSILONS.value],
@@ -96,6 +92,9 @@ def _compare(configs: list[Config], output: Path, console: Console) -> dict[str,
                 options,
                 report=console.print,
             )
+        else:
+            count = _REPORTS.value if _LEVEL.value == "gradients" else _STEPS.value
+            result = comparison.compare(configs[0], _LEVEL.value, count, options)
     for name, settings in result["settings"].items():
         rows = tables.settings_rows(settings)
         console.print(_table(f"settings, {name}", ("", *SIDES, ""), rows))

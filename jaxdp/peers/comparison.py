@@ -2,6 +2,7 @@
 """The two comparisons without coins: gradients of one batch, and several steps."""
 
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,33 +26,28 @@ TRAJECTORY_TOLERANCE = {"sgd": 1e-4, "adam": 1e-2}
 entries that are zero but for rounding move as far as any other, either way."""
 
 
-def gradients(config: Config, reports: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`compare_gradients` at the start of the main stage, moved a little off it, with the settings
-    of both sides; `options` are those of `TorchTrainer`."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = _private_job(config, Path(folder))
-        move_adapter(job)
-        result = compare_gradients(job, reports, physical_batch=options["physical_batch"])
-        return result | _settings(job, options)
+def compare(config: Config, level: str, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`compare_gradients` of `count` reports at the start of the main stage, moved a little off it,
+    or `compare_trajectories` of as many steps from there; with the settings of both sides.
 
-
-def trajectory(config: Config, steps: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`compare_trajectories` from the start of the main stage, in the same way."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = _private_job(config, Path(folder))
-        return compare_trajectories(job, steps, **options) | _settings(job, options)
-
-
-def _private_job(config: Config, folder: Path) -> Job:
+    Args:
+        config: of a private run.
+        level: "gradients" or "trajectory".
+        count: of reports or steps.
+        options: of `TorchTrainer`.
+    """
     if not config.privacy.private:
         raise ConfigError("config.privacy.epsilon must be a number: gradients are clipped here")
-    return make_job(config, load_inputs(config), folder)
-
-
-def _settings(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
-    trainers = (OurTrainer(job), TorchTrainer(job, **options))
-    settings = {side: t.settings() for side, t in zip(SIDES, trainers, strict=True)}
-    return {"settings": {job.config.run.name: settings}}
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(config, load_inputs(config), Path(folder))
+        if level == "gradients":
+            move_adapter(job)
+            result = compare_gradients(job, count, options["physical_batch"])
+        else:
+            result = compare_trajectories(job, count, **options)
+        sides = (OurTrainer(job), TorchTrainer(job, **options))
+        settings = {name: side.settings() for name, side in zip(SIDES, sides, strict=True)}
+    return result | {"settings": {config.run.name: settings}}
 
 
 def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[str, Any]:
@@ -84,23 +80,24 @@ def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[
         }
 
     loop = TorchTrainer(job, method="none").clipped_sum_by_loop(rows, clip_norm)
-    result = {
+    found, refused = {"PyTorch loop": errors(*loop)}, {}
+    for method in ("hooks", "ghost"):
+        trainer = TorchTrainer(job, method=method, physical_batch=physical_batch)
+        try:
+            found[f"Opacus {method}"] = errors(*trainer.clipped_sum(rows))
+        except NotImplementedError as error:
+            refused[f"Opacus {method}"] = str(error)
+    worst = max(max(e["norms"], *e["sums"].values()) for e in found.values())
+    return {
         "reports": len(rows),
         "clipped": float(np.mean(norms > clip_norm)),
         "l2_clip_norm": clip_norm,
         "norms": np.percentile(norms, [0, 50, 100]).tolist(),
         "tolerance": GRADIENT_TOLERANCE,
-        "errors": {"PyTorch loop": errors(*loop)},
-        "refused": {},
+        "errors": found,
+        "refused": refused,
+        "passed": worst <= GRADIENT_TOLERANCE,
     }
-    for method in ("hooks", "ghost"):
-        trainer = TorchTrainer(job, method=method, physical_batch=physical_batch)
-        try:
-            result["errors"][f"Opacus {method}"] = errors(*trainer.clipped_sum(rows))
-        except NotImplementedError as error:
-            result["refused"][f"Opacus {method}"] = str(error)
-    worst = [max(found["norms"], *found["sums"].values()) for found in result["errors"].values()]
-    return result | {"passed": max(worst) <= GRADIENT_TOLERANCE}
 
 
 def compare_trajectories(job: Job, steps: int, **options) -> dict[str, Any]:
@@ -118,8 +115,7 @@ def compare_trajectories(job: Job, steps: int, **options) -> dict[str, Any]:
     ours, theirs = OurTrainer(job), TorchTrainer(job, **options)
     start = ours.adapters()
     by_step, reports = [], []
-    for step in range(min(steps, ours.stage.stage.steps)):
-        rows = ours.rows(step)
+    for rows in itertools.islice(ours.draws(), steps):
         ours.step(rows)
         theirs.step(rows)
         reports.append(len(rows))

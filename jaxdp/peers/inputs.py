@@ -27,34 +27,26 @@ LENGTHS = {"openi": 128, "ct": 512}
 CT_MEDIAN, CT_SIGMA = 300, 0.5
 
 
-def load(config: Config | None = None) -> Inputs:
-    """Open-I in MiniLM's tokens (those of BERT, uncased), cut at the longer of `LENGTHS`."""
-    if config is None:
-        settings = default_config()
-        settings.data.max_length = max(LENGTHS.values())
-        settings.privacy.epsilon = None
-        config = Config.from_dict(settings.to_dict())
-    return load_inputs(config)
+def load(lengths: str, reports: float) -> Inputs:
+    """Open-I in MiniLM's tokens (those of BERT, uncased), over and over until there are so many
+    training reports; as they are ("openi"), or `as_long_as_ct`."""
+    settings = default_config()
+    settings.data.max_length = LENGTHS[lengths]
+    settings.privacy.epsilon = None
+    inputs = load_inputs(Config.from_dict(settings.to_dict()))
+    inputs = repeated(inputs, -(-int(reports) // inputs.units.num_units))
+    return inputs if lengths == "openi" else as_long_as_ct(inputs)
 
 
-def with_lengths(inputs: Inputs, lengths: str) -> Inputs:
-    """The reports as they are but for being cut to 128 tokens ("openi"), or as many made-up ones,
-    as long as chest CT reports ("ct").
-
-    CT-like lengths are log-normal of median 300 tokens and sigma 0.5, rounded, between 8 and 512:
-    one report in seven is cut. Their tokens are drawn from those of the real reports.
-    """
-    longest = LENGTHS[lengths]
+def as_long_as_ct(inputs: Inputs) -> Inputs:
+    """As many reports, as long as those of chest CT: log-normal of median 300 tokens and sigma 0.5,
+    rounded, between 8 and 512, so that one in seven is cut. Their tokens are drawn from the real
+    ones."""
     rng, tokens = np.random.default_rng(0), {}
     for split, reports in inputs.tokens.items():
-        if lengths == "openi":
-            counts = np.minimum(reports.lengths, longest)
-            rows = [reports.values[o:][:n] for o, n in zip(reports.offsets, counts, strict=True)]
-            values = np.concatenate(rows)
-        else:
-            drawn = rng.lognormal(np.log(CT_MEDIAN), CT_SIGMA, len(reports))
-            counts = np.clip(np.rint(drawn), 8, longest).astype(np.int32)
-            values = rng.choice(np.asarray(reports.values), counts.sum())
+        drawn = rng.lognormal(np.log(CT_MEDIAN), CT_SIGMA, len(reports))
+        counts = np.clip(np.rint(drawn), 8, LENGTHS["ct"]).astype(np.int32)
+        values = rng.choice(np.asarray(reports.values), counts.sum())
         tokens[split] = Packed.from_lengths(values, counts)
     return dataclasses.replace(inputs, tokens=tokens)
 
@@ -77,10 +69,9 @@ def backbone_of(model: str, num_labels: int, folder: Path) -> Backbone:
     """MiniLM with its real weights, or random ones of published sizes, written to `folder`."""
     if model not in PUBLISHED_SIZES:
         return resolve_backbone(model)
-    directory, sizes = folder / model, PUBLISHED_SIZES[model]
-    if not directory.exists():
-        write_random_model(directory, sizes, num_labels, PRESETS[model].pooling)
-    return Backbone(model, directory, PRESETS[model].pooling)
+    directory, pooling = folder / model, PRESETS[model].pooling
+    write_random_model(directory, PUBLISHED_SIZES[model], num_labels, pooling)
+    return Backbone(model, directory, pooling)
 
 
 def write_random_model(

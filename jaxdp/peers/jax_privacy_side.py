@@ -3,7 +3,6 @@
 
 import math
 import os
-import time
 from typing import Any
 
 import jax
@@ -20,19 +19,18 @@ from jaxdp.runtime import prepare
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.step import LabelledData
 
-from .flops import StepFlops
-from .jax_side import count_flops, load_model, packed
+from .jax_side import load_model, packed
 from .job import MAIN, Job
-from .side import PHYSICAL
+from .side import Side
 
 
-class JaxPrivacy:
-    """A `side.Side` of a benchmark. Reports are padded to data.max_length, the batch to a fixed
-    number of slots in the order that lets it stop early at the empty ones, `microbatch_size` as the
-    user chooses it. Model, loss, data on the device, optimizer and donation are as in our own step.
+class JaxPrivacy(Side):
+    """Steps only. Reports are padded to data.max_length, the batch to a fixed number of slots in
+    the order that lets it stop early at the empty ones, `microbatch_size` as the user chooses it.
+    Model, loss, data on the device, optimizer and donation are as in our own step.
     """
 
-    def __init__(self, job: Job, physical_batch: int = PHYSICAL[0]):
+    def __init__(self, job: Job, physical_batch: int):
         self.job, self.physical_batch = job, physical_batch
         config, mechanism = job.config, job.mechanisms[MAIN]
         graphdef, adapters, self._frozen = lora.split(load_model(job), config.train.mode)
@@ -42,13 +40,13 @@ class JaxPrivacy:
             merged = nnx.merge(graphdef, adapters, frozen)
             return multilabel_loss(packed_logits(merged, ids, length, 0), labels)
 
-        clip_norm, batch = mechanism["l2_clip_norm"], mechanism["expected_batch_size"]
+        clip_norm, self._batch = mechanism["l2_clip_norm"], mechanism["expected_batch_size"]
         noise = jax_privacy.noise_addition.gaussian_privatizer(
             stddev=mechanism["noise_multiplier"] * clip_norm,
             prng_key=jax.random.key(RunSecret.create(0).init_seed() % 2**32),
         )
         optimizer = optax.chain(
-            noise, optax.scale(1 / batch), optax.adam(config.train.learning_rate)
+            noise, optax.scale(1 / self._batch), optax.adam(config.train.learning_rate)
         )
 
         def step(state, frozen, data, rows, *, microbatch_size):
@@ -67,32 +65,27 @@ class JaxPrivacy:
             return optax.apply_updates(adapters, updates), optimizer_state
 
         self._jitted = jax.jit(step, static_argnames="microbatch_size", donate_argnums=0)
-        self._programs: dict[int, Any] = {}
-        self._slots = -(-int(batch + 8 * math.sqrt(batch)) // max(PHYSICAL)) * max(PHYSICAL)
         adapters = jax.tree.map(jnp.copy, adapters)
         self._state = (adapters, optimizer.init(adapters))
 
-    def step(self, rows: np.ndarray) -> float:
+    def step(self, rows: np.ndarray) -> None:
         size = self.physical_batch
+        # More are drawn less than once in 10^15 steps.
+        slots = math.ceil((self._batch + 8 * math.sqrt(self._batch)) / size) * size
         (padded,) = jax_privacy.batch_selection.split_and_pad_global_batch(
-            rows.astype(np.int32), self._slots, size
+            rows.astype(np.int32), slots, size
         )
-        arguments = (self._state, self._frozen, self._data, padded)
-        began = time.perf_counter()
-        if size not in self._programs:
-            lowered = self._jitted.lower(*arguments, microbatch_size=size)
-            self._programs[size] = lowered.compile()
-        compiling = time.perf_counter() - began
-        self._state = self._programs[size](*arguments)
+        self._state = self._jitted(
+            self._state, self._frozen, self._data, padded, microbatch_size=size
+        )
         jax.block_until_ready(self._state)
-        return compiling
 
     def widths(self, rows: np.ndarray) -> np.ndarray:
         size = self.physical_batch
-        return np.full(-(-len(rows) // size) * size, self.job.config.data.max_length)
+        return np.full(math.ceil(len(rows) / size) * size, self.job.config.data.max_length)
 
-    def flops(self) -> StepFlops:
-        return count_flops(self.job, cached=False)
+    def savings(self) -> dict[str, Any]:
+        return {"pooled_only": self.job.pooling == "cls"}  # as in our model
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -17,13 +17,14 @@ import safetensors.numpy
 from flax import nnx
 
 from jaxdp import dp
+from jaxdp.data.batching import Plan
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import WEIGHTS, load_adapter, save_adapter
-from jaxdp.models.pretrained import load_classifier, read_config
+from jaxdp.models.pretrained import load_classifier
 from jaxdp.models.tasks import TASKS
 from jaxdp.runtime import prepare
 from jaxdp.training.frozen_layers import FrozenLayers
@@ -33,12 +34,12 @@ from jaxdp.training.setup import token_buckets
 from jaxdp.training.stages import Stage
 from jaxdp.training.trainer import StageMember, StageTrainer
 
-from .flops import StepFlops
-from .job import MAIN, TRAINED, Job, Reports
+from .job import MAIN, Job, Reports
+from .side import Side
 
 
-class OurTrainer:
-    """A `side.Side`: `training.trainer.StageTrainer`, as `scripts/train.py` uses it.
+class OurTrainer(Side):
+    """`training.trainer.StageTrainer`, as `scripts/train.py` uses it.
 
     Args:
         job: what to train, and from where.
@@ -49,7 +50,7 @@ class OurTrainer:
         if not private:
             job = dataclasses.replace(job, mechanisms={})
         self.job, config = job, job.config
-        self._model = load_model(job)
+        self._model, buckets = load_model(job), token_buckets(config)
         mesh = make_mesh(config.run.devices)
         # The split that a stage calls validation is the one it can label.
         tokens = {"train": packed(job.train), "validation": packed(job.test)}
@@ -59,20 +60,18 @@ class OurTrainer:
         secret = RunSecret.create(config.run.research_seed)
         self.stage = StageTrainer(
             [StageMember(stage, self._model, secret, job.center)],
-            frozen_layers=FrozenLayers(self._model, tokens, token_buckets(config), mesh=mesh),
+            frozen_layers=FrozenLayers(self._model, tokens, buckets, mesh=mesh),
             labels={"train": job.train.labels},
-            units=PrivacyUnits(config.privacy.unit, units[:-1], units),
-            token_buckets=token_buckets(config),
+            units=PrivacyUnits("report", units[:-1], units),
+            token_buckets=buckets,
             secure_noise=config.privacy.secure_noise,
             mesh=mesh,
         )
-
         self._state, self._step = self.stage.initial_state, 0
 
     def rows(self, step: int) -> np.ndarray:
-        """The reports that take part in `step`."""
-        rows = self.stage.plan(step).rows
-        return np.sort(rows[rows >= 0])
+        """The reports that take part in `step`, in rising order."""
+        return _rows(self.stage.plan(step))
 
     def draws(self) -> Iterator[np.ndarray]:
         return map(self.rows, range(self.stage.stage.steps))
@@ -82,8 +81,7 @@ class OurTrainer:
         self._plan = self.stage.plan(self._step)
         self._state, _ = self.stage.step(self._state, self._step, self._plan)
         jax.block_until_ready(self._state)
-        drawn = self._plan.rows[self._plan.rows >= 0]
-        if not np.array_equal(np.sort(drawn), rows):
+        if not np.array_equal(_rows(self._plan), rows):
             raise RuntimeError(f"step {self._step} drew other reports than it was told")
         self._step += 1
 
@@ -119,11 +117,11 @@ class OurTrainer:
     def _by_name(self, adapters: nnx.State) -> dict[str, np.ndarray]:
         mode = self.job.config.train.mode
         graphdef, _, frozen = lora.split(self._model, mode)
+        model = nnx.merge(graphdef, adapters, frozen)
         with tempfile.TemporaryDirectory() as folder:
-            model = nnx.merge(graphdef, adapters, frozen)
             save_adapter(Path(folder), model, mode, base_model="", label_names=self.job.label_names)
             tensors = safetensors.numpy.load_file(Path(folder) / WEIGHTS)
-        return {n: x for n, x in tensors.items() if any(mark in n for mark in TRAINED[mode])}
+        return {name: value for name, value in tensors.items() if self.job.is_trained(name)}
 
     def epsilon(self) -> dict[str, float]:
         mechanisms = [dp.SubsampledGaussian(**fields) for fields in self.job.mechanisms.values()]
@@ -138,20 +136,17 @@ class OurTrainer:
         buckets = self.stage.buckets
         return np.repeat(buckets.widths, self._plan.counts * np.array(buckets.rows))
 
-    def flops(self) -> StepFlops:
-        return count_flops(self.job, cached=self.stage.level > 0)
+    def savings(self) -> dict[str, Any]:
+        # Our model ends in the pooled token where that is all its head sees.
+        return {"pooled_only": self.job.pooling == "cls", "cached": self.stage.level > 0}
 
     def settings(self) -> dict[str, Any]:
         """Under the names that `TorchTrainer.settings` uses."""
-        config, stage = self.job.config, self.stage.stage
-        buckets = token_buckets(config)
+        stage, buckets = self.stage.stage, self.stage.buckets
         mechanism, train = stage.mechanism, stage.settings
         trained = jax.tree.leaves(self.stage.initial_state.adapters)
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(optax.adam).parameters.items()
-        }
         adam = train.optimizer == "adam"
+        defaults = inspect.signature(optax.adam).parameters
         layer = next(iter(lora.adapted_layers(self._model).values()), None)
         return {
             "framework": f"jax {jax.__version__}, flax {flax.__version__}, optax "
@@ -176,8 +171,8 @@ class OurTrainer:
             "optimizer": train.optimizer,
             "learning rate": train.learning_rate,
             "schedule": train.schedule,
-            "optimizer betas": (defaults["b1"], defaults["b2"]) if adam else None,
-            "optimizer eps": defaults["eps"] if adam else None,
+            "optimizer betas": (defaults["b1"].default, defaults["b2"].default) if adam else None,
+            "optimizer eps": defaults["eps"].default if adam else None,
             "optimizer momentum": None if adam else 0.9,
             "weight decay": 0,
             "arithmetic": str(trained[0].dtype),
@@ -197,16 +192,13 @@ def load_model(job: Job) -> ReportClassifier:
     return model
 
 
+def _rows(plan: Plan) -> np.ndarray:
+    return np.sort(plan.rows[plan.rows >= 0])
+
+
 def packed(reports: Reports) -> Packed:
     """Their token ids."""
     return Packed.from_lengths(reports.ids, reports.lengths)
-
-
-def count_flops(job: Job, *, cached: bool) -> StepFlops:
-    """Of a report of this job in our model, which ends in the pooled token where that is all its
-    head sees (`models.classifier.ReportClassifier.advance`)."""
-    encoder = read_config(Path(job.backbone)).to_dict()
-    return StepFlops.of_job(job, encoder, cached=cached, pooled_only=job.pooling == "cls")
 
 
 def make(job: Job, **options) -> OurTrainer:

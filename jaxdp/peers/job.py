@@ -4,7 +4,7 @@
 import dataclasses
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,15 @@ class Reports:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def token_ids(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Of each of these reports."""
+        ends = np.cumsum(self.lengths)
+        return [self.ids[ends[row] - self.lengths[row] : ends[row]] for row in rows]
+
     def take(self, rows: np.ndarray) -> "Reports":
         """These reports, in this order."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        ids = [self.ids[starts[row] : starts[row] + self.lengths[row]] for row in rows]
-        return Reports(np.concatenate(ids), self.lengths[rows], self.labels[rows])
+        ids = np.concatenate(self.token_ids(rows))
+        return Reports(ids, self.lengths[rows], self.labels[rows])
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -82,16 +86,15 @@ class Job:
         return bool(self.mechanisms)
 
     @property
-    def noise_multiplier(self) -> float:
-        """Of the main stage; 0 without privacy."""
-        return self.mechanisms[MAIN]["noise_multiplier"] if self.private else 0.0
-
-    @property
     def sampling_probability(self) -> float:
         """Of a report in a step of the main stage."""
         if self.private:
             return sampling_probability(self.mechanisms[MAIN])
         return min(self.config.train.expected_batch_size / len(self.train), 1.0)
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the main stage trains this tensor of an adapter file."""
+        return any(mark in name for mark in TRAINED[self.config.train.mode])
 
     def without_noise(self) -> "Job":
         """The same with noise multiplier 0: for comparing arithmetic."""
@@ -100,29 +103,26 @@ class Job:
 
     def write(self, folder: Path) -> None:
         """Writes job.json and job.npz; `read` needs `adapter` to be folder/adapter."""
-        arrays = {"center": self.center}
-        for split in ("train", "test"):
-            for field, value in vars(getattr(self, split)).items():
-                arrays[f"{split}.{field}"] = value
-        np.savez(folder / "job.npz", **arrays)
-        settings = {
-            name: getattr(self, name)
-            for name in ("backbone", "pooling", "label_names", "mechanisms")
+        splits = {
+            f"{split}.{name}": values
+            for split in ("train", "test")
+            for name, values in vars(getattr(self, split)).items()
         }
+        np.savez(folder / "job.npz", center=self.center, **splits)
+        names = ("backbone", "pooling", "label_names", "mechanisms")
+        settings = {name: getattr(self, name) for name in names}
         write_json(folder / "job.json", {"config": self.config.to_dict()} | settings)
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
         settings = json.loads((folder / "job.json").read_text("utf-8"))
-        with np.load(folder / "job.npz") as arrays:
-            splits = {
-                split: Reports(*(arrays[f"{split}.{f.name}"] for f in dataclasses.fields(Reports)))
-                for split in ("train", "test")
-            }
-            center = arrays["center"]
         settings["config"] = Config.from_dict(settings["config"])
         settings["label_names"] = tuple(settings["label_names"])
-        return cls(**settings, **splits, center=center, adapter=folder / "adapter")
+        with np.load(folder / "job.npz") as arrays:
+            for split in ("train", "test"):
+                names = (f"{split}.{field.name}" for field in dataclasses.fields(Reports))
+                settings[split] = Reports(*(arrays[name] for name in names))
+            return cls(**settings, center=arrays["center"], adapter=folder / "adapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +150,23 @@ class Outcome:
     probabilities: np.ndarray
 
     @property
-    def training_seconds(self) -> float:
-        """All steps."""
-        return self.first_step_seconds + self.later_seconds
+    def seconds(self) -> float:
+        """From the start of the process to the last step."""
+        return self.setup_seconds + self.first_step_seconds + self.later_seconds
 
     @property
     def reports_per_second(self) -> float:
         """After the first step; 0 if there was none."""
         return sum(self.reports[1:]) / self.later_seconds if len(self.reports) > 1 else 0.0
 
+    def values(self) -> dict[str, Any]:
+        """JSON-ready: all but the probabilities."""
+        return {name: value for name, value in vars(self).items() if name != "probabilities"}
+
     def write(self, folder: Path) -> None:
         """Writes probabilities.npy, then outcome.json, whose presence says that all is there."""
         np.save(folder / "probabilities.npy", self.probabilities)
-        values = {k: v for k, v in vars(self).items() if k != "probabilities"}
-        write_json(folder / "outcome.json", values)
+        write_json(folder / "outcome.json", self.values())
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":

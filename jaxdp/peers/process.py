@@ -19,8 +19,8 @@ class Failed(RuntimeError):
     """What was asked of a process did not work; the message is one line."""
 
 
-class Process:
-    """Calls functions when it is told to, and sleeps otherwise.
+class Process(ProcessPoolExecutor):
+    """Calls functions when it is told to, and sleeps otherwise; `shutdown` ends it.
 
     Args:
         log: file for what it prints, and where errors came from.
@@ -29,8 +29,7 @@ class Process:
 
     def __init__(self, log: Path, **environment: str):
         self._log, self.began = log, time.time()
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, _begin, (log, environment))
+        super().__init__(1, multiprocessing.get_context("spawn"), _begin, (log, environment))
 
     def call(self, function: Callable, *arguments: Any) -> Any:
         """function(*arguments), there.
@@ -39,23 +38,13 @@ class Process:
             Failed: it raised an error, or the process ended.
         """
         try:
-            result, error = self._pool.submit(_call, function, arguments).result()
+            result, error = self.submit(_call, function, arguments).result()
         except BrokenProcessPool:
             lines = self._log.read_text("utf-8", "replace").strip().splitlines()
             raise Failed(f"ended: {lines[-1][:200] if lines else 'no output'}") from None
         if error:
             raise Failed(error)
         return result
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pool.shutdown()
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
 
 def _begin(log: Path, environment: dict[str, str]) -> None:

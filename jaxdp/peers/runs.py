@@ -40,21 +40,16 @@ class Pair:
 
     def rows(self) -> list[dict[str, Any]]:
         """JSON-ready, one per side."""
+        job = self.job
+        what = {"recipe": self.recipe, "target_epsilon": self.epsilon, "seed": self.seed}
         rows = []
         for side, outcome in self.outcomes.items():
             metrics = classification_metrics(
-                outcome.probabilities,
-                self.job.test.labels,
-                self.job.label_names,
-                self.job.config.data.task,
+                outcome.probabilities, job.test.labels, job.label_names, job.config.data.task
             )
-            values = {k: v for k, v in vars(outcome).items() if k != "probabilities"}
-            rows.append(
-                {"recipe": self.recipe, "target_epsilon": self.epsilon, "seed": self.seed}
-                | {"side": side, "reports_per_second": outcome.reports_per_second}
-                | scores(metrics)
-                | values
-            )
+            rate = outcome.reports_per_second
+            row = what | {"side": side, "reports_per_second": rate}
+            rows.append(row | scores(metrics) | outcome.values())
         return rows
 
 
@@ -76,17 +71,18 @@ def compare_runs(
 
     Returns:
         JSON-ready: "summary", "runs" and "settings".
+
+    Raises:
+        RunError: `folder` holds a run of other settings, or a side has failed.
     """
-    recipes = [
-        dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, epsilon=epsilon))
-        for config in configs
-        for epsilon in epsilons or [config.privacy.epsilon]
-    ]
-    pairs = [
-        _run_pair(config, seed, folder, options, report)
-        for seed in range(seeds)
-        for config in recipes
-    ]
+    pairs = []
+    for seed in range(seeds):
+        for config in configs:
+            for epsilon in epsilons or [config.privacy.epsilon]:
+                privacy = dataclasses.replace(config.privacy, epsilon=epsilon)
+                run = dataclasses.replace(config.run, research_seed=seed)
+                own = dataclasses.replace(config, privacy=privacy, run=run)
+                pairs.append(_run_pair(own, folder, options, report))
     settings = {
         f"{pair.recipe}, epsilon {pair.epsilon}": {s: o.settings for s, o in pair.outcomes.items()}
         for pair in pairs
@@ -96,24 +92,20 @@ def compare_runs(
 
 
 def _run_pair(
-    config: Config,
-    seed: int,
-    folder: Path,
-    options: Mapping[str, Any],
-    report: Callable[[str], None],
+    config: Config, folder: Path, options: Mapping[str, Any], report: Callable[[str], None]
 ) -> Pair:
     """Trains both sides, one after the other, from what is there already: the job, and outcomes of
-    earlier calls with the same settings. Odd seeds begin with PyTorch.
-
-    Raises:
-        RunError: `folder` holds a run of other settings, or a side has failed.
-    """
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, research_seed=seed))
-    privacy = config.privacy
-    recipe, epsilon = config.run.name, privacy.epsilon if privacy.private else "none"
-    name = f"{recipe}, epsilon {epsilon}, seed {seed}"
-    job_folder = folder / name.replace(", ", "_").replace(" ", "_")
-    job = _job(config, job_folder, report)
+    earlier calls with the same settings. Odd seeds begin with PyTorch."""
+    recipe, seed, privacy = config.run.name, config.run.research_seed, config.privacy
+    name = f"{recipe}, epsilon {privacy.epsilon if privacy.private else 'none'}, seed {seed}"
+    place = folder / name.replace(", ", "_").replace(" ", "_")
+    if not (place / "job.json").exists():
+        began = time.time()
+        make_job(config, load_inputs(config), place)
+        report(f"{place.name}: start made in {time.time() - began:.1f} s")
+    job = Job.read(place)
+    if job.config != config:
+        raise RunError(f"{place} holds a run of other settings; choose another --output")
     options = dict(options) if job.private else {**options, "method": "none"}
     programs = {
         "jaxdp": ("jaxdp", "jax_side", {}),
@@ -122,15 +114,25 @@ def _run_pair(
     outcomes = {}
     for side in SIDES if seed % 2 == 0 else reversed(SIDES):
         target, module, arguments = programs[side]
-        target = job_folder / target
+        target = place / target
         if not (target / "outcome.json").exists():
-            _run_process(module, job_folder, arguments, target)
+            _train(module, place, arguments, target)
         outcomes[side] = outcome = Outcome.read(target)
         report(
-            f"{name}, {side}: {outcome.training_seconds:.1f} s of training after "
+            f"{name}, {side}: {outcome.seconds - outcome.setup_seconds:.1f} s of training after "
             f"{outcome.setup_seconds:.1f} s, {outcome.reports_per_second:.1f} reports/s"
         )
     return Pair(recipe, seed, job, {side: outcomes[side] for side in SIDES})
+
+
+def _train(module: str, job: Path, options: Mapping[str, Any], target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    log = target / "log.txt"
+    with Process(log) as process:
+        try:
+            process.call(finish, module, job, options, process.began, target)
+        except Failed as error:
+            raise RunError(f"{module}: {error}; see {log}") from None
 
 
 def summarise(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -143,24 +145,23 @@ def summarise(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         groups.setdefault((pair.recipe, pair.epsilon), []).append(pair)
     rows = []
     for (recipe, epsilon), group in groups.items():
-        results = {s: [p.outcomes[s] for p in group] for s in SIDES}
         found = [{row["side"]: row["weighted_f1"] for row in pair.rows()} for pair in group]
-        row = {"recipe": recipe, "epsilon": epsilon, "seeds": [p.seed for p in group]}
-        for side, outcomes in results.items():
+        decide = TASKS[group[0].job.config.data.task].decide
+        row = {"recipe": recipe, "epsilon": epsilon, "seeds": [pair.seed for pair in group]}
+        decisions = []
+        for side in SIDES:
+            outcomes = [pair.outcomes[side] for pair in group]
+            decisions.append([decide(outcome.probabilities) for outcome in outcomes])
             row[side] = {
                 "weighted_f1": _finite(over_seeds([score[side] for score in found])),
                 "reports_per_second": float(np.median([o.reports_per_second for o in outcomes])),
-                "seconds": float(
-                    np.median([o.setup_seconds + o.training_seconds for o in outcomes])
-                ),
+                "seconds": float(np.median([o.seconds for o in outcomes])),
                 "peak_memory": max(o.peak_memory for o in outcomes),
                 "epsilon": outcomes[0].epsilon,
             }
-        difference = [score["jaxdp"] - score["PyTorch"] for score in found]
-        decide = TASKS[group[0].job.config.data.task].decide
-        decisions = [[decide(o.probabilities) for o in results[side]] for side in SIDES]
+        differences = [score["jaxdp"] - score["PyTorch"] for score in found]
         row["difference"] = {
-            "over_seeds": _finite(over_seeds(difference)),
+            "over_seeds": _finite(over_seeds(differences)),
             "over_reports": _finite(over_reports(*decisions, group[0].job.test.labels)),
         }
         rows.append(row)
@@ -169,24 +170,3 @@ def summarise(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 def _finite(interval: tuple[float, ...]) -> list[float | None]:
     return [x if math.isfinite(x) else None for x in interval]
-
-
-def _job(config: Config, folder: Path, report: Callable[[str], None]) -> Job:
-    if not (folder / "job.json").exists():
-        began = time.time()
-        make_job(config, load_inputs(config), folder)
-        report(f"{folder.name}: start made in {time.time() - began:.1f} s")
-    job = Job.read(folder)
-    if job.config != config:
-        raise RunError(f"{folder} holds a run of other settings; choose another --output")
-    return job
-
-
-def _run_process(side: str, job: Path, options: Mapping[str, Any], target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    log = target / "log.txt"
-    with Process(log) as process:
-        try:
-            process.call(finish, side, job, options, process.began, target)
-        except Failed as error:
-            raise RunError(f"{side}: {error}; see {log}") from None

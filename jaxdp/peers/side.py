@@ -4,52 +4,121 @@
 Imports neither jax nor torch, so that each process holds only what its side needs.
 """
 
-import dataclasses
 import importlib
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from .flops import StepFlops
+from .flops import step_flops
 from .job import Job, Outcome, peak_memory
 
-PHYSICAL = (16, 32, 64)
-"""Reports computed at once that `tune` tries."""
 
+class Side:
+    """One way to train the main stage of a job, ready to step. Each has
 
-class Side(Protocol):
-    """One way to train the main stage of a job, ready to step. Those that only step in a benchmark
-    have no `draws`, `adapters`, `epsilon` and `probabilities`."""
+    step(rows)       one logical step on these training reports, to its end
+    settings()       what is run, JSON-ready, read back from the objects that run it
+    widths(rows)     positions of every report slot that a step on `rows`, just taken, has computed,
+                     padding included: [slots]
+    savings()        what `step_flops` has to know beyond the job
 
-    def draws(self) -> Iterator[Sequence[int]]:
-        """The training reports of each step."""
+    and those that train whole runs also
 
-    def step(self, rows: Sequence[int]) -> float | None:
-        """One logical step on these training reports, to its end; seconds spent compiling in it
-        that the next step of the same shape will not take."""
+    draws()          the training reports of each step
+    adapters()       copies of the trained tensors by their names in an adapter file; the head is
+                     the centred one
+    epsilon()        accountant -> what the steps have cost, stages before them included
+    probabilities()  of the job's test reports: [n, num_labels]
+    """
 
-    def adapters(self) -> dict[str, np.ndarray]:
-        """Copies of the trained tensors by their names in an adapter file; the head is the centred
-        one."""
+    job: Job
+    physical_batch: int
+    """Most reports computed at once, for sides whose user has to choose; may be changed between
+    steps."""
+    slept = np.zeros(2)
+    """`_clocks` when its process was last told to do something, at the end of that."""
 
-    def epsilon(self) -> dict[str, float]:
-        """Accountant -> what the steps have cost, stages before them included."""
+    def train(self, began: float) -> Outcome:
+        """Trains to the end; `began` is when setting up began, in Unix time.
 
-    def probabilities(self) -> np.ndarray:
-        """Of the job's test reports: [n, num_labels]."""
+        Raises:
+            RuntimeError: a tensor that should have been trained has not moved.
+        """
+        start, reports = self.adapters(), []
+        marks = [began, time.time()]
+        for rows in self.draws():
+            self.step(rows)
+            reports.append(len(rows))
+            if len(reports) == 1:
+                marks.append(time.time())
+        setup, first, later = np.diff([*marks, time.time()]).tolist()
+        still = [n for n, value in self.adapters().items() if np.array_equal(value, start[n])]
+        if still:
+            raise RuntimeError(f"not trained: {', '.join(still[:4])}; {len(still)} tensors in all")
+        return Outcome(
+            setup_seconds=setup,
+            first_step_seconds=first,
+            later_seconds=later,
+            reports=reports,
+            epsilon=self.epsilon(),
+            settings=self.settings(),
+            probabilities=self.probabilities(),
+            peak_memory=peak_memory(),
+        )
 
-    def settings(self) -> dict[str, Any]:
-        """What is run, JSON-ready, read back from the objects that run it."""
+    def turn(self, rows: np.ndarray) -> dict[str, Any]:
+        """A step on these training reports: what it took, and what happened since the last turn."""
+        idle_cpu, idle = _clocks() - self.slept
+        seconds = self._seconds(rows)
+        widths, lengths = self.widths(rows), self.job.train.lengths[rows]
+        return {
+            "seconds": seconds,
+            "peak_memory": peak_memory(),
+            "idle_cpu_seconds": idle_cpu,
+            "idle_seconds": idle,
+            "settings": self.settings(),
+            "reports": len(rows),
+            "tokens": int(np.sum(lengths)),
+            "positions": int(widths.sum()),
+            "flops": self._flops(widths),
+            "useful_flops": self._flops(lengths),
+        }
 
-    def widths(self, rows: np.ndarray) -> np.ndarray:
-        """Positions of every report slot that a step on `rows`, just taken, has computed, padding
-        included: [slots]."""
+    def tune(self, rows: np.ndarray, sizes: Sequence[int]) -> dict[str, float]:
+        """Sets `physical_batch` to the fastest of `sizes` on these rows; seconds of each, by size,
+        without those of compiling."""
+        seconds = {}
+        for size in sizes:
+            self.physical_batch = size
+            self.step(rows[:size])  # compiles
+            seconds[size] = self._seconds(rows)
+        self.physical_batch = min(seconds, key=seconds.get)
+        return {str(size): value for size, value in seconds.items()}
 
-    def flops(self) -> StepFlops:
-        """Of a report."""
+    def _seconds(self, rows: np.ndarray) -> float:
+        began = time.perf_counter()
+        self.step(rows)
+        return time.perf_counter() - began
+
+    def _flops(self, positions: np.ndarray) -> float:
+        """Of a step on reports with these numbers of positions."""
+        encoder = json.loads((Path(self.job.backbone) / "config.json").read_text("utf-8"))
+        lora = self.job.config.lora
+        each = step_flops(
+            positions,
+            encoder,
+            labels=len(self.job.label_names),
+            rank=lora.rank,
+            adapted=len(lora.targets or ("query", "value")),
+            first_layer=lora.first_layer(encoder["num_hidden_layers"]),
+            pooler=self.job.pooling == "cls",
+            **self.savings(),
+        )
+        return float(np.sum(each))
 
 
 def make(name: str, job: Path, options: dict[str, Any]) -> Side:
@@ -57,111 +126,32 @@ def make(name: str, job: Path, options: dict[str, Any]) -> Side:
     return importlib.import_module(f".{name}", __package__).make(Job.read(job), **options)
 
 
+# Called in a process of its own.
+
+
 def finish(name: str, job: Path, options: dict[str, Any], began: float, outcome: Path) -> None:
     """Trains a side to its end, and writes the outcome to this folder."""
-    train(make(name, job, options), began).write(outcome)
+    make(name, job, options).train(began).write(outcome)
 
 
-def train(side: Side, began: float) -> Outcome:
-    """Trains to the end; `began` is when setting up began, in Unix time.
-
-    Raises:
-        RuntimeError: a tensor that should have been trained has not moved.
-    """
-    start, reports = side.adapters(), []
-    marks = [began, time.time()]
-    for rows in side.draws():
-        side.step(rows)
-        reports.append(len(rows))
-        if len(reports) == 1:
-            marks.append(time.time())
-    marks.append(time.time())
-    setup, first, later = np.diff(marks).tolist()
-    still = [n for n, value in side.adapters().items() if np.array_equal(value, start[n])]
-    if still:
-        raise RuntimeError(f"not trained: {', '.join(still[:4])}; {len(still)} tensors in all")
-    return Outcome(
-        setup_seconds=setup,
-        first_step_seconds=first,
-        later_seconds=later,
-        reports=reports,
-        epsilon=side.epsilon(),
-        settings=side.settings(),
-        probabilities=side.probabilities(),
-        peak_memory=peak_memory(),
-    )
-
-
-# In the process of a contender, which steps when it is its turn.
-
-
-@dataclasses.dataclass
-class _Here:
-    side: Side
-    slept: tuple[float, float] = (0.0, 0.0)
-    """CPU seconds and the time at the end of the last turn."""
-
-    def sleep(self) -> None:
-        self.slept = (time.process_time(), time.perf_counter())
-
-
-_here: _Here
+_side: Side
 
 
 def begin(name: str, job: Path, options: dict[str, Any], began: float) -> float:
-    """Sets up; seconds since `began`."""
-    global _here
-    _here = _Here(make(name, job, options))
-    _here.sleep()
+    """Sets up a side that steps when it is its turn; seconds since `began`."""
+    global _side
+    _side = make(name, job, options)
+    _side.slept = _clocks()
     return time.time() - began
 
 
-def turn(rows: np.ndarray) -> dict[str, Any]:
-    """A step on these training reports: what it took, and what happened since the last turn."""
-    side, (cpu, clock) = _here.side, _here.slept
-    idle = (time.process_time() - cpu, time.perf_counter() - clock)
-    seconds, compiling = _seconds(side, rows)
-    flops, widths, lengths = side.flops(), side.widths(rows), side.job.train.lengths[rows]
-    answer = {
-        "seconds": seconds,
-        "compile_seconds": compiling,
-        "peak_memory": peak_memory(),
-        "idle_cpu_seconds": idle[0],
-        "idle_seconds": idle[1],
-        "settings": side.settings(),
-        "reports": len(rows),
-        "tokens": int(np.sum(lengths)),
-        "positions": int(widths.sum()),
-        "flops": float(np.sum(flops.step(widths))),
-        "useful_flops": float(np.sum(flops.step(lengths))),
-    }
-    _here.sleep()
+def ask(method: str, *arguments: Any) -> Any:
+    """What this method of the side returns."""
+    answer = getattr(_side, method)(*arguments)
+    _side.slept = _clocks()
     return answer
 
 
-def tune_here(rows: np.ndarray) -> dict[str, float]:
-    tried = tune(_here.side, rows)
-    _here.sleep()
-    return tried
-
-
-def profile_here(folder: Path, rows: np.ndarray) -> None:
-    _here.side.profile(folder, rows)
-
-
-def tune(side: Side, rows: np.ndarray) -> dict[str, float]:
-    """Sets `side.physical_batch` to the fastest of `PHYSICAL` on these rows; seconds of each, by
-    size, compiling left out."""
-    seconds = {}
-    for size in PHYSICAL:
-        side.physical_batch = size
-        seconds[size], _ = _seconds(side, rows)
-    side.physical_batch = min(seconds, key=seconds.get)
-    return {str(size): value for size, value in seconds.items()}
-
-
-def _seconds(side: Side, rows: np.ndarray) -> tuple[float, float]:
-    """(seconds of a step, those of compiling before it)."""
-    began = time.perf_counter()
-    compiling = side.step(rows) or 0.0
-    return time.perf_counter() - began - compiling, compiling
+def _clocks() -> np.ndarray:
+    """CPU seconds of this process, and the time."""
+    return np.array([time.process_time(), time.perf_counter()])

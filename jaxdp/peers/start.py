@@ -30,14 +30,14 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     _check(config, inputs.backbone)
     plan, secret = plan_run(config), RunSecret.create(config.run.research_seed)
     model, weights = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
-    used = {split: inputs.tokens[split] for split in ("train", "validation")}
+    buckets, secure = token_buckets(config), config.privacy.secure_noise
     # The other side has no basis: what a public start has left as one is folded into the head, and
     # its centre taken from features as a released one is.
-    center, secure = np.zeros((), np.float32), config.privacy.secure_noise
+    center = np.zeros((), np.float32)
     if model.basis is not None:
         center = np.asarray(model.basis.center[...])
         model.fold_basis()
-    frozen_layers = FrozenLayers(model, used, token_buckets(config))
+    frozen_layers = FrozenLayers(model, {"train": inputs.tokens["train"]}, buckets)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(model.feature_level)["train"]
         center = mean_feature(features, inputs.units, plan.centering, secret, secure_noise=secure)
@@ -47,7 +47,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
             frozen_layers=frozen_layers,
             labels=inputs.labels,
             units=inputs.units,
-            token_buckets=token_buckets(config),
+            token_buckets=buckets,
             secure_noise=secure,
         )
         state = trainer.initial_state
@@ -62,11 +62,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
         label_names=inputs.dataset.label_names,
         initialised=weights.initialised,
     )
-    # Packed lies in the order of its rows.
-    reports = {
-        split: Reports(np.asarray(tokens.values), np.asarray(tokens.lengths), inputs.labels[split])
-        for split, tokens in inputs.tokens.items()
-    }
+    train, test = (_reports(inputs, split) for split in ("train", "test"))
     job = Job(
         config=config,
         backbone=str(inputs.backbone.directory),
@@ -75,11 +71,16 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
         mechanisms={n: dataclasses.asdict(m) for n, m in plan.mechanisms().items()},
         adapter=folder / "adapter",
         center=center,
-        train=reports["train"].take(inputs.units.members),
-        test=reports["test"],
+        train=train.take(inputs.units.members),
+        test=test,
     )
     job.write(folder)
     return job
+
+
+def _reports(inputs: Inputs, split: str) -> Reports:
+    tokens = inputs.tokens[split]  # lie in the order of their rows
+    return Reports(np.asarray(tokens.values), np.asarray(tokens.lengths), inputs.labels[split])
 
 
 def move_adapter(job: Job, scale: float = 0.02) -> None:

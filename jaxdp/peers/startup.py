@@ -38,8 +38,7 @@ class _Marks(Monitor):
     def __init__(self, began: float):
         super().__init__(Console(file=sys.stderr))
         self.parts: dict[str, dict[str, float]] = {}
-        self._compiling = 0.0
-        self._last = (began, 0.0)
+        self._last, self._compiling = began, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
     def _heard(self, event: str, seconds: float, **_) -> None:
@@ -47,10 +46,9 @@ class _Marks(Monitor):
             self._compiling += seconds
 
     def mark(self, part: str) -> None:
-        now = (time.time(), self._compiling)
-        seconds, compiling = (b - a for a, b in zip(self._last, now, strict=True))
-        self.parts[part] = {"seconds": seconds, "compiling": compiling}
-        self._last = now
+        now = time.time()
+        self.parts[part] = {"seconds": now - self._last, "compiling": self._compiling}
+        self._last, self._compiling = now, 0.0
 
     def planned(self, *arguments) -> None:
         super().planned(*arguments)
@@ -98,27 +96,25 @@ def measure(config: Config, repeats: int) -> dict[str, Any]:
         cached = dataclasses.replace(config, data=data)
         # The cold one fills the cache; the warm ones do not look into it.
         configs = [cached, *[config] * repeats, *[cached] * repeats]
-        runs = [_process(each, Path(folder), number) for number, each in enumerate(configs)]
+        runs = [_first_step(each, Path(folder), number) for number, each in enumerate(configs)]
     return {"cold": runs[0], "warm": runs[1 : repeats + 1], "cached": runs[repeats + 1 :]}
 
 
-def _process(config: Config, folder: Path, number: int) -> dict[str, Any]:
+def _first_step(config: Config, folder: Path, number: int) -> dict[str, Any]:
     place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
+    kept_from = str(jax.config.jax_persistent_cache_min_compile_time_secs)
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(
-            jax.config.jax_persistent_cache_min_compile_time_secs
-        ),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": kept_from,
     }
     with Process(folder / f"{number}.log", **environment) as process:
         try:
             parts = process.call(_start, dataclasses.replace(config, run=place), process.began)
         except Failed as error:
             raise RunError(f"training did not start: {error}") from None
-    names = list(parts)
-    first = next(i for i, name in enumerate(names) if name.startswith("first step"))
-    seconds = sum(parts[name]["seconds"] for name in names[: first + 1])
-    return {"parts": parts, "first_step_seconds": seconds}
+    first = next(i for i, name in enumerate(parts) if name.startswith("first step"))
+    seconds = [part["seconds"] for part in parts.values()]
+    return {"parts": parts, "first_step_seconds": sum(seconds[: first + 1])}
 
 
 def _start(config: Config, began: float) -> dict[str, dict[str, float]]:

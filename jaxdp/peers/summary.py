@@ -1,38 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Medians, ratios within a round, and tables."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .contenders import CONTENDERS
-from .inputs import MODEL_NAMES
-from .rounds import Record
 
-_PEERS = ("minilm-l6", "bert-small", "bert-medium")
-GOALS = (
-    ("DP step / non-private step", "ours-nonprivate", "ours", 0.0, 1.05, MODEL_NAMES),
-    ("ours / Opacus, fixed padding", "ours", "opacus-fixed", 2.0, np.inf, _PEERS),
-    ("ours / Opacus, dynamic padding", "ours", "opacus-dynamic", 1.7, np.inf, _PEERS),
-    ("ours / Opacus, sorted by length", "ours", "opacus-sorted", 1.7, np.inf, _PEERS),
-    ("ours / JAX-Privacy, padded", "ours", "jax-privacy", 1.5, np.inf, _PEERS),
-    ("last 2 / Opacus, fixed", "ours-last2", "opacus-last2-fixed", 4.0, np.inf, _PEERS),
-    ("last 2 / Opacus, dynamic", "ours-last2", "opacus-last2-dynamic", 4.0, np.inf, _PEERS),
-    ("last 2 / Opacus, sorted", "ours-last2", "opacus-last2-sorted", 4.0, np.inf, _PEERS),
-)
-"""What is compared, whose reports/s over whose, least and most that is wanted, for which models; at
-Open-I's lengths. Sorting goes beyond what was asked of the peer."""
+
+@dataclasses.dataclass
+class Record:
+    """What one contender did."""
+
+    setup_seconds: float = 0.0
+    tried: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Reports at once -> seconds."""
+    first: dict[str, Any] | None = None
+    """Answer to the first step, which compiles; see `Side.turn`."""
+    steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Answers, round by round."""
+    error: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it got through."""
+        return bool(self.steps) and self.error is None
+
+    def per_second(self, what: str) -> list[float]:
+        """A count of the answers over seconds, round by round."""
+        return [answer[what] / answer["seconds"] for answer in self.steps]
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
     """Median, least and greatest."""
     values = list(values)
-    return {
-        "median": float(np.median(values)),
-        "min": float(np.min(values)),
-        "max": float(np.max(values)),
-    }
+    kinds = {"median": np.median, "min": np.min, "max": np.max}
+    return {name: float(kind(values)) for name, kind in kinds.items()}
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
@@ -40,124 +45,91 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     return spread(a / b for a, b in zip(over, under, strict=True))
 
 
-def rates(record: Record) -> list[float]:
-    """Reports per second, round by round."""
-    return [answer["reports"] / answer["seconds"] for answer in record.steps]
-
-
 def summarise(records: Mapping[str, Record], matmul: float) -> dict[str, dict[str, Any]]:
-    """JSON-ready, by contender; one with an error has that, and what it did before.
+    """JSON-ready, by contender; one with an error has that, and nothing else.
 
     Args:
-        records: of `run_rounds`.
+        records: of `benchmark.run_rounds`.
         matmul: the machine's best rate, GFLOP/s.
     """
-    return {name: _row(name, record, records, matmul) for name, record in records.items()}
+    table = {}
+    for name, record in records.items():
+        table[name] = {"error": record.error} | (_row(record, matmul) if record.done else {})
+        contender = CONTENDERS[name]
+        baseline = records.get(contender.baseline)
+        if record.done and baseline and baseline.done:
+            table[name] |= {
+                "baseline": contender.baseline,
+                "baseline_over_this": ratio(*map(_reports, (baseline, record))),
+                "wanted": contender.wanted,
+            }
+    return table
 
 
-def _row(name: str, record: Record, records: Mapping[str, Record], matmul: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"error": record.error}
-    if record.error or not record.steps:
-        return row
-    steps, last = record.steps, record.steps[-1]
-    seconds = spread(answer["seconds"] for answer in steps)
-    gflops = spread(answer["flops"] / answer["seconds"] / 1e9 for answer in steps)
-    first = record.first["seconds"] + record.first["compile_seconds"]
-    usual = record.first["reports"] / np.median(rates(record))
+def _reports(record: Record) -> list[float]:
+    return record.per_second("reports")
+
+
+def _row(record: Record, matmul: float) -> dict[str, Any]:
+    steps, first = record.steps, record.first
+    gflops = spread(rate / 1e9 for rate in record.per_second("flops"))
     total = {k: sum(s[k] for s in steps) for k in ("tokens", "positions", "flops", "useful_flops")}
-    row |= {
-        "reports_per_second": spread(rates(record)),
-        "tokens_per_second": spread(answer["tokens"] / answer["seconds"] for answer in steps),
-        "step_seconds": seconds,
+    usual = first["reports"] / float(np.median(_reports(record)))
+    return {
+        "reports_per_second": spread(_reports(record)),
+        "tokens_per_second": spread(record.per_second("tokens")),
+        "step_seconds": spread(answer["seconds"] for answer in steps),
         "gflops": gflops,
         "utilisation": gflops["median"] / matmul,
         "useful_flops": total["useful_flops"] / total["flops"],
         "padding": 1 - total["tokens"] / total["positions"],
         "peak_memory": max(answer["peak_memory"] for answer in steps),
         "setup_seconds": record.setup_seconds,
-        "first_step_seconds": record.setup_seconds + first,
-        # what the first step took beyond a later one on as many reports
-        "compile_seconds": max(first - float(usual), 0.0),
+        "first_step_seconds": record.setup_seconds + first["seconds"],
+        # What the first step took beyond a later one on as many reports.
+        "compile_seconds": max(first["seconds"] - usual, 0.0),
         "idle_cpu": max(a["idle_cpu_seconds"] / max(a["idle_seconds"], 1.0) for a in steps),
         "physical_batches_tried": record.tried,
-        "settings": last["settings"],
+        "settings": steps[-1]["settings"],
         "rounds": steps,
     }
-    baseline = records.get(CONTENDERS[name].baseline)
-    if baseline and not baseline.error:
-        row["baseline"] = CONTENDERS[name].baseline
-        row["baseline_over_this"] = ratio(rates(baseline), rates(record))
-    return row
 
 
-def goals(
-    model: str, lengths: str, records: Mapping[str, Record], matmul: float
-) -> list[dict[str, Any]]:
-    """JSON-ready: what was aimed at, as far as these records tell: value, wanted, met."""
-    found = []
-    for what, over, under, least, most, models in GOALS:
-        pair = [records.get(name) for name in (over, under)]
-        if (
-            lengths == "openi"
-            and model in models
-            and all(r and r.steps and not r.error for r in pair)
-        ):
-            value = ratio(*map(rates, pair))
-            wanted = f">= {least:g}" if least else f"<= {most:g}"
-            found.append({"what": what, "value": value, "wanted": wanted})
-            found[-1]["met"] = bool(least <= value["median"] <= most)
-    ours = records.get("ours")
-    if (model, lengths) == ("bert-medium", "openi") and ours and ours.steps and not ours.error:
-        value = spread(a["flops"] / a["seconds"] / 1e9 / matmul for a in ours.steps)
-        found.append({"what": "ours, of best matmul", "value": value, "wanted": ">= 0.6"})
-        found[-1]["met"] = value["median"] >= 0.6
-    return found
+def _range(values: Mapping[str, float], form: str) -> str:
+    return f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"
 
 
-HEADER = (
-    "contender",
-    "reports/s",
-    "ours is",
-    "tokens/s",
-    "GFLOP/s",
-    "of matmul",
-    "useful",
-    "padding",
-    "peak GB",
-    "compile s",
-    "first step s",
-)
+def _wanted(row: Mapping[str, Any]) -> str:
+    least = row.get("wanted")
+    if least is None:
+        return ""
+    met = row["baseline_over_this"]["median"] >= least
+    return f">= {least:.3g}, {'met' if met else 'missed'}"
+
+
+_COLUMNS = {
+    "reports/s": lambda row: _range(row["reports_per_second"], ".1f"),
+    "ours is": lambda row: (
+        f"{_range(row['baseline_over_this'], '.2f')} x" if "baseline" in row else ""
+    ),
+    "wanted": _wanted,
+    "tokens/s": lambda row: f"{row['tokens_per_second']['median']:,.0f}",
+    "GFLOP/s": lambda row: f"{row['gflops']['median']:.0f}",
+    "of matmul": lambda row: f"{row['utilisation']:.0%}",
+    "useful": lambda row: f"{row['useful_flops']:.0%}",
+    "padding": lambda row: f"{row['padding']:.0%}",
+    "peak GB": lambda row: f"{row['peak_memory'] / 1e9:.2f}",
+    "compile s": lambda row: f"{row['compile_seconds']:.1f}",
+    "first step s": lambda row: f"{row['first_step_seconds']:.1f}",
+}
+HEADER = ("contender", *_COLUMNS)
 
 
 def rows(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Cells under `HEADER`; ranges are least to greatest over rounds."""
     return [
-        [name, row["error"] or "no step"] + [""] * (len(HEADER) - 2)
-        if "step_seconds" not in row
-        else [
-            name,
-            _range(row["reports_per_second"], ".1f"),
-            f"{_range(row['baseline_over_this'], '.2f')} x" if "baseline" in row else "",
-            f"{row['tokens_per_second']['median']:,.0f}",
-            f"{row['gflops']['median']:.0f}",
-            f"{row['utilisation']:.0%}",
-            f"{row['useful_flops']:.0%}",
-            f"{row['padding']:.0%}",
-            f"{row['peak_memory'] / 1e9:.2f}",
-            f"{row['compile_seconds']:.1f}",
-            f"{row['first_step_seconds']:.1f}",
-        ]
+        [name, *(cell(row) for cell in _COLUMNS.values())]
+        if "step_seconds" in row
+        else [name, row["error"] or "no step"] + [""] * (len(_COLUMNS) - 1)
         for name, row in summary.items()
     ]
-
-
-def goal_rows(found: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Cells: what, value, wanted, met."""
-    return [
-        [goal["what"], _range(goal["value"], ".2f"), goal["wanted"], "yes" if goal["met"] else "no"]
-        for goal in found
-    ]
-
-
-def _range(values: Mapping[str, float], form: str) -> str:
-    return f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"

@@ -6,8 +6,6 @@ from typing import Any
 
 from .job import SIDES
 
-_DIFFERENCES = ("over_seeds", "over_reports")
-
 
 def settings_rows(
     settings: Mapping[str, Mapping[str, Any]],
@@ -26,17 +24,15 @@ def result_table(level: str, result: Mapping[str, Any]) -> tuple[list[str], list
         return _summary_table(result["summary"])
     errors = result["errors"]
     if level == "trajectory":
-        header, columns = ["difference / distance moved"], [errors]
+        errors = {"difference / distance moved": errors}
     else:
-        header = list(errors)
-        columns = [found | found["sums"] for found in errors.values()]
-    prefix = "base_model.model."
+        errors = {way: found | found["sums"] for way, found in errors.items()}
+    names = [name for name in next(iter(errors.values())) if name != "sums"]
     rows = [
-        [n.removeprefix(prefix), *(f"{c[n]:.1e}" for c in columns)]
-        for n in columns[0]
-        if n != "sums"
+        [name.removeprefix("base_model.model."), *(f"{e[name]:.1e}" for e in errors.values())]
+        for name in names
     ]
-    return ["", *header], rows
+    return ["", *errors], rows
 
 
 RUN_HEADER = (
@@ -47,25 +43,17 @@ RUN_HEADER = (
 
 def run_row(r: Mapping[str, Any]) -> list[str]:
     """One of `runs.Pair.rows`, under `RUN_HEADER`."""
-    seconds = (r[f"{part}_seconds"] for part in ("setup", "first_step", "later"))
-    scores = (r[f"{average}_f1"] for average in ("weighted", "micro", "macro"))
-    cells = (r["recipe"], r["target_epsilon"], r["seed"], r["side"], *scores)
-    cells += (r["reports_per_second"], *seconds, r["peak_memory"] / 1e9, _stated(r["epsilon"]))
-    return [cell_text(cell) for cell in cells]
+    names = (
+        *("recipe", "target_epsilon", "seed", "side", "weighted_f1", "micro_f1", "macro_f1"),
+        *("reports_per_second", "setup_seconds", "first_step_seconds", "later_seconds"),
+    )
+    cells = [cell_text(r[name]) for name in names]
+    return [*cells, cell_text(r["peak_memory"] / 1e9), _stated(r["epsilon"])]
 
 
 def _summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of `runs.summarise`."""
-    header = [
-        "recipe",
-        "epsilon",
-        "",
-        "weighted F1",
-        "reports/s",
-        "seconds",
-        "peak GB",
-        "stated epsilon",
-    ]
+    costs = ("reports/s", "seconds", "peak GB", "stated epsilon")
     rows = []
     for row in summary:
         name = [row["recipe"], cell_text(row["epsilon"])]
@@ -76,12 +64,14 @@ def _summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], lis
                 + [f"{found['reports_per_second']:.1f}", f"{found['seconds']:.0f}"]
                 + [f"{found['peak_memory'] / 1e9:.2f}", _stated(found["epsilon"])]
             )
-        ratio = [row[SIDES[0]][n] / row[SIDES[1]][n] for n in ("reports_per_second", "seconds")]
-        ratio = [f"x {value:.2f}" for value in ratio]
-        seeds, reports = (_interval(row["difference"][of], "+") for of in _DIFFERENCES)
-        rows.append([*name, "gap, other seeds", seeds, *ratio, "", ""])
+        ours, theirs = (row[side] for side in SIDES)
+        ratios = [f"x {ours[n] / theirs[n]:.2f}" for n in ("reports_per_second", "seconds")]
+        seeds, reports = (
+            _interval(row["difference"][of], "+") for of in ("over_seeds", "over_reports")
+        )
+        rows.append([*name, "gap, other seeds", seeds, *ratios, "", ""])
         rows.append([*name, "gap, other reports", reports, "", "", "", ""])
-    return header, rows
+    return ["recipe", "epsilon", "", "weighted F1", *costs], rows
 
 
 def _stated(epsilon: Mapping[str, float]) -> str:
@@ -90,9 +80,8 @@ def _stated(epsilon: Mapping[str, float]) -> str:
 
 def _interval(interval: Sequence[float | None], sign: str = "") -> str:
     mean, low, high = interval
-    if low is None:
-        return f"{mean:{sign}.3f}"
-    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+    ends = "" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"{mean:{sign}.3f}{ends}"
 
 
 def cell_text(value: Any) -> str:

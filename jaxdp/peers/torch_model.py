@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from jaxdp.models.label_attention_torch import LabelAttention, LabelHead
 
-from .job import TRAINED, Job
+from .job import Job
 
 _NO_DROPOUT = {
     "hidden_dropout_prob": 0.0,
@@ -50,24 +50,22 @@ class Classifier(torch.nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs
     ) -> torch.Tensor:
         """Logits [B, num_labels] of token ids [B, L]; kwargs are those of PEFT's wrapper."""
+        last_two = self._pooling in ("mean-last2", "label-attention")
         output = self.encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            output_hidden_states=self._pooling in ("mean-last2", "label-attention"),
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=last_two
         )
+        states = output.last_hidden_state
+        if last_two:
+            states = (output.hidden_states[-2] + states) / 2
         if self._pooling == "cls":
             feature = output.pooler_output
+        elif self._pooling == "first":
+            feature = states[:, 0]
+        elif self._pooling == "label-attention":
+            feature = self.label_attention(states, attention_mask)
         else:
-            states = output.last_hidden_state
-            if self._pooling in ("mean-last2", "label-attention"):
-                states = (output.hidden_states[-2] + output.hidden_states[-1]) / 2
-            if self._pooling == "first":
-                feature = states[:, 0]
-            elif self._pooling == "label-attention":
-                feature = self.label_attention(states, attention_mask)
-            else:
-                weights = attention_mask[..., None].to(states.dtype)
-                feature = (states * weights).sum(1) / weights.sum(1)
+            weights = attention_mask[..., None].to(states.dtype)
+            feature = (states * weights).sum(1) / weights.sum(1)
         return self.classifier(feature - self.center)
 
 
@@ -80,10 +78,8 @@ def build(job: Job, device: str) -> PeftModel:
     base = Classifier(job).to(device)  # before PEFT: adapters put on later don't train (opacus#820)
     model = PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
     model.train()
-    marks = TRAINED[job.config.train.mode]
     for name, parameter in model.named_parameters():
-        trained = any(mark in name for mark in marks)
-        parameter.requires_grad = trained and "original_module" not in name
+        parameter.requires_grad = job.is_trained(name) and "original_module" not in name
     head = base.classifier.modules_to_save["default"]
     with torch.no_grad():
         # The same logits, now that features are centred.

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DP training in PyTorch as Opacus' documentation teaches it."""
 
-import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,64 +14,44 @@ import torch
 import transformers
 from opacus.utils.batch_memory_manager import BatchMemoryManager
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from .flops import StepFlops
 from .job import MAIN, Job, Reports, sampling_probability
-from .side import PHYSICAL
+from .side import Side
 from .torch_model import adapter_name, build
 
 
-class ReportRows(torch.utils.data.Dataset):
-    """(token ids [length], labels [num_labels]) of a report."""
-
-    def __init__(self, reports: Reports):
-        self._reports = reports
-        self._ends = np.cumsum(reports.lengths)
-
-    def __len__(self) -> int:
-        return len(self._reports)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        end = self._ends[row]
-        ids = self._reports.ids[end - self._reports.lengths[row] : end].astype(np.int64)
-        return torch.tensor(ids), torch.tensor(self._reports.labels[row])
-
-
-class MultilabelLoss(torch.nn.Module):
-    """Binary cross-entropy, averaged over a report's labels; unknown labels (-1) count as 0.
+class ReportLoss(torch.nn.Module):
+    """What `models.tasks` has for this config.data.task; unknown labels (-1) count as 0.
 
     The mean over reports, or one value per report for reduction "none", which ghost clipping sets.
     """
 
-    name = "binary cross-entropy, mean over labels"
-    activation = staticmethod(torch.sigmoid)
     reduction = "mean"
 
+    def __init__(self, task: str):
+        super().__init__()
+        self.of_labels = task == "multi-label"
+        self.name = "cross-entropy over classes"
+        if self.of_labels:
+            self.name = "binary cross-entropy, mean over labels"
+
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, labels.clamp(min=0).to(logits.dtype), reduction="none"
-        )
-        losses = torch.where(labels >= 0, losses, 0.0).mean(dim=1)
+        targets = labels.clamp(min=0).to(logits.dtype)
+        if self.of_labels:
+            losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            losses = torch.where(labels >= 0, losses, 0.0).mean(dim=1)
+        else:
+            losses = functional.cross_entropy(logits, targets, reduction="none")
         return losses if self.reduction == "none" else losses.mean()
 
-
-class MulticlassLoss(torch.nn.CrossEntropyLoss):
-    """Cross-entropy of the softmax over classes; unknown labels (-1) count as 0."""
-
-    name = "cross-entropy over classes"
-    activation = staticmethod(partial(torch.softmax, dim=-1))
-
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return super().forward(logits, labels.clamp(min=0).to(logits.dtype))
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid() if self.of_labels else logits.softmax(-1)
 
 
-LOSSES = {"multi-label": MultilabelLoss, "multi-class": MulticlassLoss}
-"""By config.data.task; the other side's are in models.tasks."""
-
-
-class TorchTrainer:
-    """A `side.Side` in PyTorch: with scaled dot product attention, in training mode.
+class TorchTrainer(Side):
+    """PyTorch with scaled dot product attention, in training mode.
 
     Opacus is told what it would otherwise work out: noise multiplier, sampling rate, and expected
     batch size. Its own are far too large at small epsilons, or rounded (the rate to one over a
@@ -99,14 +75,12 @@ class TorchTrainer:
         method: str = "hooks",
         padding: str = "dynamic",
         sort: bool = False,
-        physical_batch: int = PHYSICAL[-1],
+        physical_batch: int = 64,
         device: str = "cpu",
     ):
-        self.job, self._method, self._padding, self._sort = job, method, padding, sort
+        self.job, self.physical_batch, self._device = job, physical_batch, device
+        self._method, self._padding, self._sort = method, padding, sort
         self._fixed = job.config.data.max_length if padding == "fixed" else None
-        self._device = device
-        self.physical_batch = physical_batch
-        """Of the next steps; may be changed between them."""
         seed, train = job.config.run.research_seed, job.config.train
         torch.manual_seed(torch.seed() if seed is None else seed)
         self._model = self._peft_model = build(job, device)
@@ -115,40 +89,37 @@ class TorchTrainer:
             for name, parameter in self._model.named_parameters()
             if parameter.requires_grad
         }
-        rate = {"lr": train.learning_rate}
-        kind, options = {
-            "adam": (torch.optim.Adam, rate),
-            "sgd": (torch.optim.SGD, rate | {"momentum": 0.9}),
-        }[train.optimizer]
-        self._plain_optimizer = kind(self._trained.values(), **options)
+        if train.optimizer == "adam":
+            optimizer = torch.optim.Adam(self._trained.values(), train.learning_rate)
+        else:
+            optimizer = torch.optim.SGD(self._trained.values(), train.learning_rate, momentum=0.9)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._plain_optimizer, lambda step: relative_rate(train.schedule, step / train.steps)
+            optimizer, lambda step: relative_rate(train.schedule, step / train.steps)
         )
         self._sampler = UniformWithReplacementSampler(
             num_samples=len(job.train), sample_rate=job.sampling_probability, steps=train.steps
         )
-        self._loss = LOSSES[job.config.data.task]()
-        self._optimizer, self._engine = self._plain_optimizer, None
+        self._loss = self._criterion = ReportLoss(job.config.data.task)
+        self._optimizer, self._engine = optimizer, None
         if method != "none":
-            self._make_private()
+            self._make_private(job.mechanisms[MAIN])
 
-    def _make_private(self) -> None:
-        mechanism = self.job.mechanisms[MAIN]
+    def _make_private(self, mechanism: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Secure RNG turned off")
             self._engine = opacus.PrivacyEngine()
         self._model, self._optimizer, *criterion, _ = self._engine.make_private(
             module=self._model,
-            optimizer=self._plain_optimizer,
+            optimizer=self._optimizer,
             criterion=self._loss,
-            data_loader=DataLoader(ReportRows(self.job.train), batch_sampler=self._sampler),
+            data_loader=DataLoader(range(len(self.job.train)), batch_sampler=self._sampler),
             noise_multiplier=mechanism["noise_multiplier"],
             max_grad_norm=mechanism["l2_clip_norm"],
             poisson_sampling=False,  # the sampler is Opacus' Poisson sampler, at the exact rate
             grad_sample_mode=self._method,
         )
         if criterion:
-            (self._loss,) = criterion
+            (self._criterion,) = criterion
         self._model.forbid_grad_accumulation()
         self._optimizer.expected_batch_size = mechanism["expected_batch_size"]
         self._optimizer.attach_step_hook(
@@ -164,17 +135,21 @@ class TorchTrainer:
 
         Without rows it is a step of noise alone.
         """
-        private, share = self._engine is not None, self.job.config.train.expected_batch_size
-        with self._physical_batches(self._ordered(rows)) as batches:
-            for ids, mask, labels in batches:
-                loss = self._loss(self._model(ids, mask), labels)
-                if private:
-                    loss.backward()
-                    self._optimizer.step()  # of the parameters: after the last physical batch only
+        rows = self._ordered(rows)
+        if self._engine is not None:
+            with BatchMemoryManager(
+                data_loader=self._loader([rows]),
+                max_physical_batch_size=self.physical_batch,
+                optimizer=self._optimizer,
+            ) as batches:
+                for batch in batches:
+                    self._loss_of(batch).backward()
+                    self._optimizer.step()  # of the parameters: after the last batch only
                     self._optimizer.zero_grad()
-                else:
-                    (loss * (len(ids) / share)).backward()
-        if not private:
+        else:
+            for part in self.split(rows):
+                share = max(len(part), 1) / self.job.config.train.expected_batch_size
+                (self._loss_of(self._batch(part)) * share).backward()
             self._optimizer.step()
             self._optimizer.zero_grad()
         self._schedule.step()
@@ -182,8 +157,8 @@ class TorchTrainer:
     def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each row's gradient, clipped sum by adapter tensor), as Opacus computes them."""
         norms = []
-        for ids, mask, labels in self._loader(self.split(rows)):
-            self._loss(self._model(ids, mask), labels).backward()
+        for part in self.split(rows):
+            self._loss_of(self._batch(part)).backward()
             if self._method == "ghost":
                 norms.append(self._model.per_sample_gradient_norms)
             else:
@@ -202,8 +177,8 @@ class TorchTrainer:
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The same by an ordinary backward pass for each report; for method "none"."""
         norms, total = [], {name: torch.zeros_like(p) for name, p in self._trained.items()}
-        for ids, mask, labels in self._loader([[row] for row in rows]):
-            self._loss(self._model(ids, mask), labels).backward()
+        for row in rows:
+            self._loss_of(self._batch([row])).backward()
             norm = torch.cat([p.grad.flatten() for p in self._trained.values()]).norm()
             for name, parameter in self._trained.items():
                 total[name] += parameter.grad * (l2_clip_norm / norm).clamp(max=1.0)
@@ -217,13 +192,12 @@ class TorchTrainer:
 
     def probabilities(self) -> np.ndarray:
         reports = self.job.test
-        batches = self.split(np.argsort(reports.lengths, kind="stable"))
-        activation = LOSSES[self.job.config.data.task].activation
         result = np.empty(reports.labels.shape, np.float32)
         self._model.eval()
         with torch.inference_mode():
-            for rows, (ids, mask, _) in zip(batches, self._loader(batches, reports), strict=True):
-                result[rows] = activation(self._model(ids, mask)).numpy(force=True)
+            for rows in self.split(np.argsort(reports.lengths, kind="stable")):
+                ids, mask, _ = self._batch(rows, reports)
+                result[rows] = self._loss.probabilities(self._model(ids, mask)).numpy(force=True)
         self._model.train()
         return result
 
@@ -232,10 +206,8 @@ class TorchTrainer:
         widths = [np.full(len(part), self._fixed or part.max(initial=1)) for part in lengths]
         return np.concatenate(widths)
 
-    def flops(self) -> StepFlops:
-        encoder = json.loads((Path(self.job.backbone) / "config.json").read_text("utf-8"))
-        passes = 2 if self._method == "ghost" else 1
-        return StepFlops.of_job(self.job, encoder, backward_passes=passes)
+    def savings(self) -> dict[str, Any]:
+        return {"backward_passes": 2 if self._method == "ghost" else 1}
 
     def epsilon(self) -> dict[str, float]:
         """By Opacus' accountants."""
@@ -257,7 +229,7 @@ class TorchTrainer:
         return result
 
     def settings(self) -> dict[str, Any]:
-        optimizer, defaults = self._optimizer, self._plain_optimizer.defaults
+        optimizer, plain = self._optimizer, self._schedule.optimizer
         train, private = self.job.config.train, self._engine is not None
         encoder = self._peft_model.base_model.model.encoder
         adapter = self._peft_model.peft_config["default"]
@@ -273,7 +245,7 @@ class TorchTrainer:
             "lora rank": adapter.r,
             "lora alpha": adapter.lora_alpha,
             "dropout": max([*dropouts, adapter.lora_dropout]),
-            "loss": LOSSES[self.job.config.data.task].name,
+            "loss": self._loss.name,
             "train reports": len(self.job.train),
             "steps": self._sampler.steps,
             "sampling": "Poisson",
@@ -282,13 +254,13 @@ class TorchTrainer:
             "clip norm": optimizer.max_grad_norm if private else None,
             "divided by": optimizer.expected_batch_size if private else train.expected_batch_size,
             "clip factor": "C / (norm + 1e-6)" if private else None,
-            "optimizer": type(self._plain_optimizer).__name__.lower(),
+            "optimizer": type(plain).__name__.lower(),
             "learning rate": self._schedule.base_lrs[0],
             "schedule": train.schedule,
-            "optimizer betas": defaults.get("betas"),
-            "optimizer eps": defaults.get("eps"),
-            "optimizer momentum": defaults.get("momentum"),
-            "weight decay": defaults["weight_decay"],
+            "optimizer betas": plain.defaults.get("betas"),
+            "optimizer eps": plain.defaults.get("eps"),
+            "optimizer momentum": plain.defaults.get("momentum"),
+            "weight decay": plain.defaults["weight_decay"],
             "arithmetic": str(encoder.dtype).removeprefix("torch."),
             "attention": encoder.config._attn_implementation,
             "padding": self._padding,
@@ -305,34 +277,32 @@ class TorchTrainer:
             return rows
         return rows[np.argsort(-self.job.train.lengths[rows], kind="stable")]
 
-    def _loader(self, batches, reports: Reports | None = None) -> DataLoader:
-        rows = ReportRows(reports or self.job.train)
-        return DataLoader(rows, batch_sampler=batches, collate_fn=self._collate)
+    def _loss_of(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        ids, mask, labels = batch
+        return self._criterion(self._model(ids, mask), labels)
 
-    def _collate(self, rows: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-        """(ids [B, L], mask [B, L], labels [B, num_labels]).
+    def _loader(self, batches: Iterable[Sequence[int]]) -> DataLoader:
+        rows = range(len(self.job.train))
+        return DataLoader(rows, batch_sampler=batches, collate_fn=self._batch)
+
+    def _batch(
+        self, rows: Sequence[int], reports: Reports | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """(ids [B, L], mask [B, L], labels [B, num_labels]) of training reports, or of others.
 
         transformers' attention fails on B = 0, which Poisson sampling draws at times, so no reports
         become one whose labels are all unknown: its loss and its gradient are zero.
         """
-        rows = rows or [
-            (torch.zeros(1, dtype=torch.int64), torch.full([len(self.job.label_names)], -1))
-        ]
-        lengths = torch.tensor([len(ids) for ids, _ in rows])
-        width = self._fixed or int(lengths.max())
-        ids = torch.stack([torch.nn.functional.pad(i, (0, width - len(i))) for i, _ in rows])
-        mask = (torch.arange(width) < lengths[:, None]).long()
-        labels = torch.stack([labels for _, labels in rows])
-        return tuple(x.to(self._device) for x in (ids, mask, labels))
-
-    def _physical_batches(self, rows: Sequence[int]):
-        if self._engine is None:
-            return nullcontext(self._loader(self.split(rows)))
-        return BatchMemoryManager(
-            data_loader=self._loader([rows]),
-            max_physical_batch_size=self.physical_batch,
-            optimizer=self._optimizer,
-        )
+        reports = self.job.train if reports is None else reports
+        tokens = reports.token_ids(rows) or [np.zeros(1, np.int32)]
+        labels = reports.labels[rows] if len(rows) else np.full_like(reports.labels[:1], -1)
+        lengths = np.array([len(ids) for ids in tokens])
+        width = self._fixed or lengths.max()
+        ids = np.zeros((len(tokens), width), np.int64)
+        for padded, own in zip(ids, tokens, strict=True):
+            padded[: len(own)] = own
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        return tuple(torch.from_numpy(x).to(self._device) for x in (ids, mask, labels))
 
 
 def relative_rate(schedule: str, progress: float) -> float:
