@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput side by side with peers, on this machine's CPU: one table, one JSON.
+"""Throughput side by side with peers, on this machine's CPU or GPU: one table, one JSON.
 
     python scripts/benchmark.py --quick
 

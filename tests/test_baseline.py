@@ -161,6 +161,39 @@ def test_cutting_and_padding_do_not_change_a_step(bert):
             np.testing.assert_allclose(other[name], value, atol=2e-7)
 
 
+@pytest.mark.parametrize("method, dtype", [("hooks", "bfloat16"), ("none", "autocast")])
+def test_narrower_products_move_the_same_float32_adapters_nearly_alike(bert, method, dtype):
+    """As a benchmark on a GPU has them; the way there, not the speed, is the same on a CPU."""
+    moved, rows = [], np.arange(30)
+    for each in ("float32", dtype):
+        trainer = TorchTrainer(bert.without_noise(), method=method, physical_batch=7, dtype=each)
+        start = trainer.adapters()
+        trainer.step(rows)
+        ends = trainer.adapters()
+        assert all(value.dtype == np.float32 for value in ends.values())
+        moved.append(np.concatenate([(ends[n] - start[n]).ravel() for n in start]))
+    wanted, found = moved
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+    assert 1e-5 < error < 0.05  # 8 bits
+    said = {"bfloat16": "bfloat16", "autocast": "bfloat16, autocast"}[dtype]
+    assert trainer.settings()["arithmetic"] == said and trainer.settings()["device"] == "cpu"
+    probabilities = trainer.probabilities()
+    assert probabilities.dtype == np.float32 and np.isfinite(probabilities).all()
+
+
+def test_our_type_is_the_jobs_or_the_one_that_is_said(bert):
+    moved = []
+    for dtype in (None, "bfloat16"):
+        trainer = OurTrainer(bert.without_noise(), dtype=dtype)
+        start = trainer.adapters()
+        trainer.step(trainer.rows(0))
+        ends = trainer.adapters()
+        moved.append(np.concatenate([(ends[n] - start[n]).ravel() for n in start]))
+        assert trainer.settings()["arithmetic"] == (dtype or "float32")
+    error = np.linalg.norm(moved[1] - moved[0]) / np.linalg.norm(moved[0])
+    assert 1e-5 < error < 0.05
+
+
 def test_without_privacy_both_sides_take_the_same_step(bert):
     config = bert.config
     privacy = dataclasses.replace(config.privacy, epsilon=None)

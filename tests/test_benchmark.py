@@ -20,12 +20,13 @@ from jaxdp.models import lora
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.models.tasks import multilabel_loss
 from jaxdp.peers.benchmark import draw, rotated, run_rounds
-from jaxdp.peers.contenders import CONTENDERS, PHYSICAL
+from jaxdp.peers.contenders import CONTENDERS, USUAL
 from jaxdp.peers.flops import step_flops
 from jaxdp.peers.inputs import as_long_as_ct, repeated, write_job, write_random_model
 from jaxdp.peers.jax_privacy_side import JaxPrivacy
 from jaxdp.peers.jax_side import OurTrainer
 from jaxdp.peers.job import Job, Reports
+from jaxdp.peers.machine import choose, environment
 from jaxdp.peers.side import Side
 from jaxdp.peers.startup import measure
 from jaxdp.peers.summary import HEADER, Record, ratio, rows, spread, summarise
@@ -142,11 +143,11 @@ def test_widths_are_those_that_are_computed(job):
     assert len(padded.widths(rows_of_step)) == 32 * math.ceil(len(lengths) / 32)
 
     def torch_widths(**options):
-        trainer = TorchTrainer(job, method="none", physical_batch=PHYSICAL[0], **options)
+        trainer = TorchTrainer(job, method="none", physical_batch=16, **options)
         return trainer.widths(rows_of_step)
 
     assert (torch_widths(padding="fixed") == 16).all()
-    parts = np.array_split(lengths, math.ceil(len(lengths) / PHYSICAL[0]))
+    parts = np.array_split(lengths, math.ceil(len(lengths) / 16))
     wanted = np.concatenate([np.full(len(part), part.max()) for part in parts])
     assert np.array_equal(torch_widths(padding="dynamic"), wanted)
     in_order = torch_widths(padding="dynamic", sort=True)
@@ -182,6 +183,7 @@ def test_one_failure_leaves_the_others_running(job, tmp_path):
         records,
         {"all": job.adapter.parent},
         tmp_path,
+        platform="cpu",
         rounds=2,
         tune=True,
         profile=tmp_path / "trace",
@@ -208,9 +210,10 @@ def answer(seconds: float, reports: int = 10, **changes) -> dict:
         "flops": 4e9,
         "useful_flops": 3e9,
         "peak_memory": 10**9,
+        "device_memory": 0,
         "idle_cpu_seconds": 0.0,
         "idle_seconds": 1.0,
-        "settings": {},
+        "settings": {"device": "cpu", "arithmetic": "float32"},
     } | changes
 
 
@@ -238,9 +241,16 @@ def test_ratios_are_of_the_same_round_and_then_their_median():
     cells = rows(table)
     assert all(len(row) == len(HEADER) for row in cells)
     assert cells[3][1] == "NotImplementedError: shared layers"
-    assert theirs["wanted"] == 2.0 and cells[0][2:4] == ["1.00 (1.00-1.00) x", ""]
-    assert cells[1][2:4] == ["2.10 (2.00-3.00) x", ">= 2, met"]
-    assert cells[2][2:4] == ["1.60 (1.00-2.00) x", ">= 1.7, missed"]
+    assert theirs["wanted"] == 2.0 and cells[0][4:6] == ["1.00 (1.00-1.00) x", ""]
+    assert cells[1][4:6] == ["2.10 (2.00-3.00) x", ">= 2, met"]
+    assert cells[2][4:6] == ["1.60 (1.00-2.00) x", ">= 1.7, missed"]
+    assert cells[0][1:3] == ["cpu", "float32"] and cells[0][HEADER.index("device GB")] == ""
+    there = {"device_memory": 2 * 10**9, "settings": {"device": "H100", "arithmetic": "bfloat16"}}
+    on_device = Record(1.0, first=answer(3.0), steps=[answer(1.0, **there)])
+    table = summarise({"ours": on_device, "opacus-fixed": on_device}, matmul=8.0)
+    cells = rows(table)[1]
+    assert cells[1:3] == ["H100", "bfloat16"] and cells[HEADER.index("device GB")] == "2.00"
+    assert cells[4:6] == ["1.00 (1.00-1.00) x", ""]  # what is wanted is known for CPUs only
 
 
 def test_lengths_are_as_described(inputs):
@@ -261,10 +271,43 @@ def test_every_contender_has_a_baseline_and_a_side():
         assert baseline.options == {"private": True} and baseline.layers == contender.layers
 
 
+def test_the_platform_is_jaxs_own_unless_another_is_asked_for(monkeypatch):
+    assert choose(None, lambda: "gpu") == choose("gpu", lambda: "gpu") == "gpu"
+    assert choose("cpu", lambda: pytest.fail("looked for devices")) == "cpu"
+    with pytest.raises(ValueError, match="JAX finds no gpu here, but a cpu"):
+        choose("gpu", lambda: "cpu")
+    assert environment("cpu") == {"JAX_PLATFORMS": "cpu"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert environment("gpu") == {
+        "CUDA_VISIBLE_DEVICES": "3",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+
+
+def test_who_takes_part_and_how_depends_on_the_platform():
+    for usual in USUAL.values():
+        assert set(usual.quick_names) <= set(usual.names) <= set(CONTENDERS)
+    on_cpu = [CONTENDERS[name].options_on("cpu") for name in USUAL["cpu"].names]
+    assert {o["dtype"] for o in on_cpu if "dtype" in o} == {"float32"}
+    assert {o["device"] for o in on_cpu if "device" in o} == {"cpu"}
+    on_gpu = {name: CONTENDERS[name].options_on("gpu") for name in USUAL["gpu"].names}
+    assert on_gpu["ours"] == {"private": True}  # in what the platform's default is
+    said = {"opacus-bf16": "bfloat16", "torch-bf16": "autocast"}
+    assert len(on_gpu) > len(on_cpu) > 12
+    for name, options in on_gpu.items():
+        dtype = "tensorfloat32" if CONTENDERS[name].side == "torch_side" else None
+        dtype = "tensorfloat32" if name == "ours-tf32" else said.get(name, dtype)
+        assert options.get("dtype") == dtype, name
+    theirs = [o for o in on_gpu.values() if "device" in o]
+    assert all(o["device"] == "cuda" and o["physical_batch"] == 512 for o in theirs)
+    assert max(USUAL["gpu"].at_once) == 1024 <= USUAL["gpu"].batch
+
+
 @pytest.mark.slow
 def test_flags():
     wrong = {
         "--models=bert-smal": "error: --models: 'bert-smal' is none of minilm-l6, bert-small, ",
+        "--platform=tpu": "error: --platform: JAX finds no tpu here, but a cpu",
         "--batches=256,many": "error: --batches must be whole numbers above 0, not '256,many'",
     }
     started = {flag: start_script("benchmark.py", flag) for flag in ("--help", *wrong)}

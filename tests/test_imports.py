@@ -37,8 +37,11 @@ LEVELS = {
     "progress": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
-NEED_TORCH = ("peers",)
-FOR_TORCH = "jaxdp.models.label_attention_torch"  # ships beside adapters; nothing else imports it
+NEED_TORCH = {
+    "jaxdp.models.label_attention_torch",  # ships beside adapters
+    *(f"jaxdp.peers.{name}" for name in ("torch_model", "torch_side", "comparison")),
+}
+"""All others do without, those that make a job to be compared among them."""
 
 
 def sources() -> list[Path]:
@@ -140,8 +143,7 @@ def run_without_torch(program: str) -> subprocess.CompletedProcess:
 
 
 def test_everything_imports_without_torch():
-    core = {m for m in MODULES if m.startswith("jaxdp") and package_of(m) not in NEED_TORCH}
-    core -= {FOR_TORCH}
+    core = {m for m in MODULES if m.startswith("jaxdp")} - NEED_TORCH
     result = run_without_torch(f"for name in {sorted(core)}:\n    importlib.import_module(name)\n")
     assert result.returncode == 0, result.stderr
     blocked = run_without_torch("import torch")

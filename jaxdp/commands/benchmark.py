@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput side by side with peers, on this machine's CPU: one table, one JSON.
+"""Throughput side by side with peers, on this machine's CPU or GPU: one table, one JSON.
 
     jaxdp benchmark --quick
     jaxdp benchmark --lengths=openi --json=speed.json
@@ -8,8 +8,8 @@
     jaxdp benchmark --startup
 
 All contenders fine-tune one backbone (MiniLM's real weights, the others' random) with the same LoRA
-and head in float32, on the same reports: as long as Open-I's (at most 128 tokens) or as chest CT's
-(made up, at most 512). Each sits in a process of its own, which sleeps while others step; in every
+and head, on the same reports: as long as Open-I's (at most 128 tokens) or as chest CT's (made up,
+at most 512). Each sits in a process of its own, which sleeps while others step; in every
 round all take one step on the same Poisson draw, in an order that rotates.
 
 ours, ours-nonprivate    jaxdp with privacy, and without; ours-last2: LoRA on the last two layers
@@ -17,6 +17,11 @@ jax-privacy              clipped_grad of JAX-Privacy on our model, reports padde
 opacus-*, ghost-*        Opacus with hooks, and with ghost clipping; torch-*: without privacy
 *-fixed, -dynamic        padded to the maximum, or to the longest of each physical batch as drawn
 *-sorted                 the same, with the logical batch sorted by length before
+
+They run where JAX does by default, or on --platform. On a CPU all is float32. On a GPU (written for
+one, not yet run on one) ours and jax-privacy take bfloat16 and PyTorch TensorFloat-32, but for
+ours-tf32, opacus-bf16 (the frozen encoder in bfloat16, batch sorted) and torch-bf16 (autocast,
+sorted), and all get ready side by side. A TPU lets in one process at a time.
 
 "wanted" is how many times as fast ours should be at least, "of matmul" the share of the best dense
 product here, "useful" what is not padding, "compile" what the first step takes beyond a later one,
@@ -34,6 +39,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +47,7 @@ from rich.table import Table
 from jaxdp.cli import fail
 from jaxdp.config import Config, inherit
 from jaxdp.files import write_json
+from jaxdp.peers.machine import choose, default_platform
 from jaxdp.progress import Display
 from jaxdp.runtime import prepare
 
@@ -50,10 +57,11 @@ from .define import Define
 DEFINE = Define()
 _MODELS = DEFINE.list("models", None, "Backbones; default: all four, for --memory MiniLM.")
 _LENGTHS = DEFINE.list("lengths", ["openi", "ct"], "openi (max 128), ct (max 512).")
-_CONTENDERS = DEFINE.list("contenders", None, "Default: all.")
-_BATCH = DEFINE.float("batch", 256.0, "Expected reports of a logical batch.")
+_CONTENDERS = DEFINE.list("contenders", None, "Default: all; on a CPU all float32 ones.")
+_PLATFORM = DEFINE.enum("platform", None, ("cpu", "gpu", "tpu"), "Default: JAX's own.")
+_BATCH = DEFINE.float("batch", None, "Reports of a logical batch; default: 256, beyond a CPU 2048.")
 _ROUNDS = DEFINE.integer("rounds", 3, "Timed steps of each; with --quick 7.")
-_QUICK = DEFINE.bool("quick", False, "MiniLM on Open-I, few contenders, batch 32: 3 minutes.")
+_QUICK = DEFINE.bool("quick", False, "MiniLM on Open-I, few contenders: 3 minutes on a CPU.")
 _MEMORY = DEFINE.bool("memory", False, "Instead: our peak memory by logical batch.")
 _BATCHES = DEFINE.list("batches", ["256", "4096"], "--memory: logical batches.")
 _STARTUP = DEFINE.bool("startup", False, "Instead: time to train.py's first step.")
@@ -68,14 +76,19 @@ def main() -> None:
     if missing:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline,audit]'")
     _check()
+    try:
+        platform = choose(_PLATFORM.value, default_platform)
+    except (RuntimeError, ValueError) as error:
+        fail(f"--platform: {error}")
     prepare()
+    jax.config.update("jax_platforms", "cpu")  # jobs are made there, and the device left to others
     console = Console()
     if not console.is_terminal:
         console = Console(width=170)  # a table that is piped to a file has room
     if _STARTUP.value:
-        _startup(console)
+        _startup(console, platform)
     else:
-        _measure(console)
+        _measure(console, platform)
 
 
 def _check() -> None:
@@ -91,7 +104,7 @@ def _check() -> None:
             fail(f"--{flag.name} must name at least one of {', '.join(allowed)}")
     if _ROUNDS.value < 1:
         fail(f"--rounds must be at least 1, not {_ROUNDS.value}")
-    if not 1 <= _BATCH.value <= 2048:
+    if _BATCH.present and not 1 <= _BATCH.value <= 2048:
         fail(f"--batch must be from 1 to 2048, not {_BATCH.value:g}")
     if not _BATCHES.value or not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value):
         fail(f"--batches must be whole numbers above 0, not {','.join(_BATCHES.value)!r}")
@@ -105,7 +118,7 @@ def _config_file() -> Path:
     return shipped_configs() / f"{_CONFIG.value}.py"
 
 
-def _measure(console: Console) -> None:
+def _measure(console: Console, platform: str) -> None:
     """Speed, or memory, for all combinations; each is printed and written once it is done."""
     from jaxdp.peers import benchmark, contenders, inputs, summary
 
@@ -116,21 +129,23 @@ def _measure(console: Console) -> None:
         console.print(f"{seconds}  {text}", highlight=False, soft_wrap=True)
 
     models, lengths, rounds = _MODELS.value, _LENGTHS.value, _ROUNDS.value
-    names, batches = _CONTENDERS.value, [_BATCH.value]
+    usual = contenders.USUAL[platform]
+    names, batches = _CONTENDERS.value or usual.names, [_BATCH.value or usual.batch]
     if _QUICK.value or _MEMORY.value:
         models, lengths = models or ["minilm-l6"], ["openi"]
     if _QUICK.value:
         # XLA prepares a width's products when it first meets it, which so few reports do late.
         rounds = rounds if _ROUNDS.present else 7
-        names, batches = names or list(contenders.QUICK), [32.0]
+        names, batches = _CONTENDERS.value or usual.quick_names, [usual.quick_batch]
     if _MEMORY.value:
         names, batches, rounds = ["ours"], [float(batch) for batch in _BATCHES.value], 1
-    document: dict[str, Any] = {"machine": _machine(), "results": []}
+    document: dict[str, Any] = {"machine": _machine(platform), "results": []}
     for result in benchmark.measure(
         models or list(inputs.MODEL_NAMES),
         lengths,
         batches,
-        names or list(contenders.CONTENDERS),
+        names,
+        platform=platform,
         rounds=rounds,
         tune=not (_QUICK.value or _MEMORY.value),
         profile=Path(_PROFILE.value) if _PROFILE.value else None,
@@ -163,14 +178,14 @@ def _print_memory(console: Console, document: dict[str, Any]) -> None:
     console.print(_table("Peak memory of a process that trains", header, rows))
 
 
-def _startup(console: Console) -> None:
+def _startup(console: Console, platform: str) -> None:
     """Time to the first step, by part."""
     from jaxdp.peers import startup
 
     settings = inherit(str(_config_file()), _CONFIG.value)
     config = Config.from_dict(settings.to_dict())
     with Display(console, "startup", status="training in fresh processes"):
-        result = startup.measure(config, _ROUNDS.value)
+        result = startup.measure(config, _ROUNDS.value, platform)
     columns = ([result["cold"]], result["warm"], result["cached"])
     rows = []
     for part in result["cold"]["parts"]:
@@ -185,13 +200,14 @@ def _startup(console: Console) -> None:
     rows.append(["to the first step", *("{:.1f} ({:.1f} to {:.1f})".format(*t) for t in totals)])
     header = ("part, seconds (compiling)", "cold", "warm: compiled before", "data.cache as well")
     console.print(_table(f"{_CONFIG.value}, from starting Python", header, rows))
-    _write({"machine": _machine(), "config": _CONFIG.value, "startup": result})
+    _write({"machine": _machine(platform), "config": _CONFIG.value, "startup": result})
 
 
-def _machine() -> dict[str, Any]:
+def _machine(on: str) -> dict[str, Any]:
     names = ("jax", "flax", "jax_privacy", "torch", "opacus", "peft", "transformers")
     versions = {name: importlib.metadata.version(name) for name in names}
-    return {"cores": os.cpu_count(), "system": platform.platform(), "versions": versions}
+    system = {"cores": os.cpu_count(), "system": platform.platform(), "platform": on}
+    return system | {"versions": versions}
 
 
 def _write(document: dict[str, Any]) -> None:

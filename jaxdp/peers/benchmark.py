@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,12 @@ from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import Inputs
 
 from . import inputs, summary
-from .contenders import CONTENDERS, PHYSICAL
+from .contenders import CONTENDERS, USUAL
 from .job import MAIN, Job
-from .machine import best_products
+from .machine import best_products, environment
 from .process import Failed, Process
 from .side import ask, begin
 from .summary import Record
-
-TUNED_ON = 96
-"""Reports on which physical batch sizes are tried."""
 
 
 def measure(
@@ -35,6 +33,7 @@ def measure(
     batches: Sequence[float],
     names: Sequence[str],
     *,
+    platform: str,
     rounds: int,
     tune: bool,
     profile: Path | None = None,
@@ -43,16 +42,16 @@ def measure(
     """Yields what `summary` makes of each combination, JSON-ready, as soon as it is measured.
 
     All batches are drawn from the same reports, which are repeated where that takes more of them.
+    Jobs are made here, on the CPU, without torch.
 
     Args:
         models, lengths, names: of `inputs.MODEL_NAMES`, `inputs.LENGTHS`, `CONTENDERS`.
         batches: expected reports of a logical batch.
-        rounds, tune, report: see `run_rounds`.
-        profile: folder for traces.
+        platform, rounds, tune, profile, report: see `run_rounds`.
     """
     data = {which: inputs.load(which, 1.25 * max(batches)) for which in lengths}
     num_labels = data[lengths[0]].num_labels
-    best = _products({}, report)
+    best = _products(platform, {}, report)
     with tempfile.TemporaryDirectory() as folder:
         backbones = {m: inputs.backbone_of(m, num_labels, Path(folder)) for m in models}
         combinations = list(itertools.product(models, lengths, batches))
@@ -64,12 +63,13 @@ def measure(
                 records,
                 jobs,
                 place,
+                platform=platform,
                 rounds=rounds,
                 tune=tune,
                 profile=profile and profile / place.name,
                 report=report,
             )
-            best = _products(best, report)
+            best = _products(platform, best, report)
             yield {
                 "model": model,
                 "lengths": which,
@@ -95,9 +95,11 @@ def _jobs(
     return jobs, {name: Record(error=errors.get(CONTENDERS[name].layers)) for name in names}
 
 
-def _products(before: dict[str, float], report: Callable[[str], None]) -> dict[str, float]:
+def _products(
+    platform: str, before: dict[str, float], report: Callable[[str], None]
+) -> dict[str, float]:
     """The best of before and now, GFLOP/s by framework."""
-    now = best_products()
+    now = best_products(platform)
     report("best matmul: " + ", ".join(f"{n} {rate:.0f} GFLOP/s" for n, rate in now.items()))
     return {name: max(rate, before.get(name, 0.0)) for name, rate in now.items()}
 
@@ -113,6 +115,7 @@ def run_rounds(
     jobs: dict[str, Path],
     folder: Path,
     *,
+    platform: str,
     rounds: int,
     tune: bool,
     profile: Path | None = None,
@@ -122,13 +125,14 @@ def run_rounds(
 
     In a round all step on the same Poisson draw, and who begins moves on by one. Before, each has
     taken one step to compile and, where it computes a physical batch of its user's choice, has
-    tried a few sizes.
+    tried a few sizes. Beyond a CPU all compile side by side: there are cores for it.
 
     Args:
         records: name in `CONTENDERS` -> where to note what it did. Who has an error does not take
             part; who fails keeps its error, and the rest goes on.
         jobs: lora.layers -> folder of the job.
         folder: for logs.
+        platform: of `USUAL`.
         rounds: at least 1.
         tune: whether sizes are tried; otherwise each keeps its own default.
         profile: folder for a trace of one more step of ours.
@@ -150,24 +154,23 @@ def run_rounds(
             workers.pop(name).shutdown()
 
     def start(name: str) -> None:
-        # One machine for all: and programs are compiled, not read from a cache.
-        environment = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        workers[name] = Process(folder / f"{name}.log", **environment)
+        # Programs are compiled, not read from a cache.
+        variables = environment(platform) | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        workers[name] = Process(folder / f"{name}.log", **variables)
         contender = CONTENDERS[name]
         with noting_failure(name) as (worker, record):
-            job = jobs[contender.layers]
-            record.setup_seconds = worker.call(
-                begin, contender.side, job, contender.options, worker.began
-            )
+            job, options = jobs[contender.layers], contender.options_on(platform)
+            record.setup_seconds = worker.call(begin, contender.side, job, options, worker.began)
             record.first = worker.call(ask, "turn", draws[0])
             if tune and contender.tunes:
-                record.tried = worker.call(ask, "tune", draws[0][:TUNED_ON], PHYSICAL)
+                sizes = USUAL[platform].at_once
+                record.tried = worker.call(ask, "tune", draws[0][: 2 * max(sizes)], sizes)
             seconds = record.first["seconds"]
             report(f"{name}: ready in {record.setup_seconds:.1f} s, first step {seconds:.1f} s")
 
     try:
-        for name in names:
-            start(name)
+        with ThreadPoolExecutor(1 if platform == "cpu" else len(names)) as together:
+            list(together.map(start, names))
         for step in range(1, rounds + 1):
             for name in rotated(names, step):
                 if name in workers:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who takes part."""
+"""Who takes part, and how on which platform."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
-PHYSICAL = (16, 32, 64)
-"""Reports computed at once, where the user chooses: the first, or the fastest of those."""
+from .machine import torch_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +13,10 @@ class Contender:
 
     Attributes:
         side: module of this package that the process runs.
-        options: of the side that it makes.
+        options: of the side that it makes, beside those of `options_on`.
         baseline: whose reports per second are divided by this one's.
         layers: lora.layers.
-        wanted: least that this ratio should be.
+        wanted: least that this ratio should be, on a CPU.
     """
 
     side: str
@@ -29,7 +28,15 @@ class Contender:
     @property
     def tunes(self) -> bool:
         """Whether its user has to choose how many reports are computed at once."""
-        return "physical_batch" in self.options
+        return self.side != "jax_side"
+
+    def options_on(self, platform: str) -> dict[str, Any]:
+        """All options of the side."""
+        options = {"physical_batch": USUAL[platform].at_once[0]} if self.tunes else {}
+        if self.side == "torch_side":
+            dtype = "float32" if platform == "cpu" else "tensorfloat32"
+            options |= {"device": torch_device(platform), "dtype": dtype}
+        return options | self.options
 
 
 PADDINGS = {
@@ -39,33 +46,58 @@ PADDINGS = {
 }
 """Of PyTorch's batches: to data.max_length; to the longest report of each physical batch, in the
 order drawn; the same, of a logical batch sorted by length first."""
-_PHYSICAL = {"physical_batch": PHYSICAL[0]}
 
 
 def _torch(name: str, method: str, wanted: dict[str, float], **fields) -> dict[str, Contender]:
     return {
         f"{name}-{padding}": Contender(
-            "torch_side",
-            {"method": method} | _PHYSICAL | options,
-            wanted=wanted.get(padding),
-            **fields,
+            "torch_side", {"method": method} | options, wanted=wanted.get(padding), **fields
         )
         for padding, options in PADDINGS.items()
     }
 
 
+_SORTED = PADDINGS["sorted"]
 _LAST2 = {"layers": "last:2", "baseline": "ours-last2"}
-CONTENDERS = {
+_FLOAT32 = {
     "ours": Contender("jax_side", {"private": True}),
     "ours-nonprivate": Contender("jax_side", {"private": False}, wanted=1 / 1.05),
-    "jax-privacy": Contender("jax_privacy_side", _PHYSICAL, wanted=1.5),
+    "jax-privacy": Contender("jax_privacy_side", {}, wanted=1.5),
     **_torch("opacus", "hooks", {"fixed": 2.0, "dynamic": 1.7, "sorted": 1.7}),
     **_torch("ghost", "ghost", {}),
     **_torch("torch", "none", {}),
     "ours-last2": Contender("jax_side", {"private": True}, **_LAST2),
     **_torch("opacus-last2", "hooks", dict.fromkeys(PADDINGS, 4.0), **_LAST2),
 }
+CONTENDERS = _FLOAT32 | {
+    "ours-tf32": Contender("jax_side", {"private": True, "dtype": "tensorfloat32"}),
+    "opacus-bf16": Contender("torch_side", {"method": "hooks", "dtype": "bfloat16"} | _SORTED),
+    "torch-bf16": Contender("torch_side", {"method": "none", "dtype": "autocast"} | _SORTED),
+}
 """jaxdp with privacy and without; `clipped_grad` of JAX-Privacy on our model, padded to
 data.max_length; Opacus with hooks, with ghost clipping; PyTorch without privacy; and the same with
-LoRA on the last two layers only: ours on the cached layers below, Opacus with those frozen."""
-QUICK = ("ours", "ours-nonprivate", "jax-privacy", "opacus-fixed", "opacus-sorted")
+LoRA on the last two layers only: ours on the cached layers below, Opacus with those frozen.
+
+The last three say what they multiply in, for the others the platform does: float32 on a CPU; on a
+GPU bfloat16 for ours and JAX-Privacy, TensorFloat-32 for PyTorch."""
+
+
+class Usual(NamedTuple):
+    """What is measured where no flag says otherwise, and with --quick."""
+
+    batch: float
+    names: tuple[str, ...]
+    quick_batch: float
+    quick_names: tuple[str, ...]
+    at_once: tuple[int, ...]
+    """Reports computed at once, where the user chooses: the first, or the fastest of those."""
+
+
+_QUICK = ("ours", "ours-nonprivate", "jax-privacy", "opacus-fixed", "opacus-sorted")
+_QUICK_GPU = ("ours", "ours-nonprivate", "opacus-sorted", "opacus-bf16", "torch-bf16")
+USUAL = {
+    "cpu": Usual(256.0, tuple(_FLOAT32), 32.0, _QUICK, (16, 32, 64)),
+    "gpu": Usual(2048.0, tuple(CONTENDERS), 2048.0, _QUICK_GPU, (512, 256, 1024)),
+    # One process at a time has a TPU, and PyTorch has none.
+    "tpu": Usual(2048.0, ("ours",), 2048.0, ("ours",), (512, 256, 1024)),
+}

@@ -17,14 +17,14 @@ from jaxdp.models import lora
 from jaxdp.models.tasks import multilabel_loss
 from jaxdp.runtime import prepare
 from jaxdp.training.randomness import RunSecret
+from jaxdp.training.setup import arithmetic
 from jaxdp.training.step import LabelledData
 
-from .jax_side import load_model, packed
+from .jax_side import JaxSide, load_model, packed
 from .job import MAIN, Job
-from .side import Side
 
 
-class JaxPrivacy(Side):
+class JaxPrivacy(JaxSide):
     """Steps only. Reports are padded to data.max_length, the batch to a fixed number of slots in
     the order that lets it stop early at the empty ones, `microbatch_size` as the user chooses it.
     Model, loss, data on the device, optimizer and donation are as in our own step.
@@ -33,7 +33,9 @@ class JaxPrivacy(Side):
     def __init__(self, job: Job, physical_batch: int):
         self.job, self.physical_batch = job, physical_batch
         config, mechanism = job.config, job.mechanisms[MAIN]
-        graphdef, adapters, self._frozen = lora.split(load_model(job), config.train.mode)
+        model = load_model(job)
+        graphdef, adapters, frozen = lora.split(model, config.train.mode)
+        self._frozen = lora.rounded_once(model, frozen)
         self._data = jax.device_put(LabelledData(packed(job.train), job.train.labels))
 
         def loss(adapters, frozen, ids, length, labels):
@@ -84,12 +86,11 @@ class JaxPrivacy(Side):
         size = self.physical_batch
         return np.full(math.ceil(len(rows) / size) * size, self.job.config.data.max_length)
 
-    def savings(self) -> dict[str, Any]:
-        return {"pooled_only": self.job.pooling == "cls"}  # as in our model
-
     def settings(self) -> dict[str, Any]:
         return {
             "framework": f"jax_privacy {jax_privacy.__version__}, jax {jax.__version__}",
+            "device": jax.devices()[0].device_kind,
+            "arithmetic": arithmetic(self.job.config),
             "padding": "fixed",
             "physical batch": f"{self.physical_batch} reports",
             "threads": os.cpu_count(),

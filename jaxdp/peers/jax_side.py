@@ -30,7 +30,7 @@ from jaxdp.runtime import prepare
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import token_buckets
+from jaxdp.training.setup import arithmetic, compute_dtype, token_buckets
 from jaxdp.training.stages import Stage
 from jaxdp.training.trainer import StageMember, StageTrainer
 
@@ -38,17 +38,33 @@ from .job import MAIN, Job, Reports
 from .side import Side
 
 
-class OurTrainer(Side):
+class JaxSide(Side):
+    """Our model on JAX's devices."""
+
+    def savings(self) -> dict[str, Any]:
+        # It ends in the pooled token where that is all its head sees.
+        return {"pooled_only": self.job.pooling == "cls"}
+
+    def device_memory(self) -> int:
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        return max(each.get("peak_bytes_in_use", 0) for each in stats)
+
+
+class OurTrainer(JaxSide):
     """`training.trainer.StageTrainer`, as `scripts/train.py` uses it.
 
     Args:
         job: what to train, and from where.
         private: False leaves clip and noise out, at the job's sampling probability.
+        dtype: in place of the configuration's model.dtype.
     """
 
-    def __init__(self, job: Job, private: bool = True):
+    def __init__(self, job: Job, private: bool = True, dtype: str | None = None):
         if not private:
             job = dataclasses.replace(job, mechanisms={})
+        if dtype:
+            model = dataclasses.replace(job.config.model, dtype=dtype)
+            job = dataclasses.replace(job, config=dataclasses.replace(job.config, model=model))
         self.job, config = job, job.config
         self._model, buckets = load_model(job), token_buckets(config)
         mesh = make_mesh(config.run.devices)
@@ -137,8 +153,7 @@ class OurTrainer(Side):
         return np.repeat(buckets.widths, self._plan.counts * np.array(buckets.rows))
 
     def savings(self) -> dict[str, Any]:
-        # Our model ends in the pooled token where that is all its head sees.
-        return {"pooled_only": self.job.pooling == "cls", "cached": self.stage.level > 0}
+        return super().savings() | {"cached": self.stage.level > 0}
 
     def settings(self) -> dict[str, Any]:
         """Under the names that `TorchTrainer.settings` uses."""
@@ -175,7 +190,8 @@ class OurTrainer(Side):
             "optimizer eps": defaults["eps"].default if adam else None,
             "optimizer momentum": None if adam else 0.9,
             "weight decay": 0,
-            "arithmetic": str(trained[0].dtype),
+            "device": jax.devices()[0].device_kind,
+            "arithmetic": arithmetic(self.job.config),
             "attention": "jaxdp.models.layers",
             "padding": f"to one of {len(buckets.widths)} widths, batch sorted by length",
             "physical batch": f"about {buckets.widths[0] * buckets.rows[0]} tokens",
@@ -184,10 +200,16 @@ class OurTrainer(Side):
 
 
 def load_model(job: Job) -> ReportClassifier:
-    """With the job's adapter."""
+    """With the job's adapter, multiplying in its configuration's type."""
+    dtype = compute_dtype(job.config)
     model, _ = load_classifier(
-        Path(job.backbone), len(job.label_names), job.pooling, rngs=nnx.Rngs(0)
+        Path(job.backbone),
+        len(job.label_names),
+        job.pooling,
+        dtype=dtype if dtype == "bfloat16" else None,
+        rngs=nnx.Rngs(0),
     )
+    model.precision = dtype
     load_adapter(job.adapter, model)
     return model
 

@@ -1,60 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best dense float32 matrix product that a framework reaches on this machine."""
+"""Where contenders run, and the best dense matrix product that a framework reaches there."""
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from .process import Failed, Process
 
-SHAPES = ((1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 512))
+Shapes = Sequence[tuple[int, int, int]]
+SHAPES = [(1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 512)]
 """(M, K, N): large squares, and what BERTs multiply."""
+LARGE = (8192, 8192, 8192)
+"""For accelerators."""
 
 
-def best_products() -> dict[str, float]:
-    """Framework -> GFLOP/s, each in its own process; 0 where that fails."""
+def choose(asked: str | None, find: Callable[[], str]) -> str:
+    """The platform asked for, by default what `find` finds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = asked if asked == "cpu" else find()
+    if asked not in (None, found):
+        raise ValueError(f"JAX finds no {asked} here, but a {found}")
+    return found
+
+
+def default_platform() -> str:
+    """JAX's own, seen by a process of its own, as one that has seen a GPU holds memory there."""
+    with Process(Path(os.devnull)) as process:
+        return process.call(_default_backend)
+
+
+def environment(platform: str) -> dict[str, str]:
+    """Variables of a process on this platform; several share one card and its memory."""
+    if platform == "cpu":
+        return {"JAX_PLATFORMS": "cpu"}
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return {"CUDA_VISIBLE_DEVICES": card, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+def torch_device(platform: str) -> str:
+    """That PyTorch uses beside JAX on this platform; it has none beside a TPU."""
+    return "cpu" if platform == "cpu" else "cuda"
+
+
+def best_products(platform: str) -> dict[str, float]:
+    """Framework -> GFLOP/s, each in its own process; 0 where that fails. Operands are float32 on a
+    CPU, and bfloat16 elsewhere."""
+    work = ("float32", SHAPES) if platform == "cpu" else ("bfloat16", [*SHAPES, LARGE])
     rates = {}
-    for framework, best in (("jax", _jax), ("torch", _torch)):
-        with Process(Path(os.devnull), JAX_PLATFORMS="cpu") as process:
+    for framework, best in (("jax", _jax), ("torch", partial(_torch, torch_device(platform)))):
+        with Process(Path(os.devnull), **environment(platform)) as process:
             try:
-                rates[framework] = process.call(best)
+                rates[framework] = process.call(best, *work)
             except Failed:
                 rates[framework] = 0.0
     return rates
 
 
-def _jax() -> float:
+def _default_backend() -> str:
     import jax
 
-    product = jax.jit(lambda a, b: a @ b)
-    return _best(lambda a, b: product(a, b).block_until_ready(), jax.device_put)
+    return jax.default_backend()
 
 
-def _torch() -> float:
+def _jax(dtype: str, shapes: Shapes) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    return _best(
+        shapes, jax.jit(jnp.matmul), lambda x: jnp.asarray(x, dtype), jax.block_until_ready
+    )
+
+
+def _torch(device: str, dtype: str, shapes: Shapes) -> float:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     with torch.inference_mode():
-        return _best(torch.matmul, torch.from_numpy)
+        return _best(
+            shapes,
+            torch.matmul,
+            lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype)),
+            lambda _: wait(),
+        )
 
 
-def _best(multiply: Callable, put: Callable, seconds: float = 0.6) -> float:
+def _best(
+    shapes: Shapes, multiply: Callable, put: Callable, wait: Callable, seconds: float = 0.6
+) -> float:
     """GFLOP/s of the fastest product of all shapes, each repeated for about `seconds`.
 
     Args:
-        multiply: (a [M, K], b [K, N]) -> their product, complete on return.
+        shapes: (M, K, N) of each.
+        multiply: (a [M, K], b [K, N]) -> their product.
         put: numpy array -> operand.
+        wait: for a product to be complete.
     """
     rng, best = np.random.default_rng(0), 0.0
-    for m, k, n in SHAPES:
+    for m, k, n in shapes:
         a, b = (put(rng.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n)))
-        multiply(a, b)  # compiles, starts threads
+        wait(multiply(a, b))  # compiles, starts threads
         began = now = time.perf_counter()
         while now - began < seconds:
-            multiply(a, b)
+            wait(multiply(a, b))
             last, now = now, time.perf_counter()
             best = max(best, 2e-9 * m * k * n / (now - last))
     return best

@@ -25,6 +25,7 @@ class Side:
     widths(rows)     positions of every report slot that a step on `rows`, just taken, has computed,
                      padding included: [slots]
     savings()        what `step_flops` has to know beyond the job
+    device_memory()  most bytes held on the device so far; 0 on a CPU
 
     and those that train whole runs also
 
@@ -78,6 +79,7 @@ class Side:
         return {
             "seconds": seconds,
             "peak_memory": peak_memory(),
+            "device_memory": self.device_memory(),
             "idle_cpu_seconds": idle_cpu,
             "idle_seconds": idle,
             "settings": self.settings(),

@@ -19,6 +19,7 @@ from jaxdp.run.monitor import Monitor
 from jaxdp.run.train import train
 from jaxdp.runtime import prepare
 
+from .machine import environment
 from .process import Failed, Process
 
 _COMPILING = (
@@ -79,7 +80,7 @@ class _Marks(Monitor):
                 raise _FirstStepTaken
 
 
-def measure(config: Config, repeats: int) -> dict[str, Any]:
+def measure(config: Config, repeats: int, platform: str = "cpu") -> dict[str, Any]:
     """Seconds to the first step in fresh processes: once with nothing kept from before, then
     `repeats` times with the compiled programs, and as often with data.cache as well, which keeps
     token ids, a public start and frozen layers.
@@ -96,18 +97,18 @@ def measure(config: Config, repeats: int) -> dict[str, Any]:
         cached = dataclasses.replace(config, data=data)
         # The cold one fills the cache; the warm ones do not look into it.
         configs = [cached, *[config] * repeats, *[cached] * repeats]
-        runs = [_first_step(each, Path(folder), number) for number, each in enumerate(configs)]
+        runs = [_first_step(each, platform, Path(folder), n) for n, each in enumerate(configs)]
     return {"cold": runs[0], "warm": runs[1 : repeats + 1], "cached": runs[repeats + 1 :]}
 
 
-def _first_step(config: Config, folder: Path, number: int) -> dict[str, Any]:
+def _first_step(config: Config, platform: str, folder: Path, number: int) -> dict[str, Any]:
     place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
     kept_from = str(jax.config.jax_persistent_cache_min_compile_time_secs)
-    environment = {
+    variables = environment(platform) | {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": kept_from,
     }
-    with Process(folder / f"{number}.log", **environment) as process:
+    with Process(folder / f"{number}.log", **variables) as process:
         try:
             parts = process.call(_start, dataclasses.replace(config, run=place), process.began)
         except Failed as error:

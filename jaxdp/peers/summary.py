@@ -54,15 +54,16 @@ def summarise(records: Mapping[str, Record], matmul: float) -> dict[str, dict[st
     """
     table = {}
     for name, record in records.items():
-        table[name] = {"error": record.error} | (_row(record, matmul) if record.done else {})
+        row = table[name] = {"error": record.error}
+        if not record.done:
+            continue
+        row |= _row(record, matmul)
         contender = CONTENDERS[name]
         baseline = records.get(contender.baseline)
-        if record.done and baseline and baseline.done:
-            table[name] |= {
-                "baseline": contender.baseline,
-                "baseline_over_this": ratio(*map(_reports, (baseline, record))),
-                "wanted": contender.wanted,
-            }
+        if baseline and baseline.done:
+            row["baseline"] = contender.baseline
+            row["baseline_over_this"] = ratio(*map(_reports, (baseline, record)))
+            row["wanted"] = contender.wanted if row["settings"]["device"] == "cpu" else None
     return table
 
 
@@ -84,6 +85,7 @@ def _row(record: Record, matmul: float) -> dict[str, Any]:
         "useful_flops": total["useful_flops"] / total["flops"],
         "padding": 1 - total["tokens"] / total["positions"],
         "peak_memory": max(answer["peak_memory"] for answer in steps),
+        "device_memory": max(answer["device_memory"] for answer in steps),
         "setup_seconds": record.setup_seconds,
         "first_step_seconds": record.setup_seconds + first["seconds"],
         # What the first step took beyond a later one on as many reports.
@@ -108,6 +110,8 @@ def _wanted(row: Mapping[str, Any]) -> str:
 
 
 _COLUMNS = {
+    "device": lambda row: row["settings"]["device"],
+    "dtype": lambda row: row["settings"]["arithmetic"],
     "reports/s": lambda row: _range(row["reports_per_second"], ".1f"),
     "ours is": lambda row: (
         f"{_range(row['baseline_over_this'], '.2f')} x" if "baseline" in row else ""
@@ -119,6 +123,7 @@ _COLUMNS = {
     "useful": lambda row: f"{row['useful_flops']:.0%}",
     "padding": lambda row: f"{row['padding']:.0%}",
     "peak GB": lambda row: f"{row['peak_memory'] / 1e9:.2f}",
+    "device GB": lambda row: f"{row['device_memory'] / 1e9:.2f}" if row["device_memory"] else "",
     "compile s": lambda row: f"{row['compile_seconds']:.1f}",
     "first step s": lambda row: f"{row['first_step_seconds']:.1f}",
 }

@@ -54,24 +54,24 @@ class Classifier(torch.nn.Module):
         output = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=last_two
         )
-        states = output.last_hidden_state
+        states = output.last_hidden_state.float()
         if last_two:
             states = (output.hidden_states[-2] + states) / 2
         if self._pooling == "cls":
-            feature = output.pooler_output
+            feature = output.pooler_output.float()
         elif self._pooling == "first":
             feature = states[:, 0]
         elif self._pooling == "label-attention":
             feature = self.label_attention(states, attention_mask)
         else:
-            weights = attention_mask[..., None].to(states.dtype)
+            weights = attention_mask[..., None].float()
             feature = (states * weights).sum(1) / weights.sum(1)
         return self.classifier(feature - self.center)
 
 
-def build(job: Job, device: str) -> PeftModel:
+def build(job: Job, device: torch.device, dtype: torch.dtype) -> PeftModel:
     """The job's starting point; its mode says what `requires_grad`. In training mode, which Opacus
-    insists on."""
+    insists on. `dtype` is that of the encoder's own weights; all others are float32."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # tensors that we have no use for
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # below: all frozen
@@ -80,6 +80,9 @@ def build(job: Job, device: str) -> PeftModel:
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad = job.is_trained(name) and "original_module" not in name
+    for name, parameter in base.encoder.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
     head = base.classifier.modules_to_save["default"]
     with torch.no_grad():
         # The same logits, now that features are centred.

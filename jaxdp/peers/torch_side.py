@@ -4,7 +4,7 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,9 @@ class TorchTrainer(Side):
             Opacus does not do by itself but its user can.
         physical_batch: most reports computed at once.
         device: of torch.
+        dtype: of matrix products: "float32"; "tensorfloat32", to which a GPU rounds operands;
+            "bfloat16", in which the frozen encoder then is, but not its adapters, nor the head;
+            "autocast", torch's rules for bfloat16, in which hooks fail.
     """
 
     def __init__(
@@ -77,13 +80,20 @@ class TorchTrainer(Side):
         sort: bool = False,
         physical_batch: int = 64,
         device: str = "cpu",
+        dtype: str = "float32",
     ):
-        self.job, self.physical_batch, self._device = job, physical_batch, device
+        self.job, self.physical_batch = job, physical_batch
+        self._device, self._dtype = torch.device(device), dtype
+        self._on_gpu = self._device.type == "cuda"
         self._method, self._padding, self._sort = method, padding, sort
         self._fixed = job.config.data.max_length if padding == "fixed" else None
         seed, train = job.config.run.research_seed, job.config.train
         torch.manual_seed(torch.seed() if seed is None else seed)
-        self._model = self._peft_model = build(job, device)
+        if self._on_gpu:
+            narrow = dtype == "tensorfloat32"
+            torch.set_float32_matmul_precision("high" if narrow else "highest")
+        encoder_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        self._model = self._peft_model = build(job, self._device, encoder_dtype)
         self._trained = {
             adapter_name(name): parameter
             for name, parameter in self._model.named_parameters()
@@ -138,7 +148,9 @@ class TorchTrainer(Side):
         rows = self._ordered(rows)
         if self._engine is not None:
             with BatchMemoryManager(
-                data_loader=self._loader([rows]),
+                data_loader=DataLoader(
+                    range(len(self.job.train)), batch_sampler=[rows], collate_fn=self._batch
+                ),
                 max_physical_batch_size=self.physical_batch,
                 optimizer=self._optimizer,
             ) as batches:
@@ -153,6 +165,8 @@ class TorchTrainer(Side):
             self._optimizer.step()
             self._optimizer.zero_grad()
         self._schedule.step()
+        if self._on_gpu:
+            torch.cuda.synchronize()
 
     def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each row's gradient, clipped sum by adapter tensor), as Opacus computes them."""
@@ -228,6 +242,9 @@ class TorchTrainer(Side):
             result[kind] = float(epsilon)
         return result
 
+    def device_memory(self) -> int:
+        return torch.cuda.max_memory_allocated() if self._on_gpu else 0
+
     def settings(self) -> dict[str, Any]:
         optimizer, plain = self._optimizer, self._schedule.optimizer
         train, private = self.job.config.train, self._engine is not None
@@ -261,7 +278,8 @@ class TorchTrainer(Side):
             "optimizer eps": plain.defaults.get("eps"),
             "optimizer momentum": plain.defaults.get("momentum"),
             "weight decay": plain.defaults["weight_decay"],
-            "arithmetic": str(encoder.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name() if self._on_gpu else "cpu",
+            "arithmetic": self._arithmetic(encoder.dtype),
             "attention": encoder.config._attn_implementation,
             "padding": self._padding,
             "physical batch": f"at most {self.physical_batch} reports",
@@ -279,11 +297,15 @@ class TorchTrainer(Side):
 
     def _loss_of(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         ids, mask, labels = batch
-        return self._criterion(self._model(ids, mask), labels)
+        autocast = self._dtype == "autocast"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=autocast):
+            return self._criterion(self._model(ids, mask).float(), labels)
 
-    def _loader(self, batches: Iterable[Sequence[int]]) -> DataLoader:
-        rows = range(len(self.job.train))
-        return DataLoader(rows, batch_sampler=batches, collate_fn=self._batch)
+    def _arithmetic(self, frozen: torch.dtype) -> str:
+        if self._dtype == "autocast":
+            return "bfloat16, autocast"
+        narrow = self._on_gpu and torch.get_float32_matmul_precision() == "high"
+        return "tensorfloat32" if narrow else str(frozen).removeprefix("torch.")
 
     def _batch(
         self, rows: Sequence[int], reports: Reports | None = None
