@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: typed, validated, and errors that name the field."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -59,6 +60,23 @@ def test_errors_name_the_field(values, words):
     merged = {k: PRIVATE.get(k, {}) | v if isinstance(v, dict) else v for k, v in values.items()}
     with pytest.raises(ConfigError, match=words):
         Config.from_dict(PRIVATE | merged)
+
+
+def test_every_check_beside_a_field_is_made():
+    # a __post_init__ of a section that forgets its base's would make none of them
+    wrong = {tuple: (), str: "?/", int: -1, float: -1.0}
+    checked = 0
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(section.type):
+            if not hasattr(field.type, "__metadata__"):
+                continue
+            checked += 1
+            kind = next(k for k in wrong if k.__name__ in str(field.type.__origin__))
+            values = {**PRIVATE, section.name: {field.name: wrong[kind]}}
+            words = rf"config\.{section.name}\.{field.name} must be (?!of type|a list)"
+            with pytest.raises(ConfigError, match=words):
+                Config.from_dict(values)
+    assert checked > 40
 
 
 @pytest.mark.parametrize("epsilon", [None, float("inf")])

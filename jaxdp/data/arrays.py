@@ -38,18 +38,18 @@ def texts_of(values: Any, argument: str = "texts") -> list[str]:
     return texts
 
 
-def groups_of(values: Any, count: int, argument: str = "groups") -> np.ndarray:
+def groups_of(values: Any, count: int) -> np.ndarray:
     """[count] ids as strings; DataError if one is missing or there are not `count`."""
-    ids = list(_one_column(values, argument, "ids"))
-    _require_rows(len(ids), count, argument)
+    ids = list(_one_column(values, "groups", "ids"))
+    _require_rows(len(ids), count, "groups")
     for i, value in enumerate(ids):
         if _is_missing(value) or value == "":
-            raise DataError(f"{argument}[{i}] has no id")
+            raise DataError(f"groups[{i}] has no id")
     return np.array([str(value) for value in ids])
 
 
 def labels_of(
-    values: Any, count: int, names: Sequence[str] | None, argument: str = "Y"
+    values: Any, count: int, names: Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as ([count, labels] int8 of 0 and 1, their names).
 
@@ -59,38 +59,39 @@ def labels_of(
         count: of the texts.
         names: of the labels; lists of names need it: names read off private labels would tell which
             there are. None takes a DataFrame's columns, or counts them: label_0, ...
-        argument: what the caller calls the labels.
 
     Raises:
         DataError: another form, number of rows or of columns, or an entry that is no label.
     """
     if values is None:
-        raise DataError(f"{argument} requires y to be passed, but the target y is None")
+        raise DataError("Y requires y to be passed, but the target y is None")
     columns = getattr(values, "columns", None)
     rows = values.to_numpy() if columns is not None else values
     if not isinstance(rows, Sequence | np.ndarray) or isinstance(rows, str):
-        raise DataError(f"{argument} must be a matrix of 0 and 1, or lists of label names")
-    _require_rows(len(rows), count, argument)
+        raise DataError("Y must be a matrix of 0 and 1, or lists of label names")
+    _require_rows(len(rows), count, "Y")
     if any(isinstance(cell, str) for row in rows for cell in row):
-        return _listed(rows, names, argument)
+        if not names:
+            raise DataError("label_names must list all labels where Y holds lists of names")
+        return _marked(rows, names, "lists a label that is not in label_names"), tuple(names)
     try:
         table = np.array(rows, dtype=float)
     except (TypeError, ValueError):
         table = np.zeros(0)
     if table.ndim != 2 or not table.shape[1]:
-        raise DataError(f"{argument} must have one column of 0 and 1 for each label")
+        raise DataError("Y must have one column of 0 and 1 for each label")
     bad = np.flatnonzero(~np.isin(table, (0, 1)).all(axis=1))
     if len(bad):
-        raise DataError(f"{argument}[{bad[0]}] holds a value that is not 0 or 1 (NaN included)")
+        raise DataError(f"Y[{bad[0]}] holds a value that is not 0 or 1 (NaN included)")
     if columns is not None:
         columns = list(map(str, columns))
         names = columns if names is None else names
         if missing := [name for name in names if name not in columns]:
-            raise DataError(f"{argument} has no column {missing[0]!r}, which label_names lists")
+            raise DataError(f"Y has no column {missing[0]!r}, which label_names lists")
         table = table[:, [columns.index(name) for name in names]]
     names = names or [f"label_{i}" for i in range(table.shape[1])]
     if len(names) != table.shape[1]:
-        raise DataError(f"{argument} has {table.shape[1]} columns, label_names {len(names)} names")
+        raise DataError(f"Y has {table.shape[1]} columns, label_names {len(names)} names")
     return table.astype(np.int8), tuple(names)
 
 
@@ -105,7 +106,7 @@ def has_one_class(values: Any) -> bool:
 
 
 def classes_of(
-    values: Any, count: int, classes: Sequence[Any] | None, argument: str = "Y"
+    values: Any, count: int, classes: Sequence[Any] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class of each text as ([count, classes] int8 with a single 1 in each row, all classes
     sorted, as scikit-learn has them).
@@ -114,44 +115,35 @@ def classes_of(
         values: a list, a NumPy array or a pandas Series of names or whole numbers.
         count: of the texts.
         classes: all, of the same type.
-        argument: what the caller calls the values.
 
     Raises:
         DataError: no classes, another number of rows, or an entry that is none of them.
     """
     if classes is None:
         raise DataError(
-            f"label_names must list all classes: read off {argument}, they would tell which it has"
+            "label_names must list all classes: read off Y, they would tell which it has"
         )
     known = np.unique(np.array(list(classes)))
     if known.dtype.kind not in "biuU":
         raise DataError("label_names must be classes: all strings, or all whole numbers")
-    rows = _one_column(values, argument, "classes")
-    _require_rows(len(rows), count, argument)
-    number = {name: i for i, name in enumerate(known.tolist())}
-    table = np.zeros((count, len(known)), np.int8)
+    rows = _one_column(values, "Y", "classes")
+    _require_rows(len(rows), count, "Y")
     for i, value in enumerate(rows):
         if _is_missing(value):
-            raise DataError(f"{argument}[{i}] has no class")
-        if not isinstance(value, Hashable) or value not in number:
-            raise DataError(f"{argument}[{i}] is none of label_names")
-        table[i, number[value]] = 1
-    return table, known
+            raise DataError(f"Y[{i}] has no class")
+    return _marked([[row] for row in rows], known.tolist(), "is none of label_names"), known
 
 
-def _listed(
-    rows: Any, names: Sequence[str] | None, argument: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    if not names:
-        raise DataError(f"label_names must list all labels where {argument} holds lists of names")
-    number = {name: i for i, name in enumerate(names)}
+def _marked(rows: Sequence[Any], names: Sequence[Any], problem: str) -> np.ndarray:
+    """[rows, names] int8: a 1 for each name in a row; `problem`, of a row with another name."""
+    place = {name: i for i, name in enumerate(names)}
     table = np.zeros((len(rows), len(names)), np.int8)
     for i, row in enumerate(rows):
         for name in row:
-            if name not in number:
-                raise DataError(f"{argument}[{i}] lists a label that is not in label_names")
-            table[i, number[name]] = 1
-    return table, tuple(names)
+            if not isinstance(name, Hashable) or name not in place:
+                raise DataError(f"Y[{i}] {problem}")
+            table[i, place[name]] = 1
+    return table
 
 
 def _one_column(values: Any, argument: str, what: str) -> Any:

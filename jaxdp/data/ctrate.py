@@ -14,7 +14,7 @@ import numpy as np
 
 from .dataset import DataError, ReportDataset, hold_out_validation, require_choice
 from .labels import parse_cells, with_labels
-from .locate import one_version, require_found, walk
+from .locate import find, one_version, require_found
 from .readers import clean_text, open_text, read_rows
 
 LABELS = (
@@ -53,7 +53,7 @@ _FILES = {
 _NO_CHEST = {part: f"dataset/metadata/no_chest_{part}.txt" for part in _FILES}
 """Volumes of something else, mostly heads: the makers' own lists, which came later."""
 _VOLUME = re.compile(r"((train|valid)_\d+)_([a-z]+)_(\d+)(\.nii(\.gz)?)?")
-_VOLUME_FOLDERS = re.compile(r"(train|valid)(_fixed)?(_\d+.*)?|\..*")
+_VOLUME_FOLDERS = r"(train|valid)(_fixed)?(_\d+.*)?|\..*"
 
 _DROPPED = "volumes without a chest, dropped"
 
@@ -82,8 +82,7 @@ def load_ctrate(
             its path with / turned to _.
         text: a key of SECTIONS. "Not given." counts as empty.
         labels: columns of the label tables.
-        validation_fraction: chance of each training patient to be in validation, in [0, 1).
-        split_seed: public seed of that draw.
+        validation_fraction, split_seed: as in `config.DataConfig`.
 
     Raises:
         DataError: something is missing, damaged or unknown.
@@ -110,6 +109,7 @@ def load_ctrate(
             parsed = parse_cells(values, where)
             if not set(parsed) <= {0.0, 1.0}:
                 raise DataError(f"{where} has a label that is not 0 or 1")
+            # the first counts
             if volume not in no_chest and parsed != cells.setdefault(volume[0], parsed):
                 counts["reconstructions whose labels differ from the scan's first"] += 1
     counts["reports"] = len(texts)
@@ -134,13 +134,13 @@ def load_ctrate(
 def _locate(root: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path]]:
     """(part -> (table of reports, table of labels), part -> list of volumes without a chest)."""
     tables = [path for pair in _FILES.values() for path in pair]
-    found: dict[str, list[Path]] = {path: [] for path in (*tables, *_NO_CHEST.values())}
     # As the file is called where it is published, or with some of its folders in the name.
-    named = {"_".join(path.split("/")[first:]): path for path in found for first in range(3)}
-    for here, _, files in walk(root, _VOLUME_FOLDERS):
-        for name in files:
-            if path := named.get(name.removesuffix(".gz")):
-                found[path].append(here / name)
+    patterns = {
+        path: rf"((dataset_)?{re.escape(folder)}_)?{re.escape(name)}(\.gz)?"
+        for path in (*tables, *_NO_CHEST.values())
+        for _, folder, name in [path.split("/")]
+    }
+    found = find(root, patterns, _VOLUME_FOLDERS)
     require_found(
         root,
         "CT-RATE",

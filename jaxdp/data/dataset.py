@@ -54,7 +54,7 @@ class ReportDataset:
     patients_known: bool = True
 
     def __post_init__(self):
-        n, columns = len(self.texts), ("report_ids", "patient_ids", "splits", "labelled_by")
+        n = len(self.texts)
         if n == 0:
             raise DataError(f"{self.name}: no usable report was found")
         if self.labels.shape != (n, len(self.label_names)):
@@ -62,8 +62,8 @@ class ReportDataset:
                 f"{self.name}: labels have shape {self.labels.shape}, expected "
                 f"({n} reports, {len(self.label_names)} labels)"
             )
-        for field in columns:
-            if getattr(self, field) is None:
+        for field in ("report_ids", "patient_ids", "splits", "labelled_by"):
+            if field == "labelled_by" and self.labelled_by is None:
                 continue
             column = np.asarray(getattr(self, field), dtype=str)
             object.__setattr__(self, field, column)

@@ -75,21 +75,26 @@ def parse_cells(values: Sequence[str], where: str) -> list[float]:
 
 
 def term_table(
-    found: Sequence[Collection[str]], wanted: Mapping[str, Collection[str]], what: str
+    found: Sequence[Collection[str]],
+    labels: Sequence[str],
+    terms: Mapping[str, Collection[str]],
+    what: str,
 ) -> np.ndarray:
     """[reports, labels] int8: 1 where a report has one of the terms that a label stands for.
 
     Args:
         found: the terms of each report.
-        wanted: label -> its terms.
+        labels: keys of `terms`, or terms.
+        terms: label -> those that it stands for.
         what: terms are called.
 
     Raises:
         DataError: no report carries a label.
     """
-    rows = [[not terms.isdisjoint(given) for terms in map(set, wanted.values())] for given in found]
-    table = np.array(rows, np.int8).reshape(len(found), len(wanted))
-    require_carried(table, wanted, f"as {what}")
+    wanted = [frozenset(terms.get(label, (label,))) for label in labels]
+    rows = [[not its.isdisjoint(given) for its in wanted] for given in found]
+    table = np.array(rows, np.int8).reshape(len(found), len(labels))
+    require_carried(table, labels, f"as {what}")
     return table
 
 

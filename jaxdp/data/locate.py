@@ -4,7 +4,7 @@
 import filecmp
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .dataset import DataError
@@ -12,16 +12,22 @@ from .dataset import DataError
 _DEPTH = 5  # physionet.org/files/mimic-cxr/2.0.0/files is what `wget -r` makes
 
 
-def walk(root: Path, skip: re.Pattern) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """(folder, names of its folders, names of its files) at most five levels below `root`.
+def find(root: Path, patterns: Mapping[str, str], skip: str) -> dict[str, list[Path]]:
+    """Key of `patterns` -> files and folders, at most five levels below `root`, whose whole name is
+    matched by its pattern, folder by folder in order.
 
     Does not enter folders whose whole name matches `skip`: they hold a hundred thousand others.
     """
+    found: dict[str, list[Path]] = {key: [] for key in patterns}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here = Path(folder)
-        yield here, sorted(subfolders), sorted(files)
+        for name in sorted([*subfolders, *files]):
+            for key, pattern in patterns.items():
+                if re.fullmatch(pattern, name):
+                    found[key].append(here / name)
         deep = len(here.relative_to(root).parts) >= _DEPTH
-        subfolders[:] = [] if deep else sorted(n for n in subfolders if not skip.fullmatch(n))
+        subfolders[:] = [] if deep else sorted(n for n in subfolders if not re.fullmatch(skip, n))
+    return found
 
 
 def require_found(root: Path, source: str, found: Mapping[str, bool], where: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from .dataset import DataError, ReportDataset, require_choice
 from .labels import LabelPolicy, parse_cells, with_labels
-from .locate import one_version, require_found, walk
+from .locate import find, one_version, require_found
 from .mimic_sections import labelled_section, named_sections
 from .readers import clean_text, decode, read_rows
 
@@ -50,7 +50,7 @@ TEXTS = (*SECTIONS, "labelled-section", "full")
 LABELERS = {"chexpert": "CheXpert", "negbio": "NegBio"}
 
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
-_GROUP = re.compile(r"p1\d")
+_GROUP = r"p1\d"
 _REPORT = re.compile(r"(?:^|/)p(1\d{7})/s(5\d{7})\.txt\Z")
 _NUMBER = re.compile(r"[sp]?(\d{1,18})(\.0)?", re.ASCII)
 _ARCHIVE = "mimic-cxr-reports.zip"
@@ -180,38 +180,33 @@ def _read_labels(
 
 def _locate(root: Path, labeler: str) -> tuple[Path, Path, Reports]:
     """(label table, split table, reports) below `root`."""
-    tables: dict[str, list[Path]] = {labeler: [], "split": []}
-    trees, archives = [], []
-    for here, subfolders, files in walk(root, _GROUP):
-        if any(_GROUP.fullmatch(name) for name in subfolders):
-            trees.append(here)
-        for kind, found in tables.items():
-            pattern = re.compile(rf"mimic-cxr-2\.[\d.]+-{kind}\.csv(\.gz)?")
-            found += [here / name for name in files if pattern.fullmatch(name)]
-        archives += [here / name for name in files if name == _ARCHIVE]
+    table = r"mimic-cxr-2\.[\d.]+-{}\.csv(\.gz)?"
+    patterns = {kind: table.format(kind) for kind in (labeler, "split")}
+    found = find(root, patterns | {"archive": re.escape(_ARCHIVE), "group": _GROUP}, _GROUP)
     reports: Reports = {}
     # the tree of MIMIC-CXR-JPG looks like that of MIMIC-CXR, but holds images, no reports
-    found_reports = map(_archived_reports, archives[:1]) if archives else map(_tree_reports, trees)
-    for path, read in itertools.chain.from_iterable(found_reports):
+    archives, groups = found["archive"][:1], filter(Path.is_dir, found["group"])
+    read_from = map(_archived_reports, archives) if archives else map(_tree_reports, groups)
+    for path, read in itertools.chain.from_iterable(read_from):
         if match := _REPORT.search(path):
             study = int(match[2])
             if study in reports:
                 raise DataError(f"data.root = {root} holds two reports of one study")
             reports[study] = (int(match[1]), read)
-    found = {
+    there = {
         f"files/p10/p10000032/s50414267.txt and so on, or {_ARCHIVE}": bool(reports),
-        f"mimic-cxr-2.*-{labeler}.csv(.gz)": bool(tables[labeler]),
-        "mimic-cxr-2.*-split.csv(.gz)": bool(tables["split"]),
+        f"mimic-cxr-2.*-{labeler}.csv(.gz)": bool(found[labeler]),
+        "mimic-cxr-2.*-split.csv(.gz)": bool(found["split"]),
     }
-    require_found(root, "MIMIC-CXR", found, _SOURCE)
-    return one_version(tables[labeler]), one_version(tables["split"]), reports
+    require_found(root, "MIMIC-CXR", there, _SOURCE)
+    return one_version(found[labeler]), one_version(found["split"]), reports
 
 
-def _tree_reports(tree: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(path, reads it) of all files in the patients' folders below p10 ... p19."""
+def _tree_reports(group: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """(path, reads it) of all files in the patients' folders of one of p10 ... p19."""
 
     def unreadable(error: OSError) -> DataError:  # whose words name the file, hence the patient
-        return DataError(f"{tree} holds a report or folder that cannot be read: {error.strerror}")
+        return DataError(f"{group} holds a report or folder that cannot be read: {error.strerror}")
 
     def read(path: Path) -> bytes:
         try:
@@ -220,10 +215,9 @@ def _tree_reports(tree: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             raise unreadable(error) from None
 
     try:
-        for group in sorted(p for p in tree.iterdir() if _GROUP.fullmatch(p.name)):
-            for patient in (p for p in group.iterdir() if p.is_dir()):
-                for name in os.listdir(patient):
-                    yield f"{patient.name}/{name}", functools.partial(read, patient / name)
+        for patient in (p for p in group.iterdir() if p.is_dir()):
+            for name in os.listdir(patient):
+                yield f"{patient.name}/{name}", functools.partial(read, patient / name)
     except OSError as error:
         raise unreadable(error) from None
 

@@ -115,11 +115,11 @@ def load_openi(
         headings.append(majors)
         ids.append(name)
         patients.append(name if patient is None else patient)
-    wanted = {label: (LABELS.get(label, label),) for label in labels}
+    terms = {label: (heading,) for label, heading in LABELS.items()}
     return ReportDataset(
         name="Open-I",
         texts=texts,
-        labels=term_table(headings, wanted, "a major MeSH heading"),
+        labels=term_table(headings, labels, terms, "a major MeSH heading"),
         label_names=tuple(labels),
         report_ids=ids,
         patient_ids=patients,

@@ -118,11 +118,11 @@ def load_padchest(
     counts["reports without text, dropped"] = len(reports) - len(with_text)
     counts["reports without labels, dropped"] = len(with_text) - len(kept)
     patients = [same_patient[reports[name].patient] for name in kept]
-    wanted = {label: LABELS.get(label, (label,)) for label in labels}
+    terms = [_terms(reports[name].terms) for name in kept]
     dataset = ReportDataset(
         name="PadChest",
         texts=[reports[name].text for name in kept],
-        labels=term_table([_terms(reports[name].terms) for name in kept], wanted, "a term"),
+        labels=term_table(terms, labels, LABELS, "a term"),
         label_names=tuple(labels),
         report_ids=kept,
         patient_ids=patients,

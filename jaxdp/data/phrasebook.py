@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,34 +187,30 @@ class Phrasebook:
                 "warm_start.phrasebook = labels makes some of the labels' names"
             )
         rng, chance = np.random.default_rng(seed), shape.findings / max(len(findings), 1)
+
+        def say(key: str, chosen: Iterable[str]) -> list[str]:
+            return [self._say(rng, self.labels[label][key]) for label in chosen]
+
         texts, labels = [], np.zeros((count, len(label_names)), np.int8)
         for row in labels:
             normal = rng.random() < shape.normal
-            has = {label: rng.random() < chance for label in findings}
+            found = [label for label in findings if rng.random() < chance]
             if one_class:
                 normal = normal and self.normal in label_names
-                own = findings[rng.integers(len(findings))]
-                has = {label: label == own for label in findings}
-            has = dict.fromkeys(findings, False) if normal else has
-            said = [
-                self._say(rng, self.labels[label]["present"]) for label in findings if has[label]
+                found = [findings[rng.integers(len(findings))]]
+            found = [] if normal else found
+            deniable = [
+                label for label in findings if label not in found and self.labels[label]["absent"]
             ]
+            said = say("present", found)
             if not normal and (not said or rng.random() < shape.other):
                 said.append(self._say(rng, self.other))
-            said += [
-                self._say(rng, self.labels[label]["absent"])
-                for label in findings
-                if not has[label] and self.labels[label]["absent"] and rng.random() < shape.denied
-            ]
+            said += say("absent", (label for label in deniable if rng.random() < shape.denied))
             said = [said[i] for i in rng.permutation(len(said))]
             said.append(self._say(rng, self.close_normal if normal else self.close_abnormal))
-            said += [
-                self._say(rng, self.labels[label]["present"])
-                for label in findings
-                if has[label] and rng.random() < shape.repeated
-            ]
+            said += say("present", (label for label in found if rng.random() < shape.repeated))
             texts.append(" ".join(said))
-            row[:] = [normal if label == self.normal else has[label] for label in label_names]
+            row[:] = [normal if label == self.normal else label in found for label in label_names]
         return texts, labels
 
     def _say(self, rng: np.random.Generator, sentences: list[str]) -> str:

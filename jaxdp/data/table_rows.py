@@ -5,25 +5,25 @@ import json
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .dataset import DataError
 from .readers import FIRST, HEADER, delimited_rows, find_columns, open_text, repair, undecoded
 
-Row = tuple[str, int, list[Any], str | None]
-"""(name of the part that the row is in, or ""; row number in it; values of the wanted columns; what
-is wrong with the row, or None). A row with something wrong has no values."""
+Row = tuple[int, list[Any], str | None]
+"""(row number; values of the wanted columns; what is wrong with the row, or None). A row with
+something wrong has no values."""
 
-_DELIMITED = (".csv", ".tsv")
-_JSON_LINES = (".jsonl", ".ndjson")
 _ON_DISK = ("dataset_dict.json", "dataset_info.json")
-FORMATS = (*_DELIMITED, *_JSON_LINES, ".json", ".parquet", ".xlsx")
 
 
-def stream_rows(source: str, columns: Sequence[str], counts: Counter) -> Iterator[Row]:
-    """Streams the wanted columns of a table.
+def stream_rows(
+    source: str, columns: Sequence[str], counts: Counter
+) -> Iterator[tuple[str, int, list[Any], str | None]]:
+    """Streams the wanted columns of a table: (name of the part that the row is in, or ""; the rest
+    as in `Row`).
 
     Args:
         source: a file in one of FORMATS (all but Parquet and Excel may be gzip files: `.csv.gz`), a
@@ -36,35 +36,23 @@ def stream_rows(source: str, columns: Sequence[str], counts: Counter) -> Iterato
     Raises:
         DataError: missing or damaged file, unknown format, or a missing column.
     """
-    for part, number, values, problem in _rows(source, columns):
-        if any(isinstance(v, str) and undecoded(v) for v in values):
-            problem = "is not in UTF-8; save the file as that (is it in Windows-1252 or Latin-1?)"
-        elif problem is None:
-            values = [repair(v, counts) if isinstance(v, str) else v for v in values]
-        yield part, number, [] if problem else values, problem
-
-
-def _rows(source: str, columns: Sequence[str]) -> Iterator[Row]:
     path = Path(source)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if path.is_dir() or (not path.exists() and _is_hub_id(source)):
-        yield from _dataset(source, columns)
-    elif suffix in _DELIMITED:
-        for row in delimited_rows(path, columns):
-            yield "", *row
-    elif suffix in _JSON_LINES:
-        yield from _json_lines(path, columns)
-    elif suffix == ".json":
-        yield from _json(path, columns)
-    elif suffix == ".parquet":
-        yield from _parquet(path, columns)
-    elif suffix == ".xlsx":
-        yield from _excel(path, columns)
+        rows = _dataset(source, columns)
+    elif suffix in _READERS:
+        rows = (("", *row) for row in _READERS[suffix](path, columns))
     else:
         raise DataError(
             f"{source} is not a table: it must end in {', '.join(FORMATS)}, or be a folder or hub "
             "id of a `datasets` data set"
         )
+    for part, number, values, problem in rows:
+        if any(isinstance(v, str) and undecoded(v) for v in values):
+            problem = "is not in UTF-8; save the file as that (is it in Windows-1252 or Latin-1?)"
+        elif problem is None:
+            values = [repair(v, counts) if isinstance(v, str) else v for v in values]
+        yield part, number, [] if problem else values, problem
 
 
 def _is_hub_id(source: str) -> bool:
@@ -104,11 +92,11 @@ def _json(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 def _record(number: int, record: Any, columns: Sequence[str]) -> Row:
     if not isinstance(record, dict):
-        return "", number, [], "is not a JSON object"
+        return number, [], "is not a JSON object"
     missing = [name for name in columns if name not in record]
     if missing:
-        return "", number, [], f"lacks {', '.join(map(repr, missing))}"
-    return "", number, [record[name] for name in columns], None
+        return number, [], f"lacks {', '.join(map(repr, missing))}"
+    return number, [record[name] for name in columns], None
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -123,7 +111,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 lists = batch.to_pydict()
                 for values in zip(*(lists[name] for name in columns), strict=True):
                     number += 1
-                    yield "", number, list(values), None
+                    yield number, list(values), None
     except (pyarrow.ArrowException, OSError):
         raise DataError(f"{path} is not a complete Parquet file") from None
     except UnicodeDecodeError:
@@ -152,10 +140,10 @@ def _excel(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     wanted = find_columns(f"{path}: {FIRST}", names, columns, HEADER)
     for number, row in enumerate(rows[1:], start=2):
         if any(cell is not None for cell in row):
-            yield "", number, [row[i] if i < len(row) else None for i in wanted], None
+            yield number, [row[i] if i < len(row) else None for i in wanted], None
 
 
-def _dataset(source: str, columns: Sequence[str]) -> Iterator[Row]:
+def _dataset(source: str, columns: Sequence[str]) -> Iterator[tuple[str, int, list[Any], None]]:
     import datasets
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its log quotes what it cannot parse
@@ -178,3 +166,15 @@ def _dataset(source: str, columns: Sequence[str]) -> Iterator[Row]:
         raise DataError(
             f"data.root = {source}: `datasets` cannot read it ({kind}{place})"
         ) from None
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
+    ".csv": delimited_rows,
+    ".tsv": delimited_rows,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".xlsx": _excel,
+}
+FORMATS = tuple(_READERS)

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,21 +51,17 @@ def load_table(
     train alone or nothing, they are 80/10/10 at random by patient; where only validation is
     missing, a part of train becomes it.
 
+    Args not said here are the fields of `config.DataConfig`.
+
     Args:
         source: see `table_rows.stream_rows`.
         labels: names of the labels. Naming them is required: a list read off private reports would
             itself tell what is in them.
         one_class: every report has one of them, by name or by its number from 0, in `label_column`.
-        text_columns: joined by newlines, in this order.
         label_column: one column that lists each report's positive labels, as a list of names, as
             "[...]" in JSON or Python, separated by ; or |, or as 0/1 for each of `labels`; names
             not in `labels` are ignored and counted. None: every label has a column of its own.
         id_column: of unique report ids; None numbers the rows.
-        patient_column: None makes every report its own patient, which then cannot be the unit.
-        split_column: of split names.
-        uncertain, blank: what becomes of such labels, see `LabelPolicy`.
-        validation_fraction: chance of each training patient, where there is no validation split.
-        split_seed: public seed of the random splits.
         label_origin: for the privacy statement.
 
     Raises:
@@ -83,34 +79,29 @@ def load_table(
     own = {"id": id_column, "patient": patient_column, "split": split_column}
     columns |= {role: [column] for role, column in own.items() if column is not None}
     counts = Counter({"rows read": 0, "reports without text, dropped": 0})
-    texts, cells, ids, patients, splits, forms = [], [], {}, [], [], set()
-    for where, part, number, row in _rows(source, columns, counts):
-        report = row.get("id", f"{part}{number}")
-        if report in ids:
+    rows: dict[str, _Row] = {}
+    cells, forms = [], set()
+    for where, row in _rows(source, columns, counts):
+        if row.id in rows:
             raise DataError(f"{where} repeats a report id")
-        split = row.get("split", part).lower()
-        if split and split not in _SPLITS:
-            raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
-        given = row["labels"]
+        rows[row.id] = row
+        given = row.labels
         if one_class:
             given = _class(given[0], labels, forms, f"{where} has in {label_column!r}")
         elif label_column:
             given = _listed(given[0], labels, where, counts)
-        texts.append(row["text"])
         cells.append(parse_cells(["" if c is None else str(c) for c in given], where))
-        ids[report] = None
-        patients.append(row.get("patient", report))
-        splits.append(_SPLITS.get(split, ""))
-    table = np.array(cells, float).reshape(len(texts), len(labels))
+    table = np.array(cells, float).reshape(len(rows), len(labels))
     counts.update(policy.tally(table))
     if label_column:
         require_carried(table, labels, f"in {source}")
+    patients, splits = [r.patient for r in rows.values()], [r.split for r in rows.values()]
     dataset = ReportDataset(
         name=Path(source).name,
-        texts=texts,
+        texts=[row.text for row in rows.values()],
         labels=policy.apply(table),
         label_names=tuple(labels),
-        report_ids=list(ids),
+        report_ids=list(rows),
         patient_ids=patients,
         splits=_complete(splits, patients, split_seed, validation_fraction),
         counts=dict(counts),
@@ -122,11 +113,26 @@ def load_table(
     return dataset
 
 
+class _Row(NamedTuple):
+    """One report; `labels` are cells as they stand, `split` is "" where the table has none."""
+
+    id: str
+    patient: str
+    split: str
+    text: str
+    labels: list[Any]
+
+
 def _rows(
     source: str, columns: Mapping[str, Sequence[str]], counts: Counter
-) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-    """Rows with a text: (file and row for errors, name of the part, row number in it, role ->
-    text, id, patient, split, and cells of the labels as they stand)."""
+) -> Iterator[tuple[str, _Row]]:
+    """(file and row, for errors; the report) of rows that have a text.
+
+    Args:
+        source: see `stream_rows`.
+        columns: role (a field of `_Row`) -> its columns. What has none is made of the row's number.
+        counts: of rows read and dropped.
+    """
     wanted = [column for names in columns.values() for column in names]
     for part, number, values, problem in stream_rows(source, wanted, counts):
         where = f"{source}{f' ({part})' if part else ''}: row {number}"
@@ -134,15 +140,19 @@ def _rows(
             raise DataError(f"{where} {problem}")
         counts["rows read"] += 1
         left = iter(values)
-        row = {role: list(itertools.islice(left, len(names))) for role, names in columns.items()}
-        labels, texts = row.pop("labels"), [_text(value, where) for value in row.pop("text")]
+        cells = {role: list(itertools.islice(left, len(names))) for role, names in columns.items()}
+        labels, texts = cells.pop("labels"), [_text(value, where) for value in cells.pop("text")]
         if not any(texts):
             counts["reports without text, dropped"] += 1
             continue
-        row = {role: _text(value, where) for role, (value,) in row.items()}
-        if "" in row.values():
+        own = {role: _text(value, where) for role, (value,) in cells.items()}
+        if "" in own.values():
             raise DataError(f"{where} has an empty id, patient or split")
-        yield where, part, number, row | {"text": "\n".join(filter(None, texts)), "labels": labels}
+        report, split = own.get("id", f"{part}{number}"), own.get("split", part).lower()
+        if split and split not in _SPLITS:
+            raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
+        text = "\n".join(filter(None, texts))
+        yield where, _Row(report, own.get("patient", report), _SPLITS.get(split, ""), text, labels)
 
 
 def _text(value: Any, where: str) -> str:

@@ -29,15 +29,12 @@ def apply_teacher(
     The table needs a column for each of the dataset's labels, by exact name. Its ids are the
     dataset's report ids; MIMIC-CXR's may come as the bare study number.
 
+    Args not said here are the fields of `config.TeacherConfig`.
+
     Args:
-        dataset: reports.
         path: .csv or .tsv, plain or gzip.
-        origin: who made the labels, for the privacy statement.
         mode: "replace" takes all labels from the table, and drops reports that it lacks; "fill"
             takes only those that the dataset has not (UNKNOWN), and keeps reports that it lacks.
-        id_column: of the table.
-        max_missing: how many reports the table may lack.
-        max_surplus: how many rows of the table may match no report.
         uncertain, blank: what becomes of such labels in the table, see `LabelPolicy`.
 
     Raises:

@@ -100,7 +100,9 @@ def tokenize(
     tokenizer.no_truncation()
     if cache is None:
         return _encode(texts, tokenizer, max_length, windows)
-    key = _key(texts, tokenizer, max_length, windows)
+    contents = (text.encode("utf-8", "surrogatepass") for text in texts)
+    marked = (b"%d " % len(content) + content for content in contents)
+    key = key_of(f"{_FORMAT} {max_length} {windows} {tokenizer.to_str()}", marked)
     return stored(cache, key, lambda: _encode(texts, tokenizer, max_length, windows))
 
 
@@ -126,10 +128,3 @@ def _encode(
             cut += len(encoding.overflowing) >= windows
         parts.append(np.array(rows, dtype))
     return Packed.from_lengths(np.concatenate(parts), np.array(lengths, np.int32)), cut
-
-
-def _key(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, windows: int) -> str:
-    """Name of a cache entry."""
-    contents = (text.encode("utf-8", "surrogatepass") for text in texts)
-    marked = (b"%d " % len(content) + content for content in contents)
-    return key_of(f"{_FORMAT} {max_length} {windows} {tokenizer.to_str()}", marked)

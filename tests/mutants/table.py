@@ -1049,7 +1049,7 @@ MUTANTS = [
     Mutant(
         "a made-up report denies what it has",
         "data/phrasebook.py",
-        'if not has[label] and self.labels[label]["absent"]',
+        'if label not in found and self.labels[label]["absent"]',
         'if self.labels[label]["absent"]',
         "test_phrasebook.py::test_a_report_says_exactly_what_its_labels_say",
     ),
