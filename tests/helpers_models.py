@@ -22,6 +22,8 @@ from jaxdp.models.peft import save_adapter
 from jaxdp.models.presets import PUBLISHED_SIZES
 from jaxdp.models.pretrained import load_classifier
 
+# Two test processes on two cores: more threads would wait for each other, longer than they compute.
+torch.set_num_threads(1)
 HEADS_FIRST_LAYER = r"\.(classifier\.dense|pre_classifier)\."
 IGNORE_PEFT = pytest.mark.filterwarnings(
     # PEFT asks transformers for a property by its old name.
@@ -206,21 +208,25 @@ def mean_pooled(model: torch.nn.Module, layers: int = 1) -> torch.nn.Module:
     return model
 
 
-def logits_and_gradients(model: nnx.Module, ids, lengths, weights, directory: Path):
-    """Logits, and d(sum of weights * logits) by PEFT's tensor names: saved as if an adapter."""
+def logits_and_gradients(model: nnx.Module, directory: Path):
+    """(ids, lengths, weights) -> logits, and d(sum of weights * logits) by PEFT's tensor names:
+    saved as if an adapter. One program for all batches of a shape."""
     graphdef, adapters, frozen = lora.split(model, "lora")
 
     @jax.jit
     @partial(jax.grad, has_aux=True)
-    def gradient(adapters):
+    def gradient(adapters, frozen, ids, lengths, weights):
         logits = jax.vmap(nnx.merge(graphdef, adapters, frozen))(ids, lengths)
         return (weights * logits).sum(), logits
 
-    gradients, logits = gradient(adapters)
-    as_adapter = nnx.merge(graphdef, gradients, frozen)
-    names = [str(i) for i in range(as_adapter.classifier.out_features)]
-    save_adapter(directory, as_adapter, "lora", base_model="none", label_names=names)
-    return np.asarray(logits), load_file(directory / "adapter_model.safetensors")
+    def of(*batch):
+        gradients, logits = gradient(adapters, frozen, *batch)
+        as_adapter = nnx.merge(graphdef, gradients, frozen)
+        names = [str(i) for i in range(as_adapter.classifier.out_features)]
+        save_adapter(directory, as_adapter, "lora", base_model="none", label_names=names)
+        return np.asarray(logits), load_file(directory / "adapter_model.safetensors")
+
+    return of
 
 
 def torch_logits_and_gradients(model: torch.nn.Module, ids, lengths, weights):
@@ -261,7 +267,7 @@ def check_parity(
     width: int = 9,
 ) -> None:
     """Compares `theirs`, with our adapter in PEFT, with our model of `base`: logits, and every LoRA
-    and head gradient, on reports padded to `width` and on one alone without padding.
+    and head gradient, on reports padded to `width` and on one alone, `width` long, without padding.
 
     `gradient_rtol` is relative to the largest entry of each tensor's gradient.
     """
@@ -281,13 +287,15 @@ def check_parity(
     ids, lengths = reports(theirs.config.vocab_size, lengths, width)
     weights = np.random.default_rng(1).normal(size=(len(lengths), 5))
     weights = weights.astype(torch.zeros(0, dtype=dtype).numpy().dtype)
-    alone = slice(1, 2)
-    for batch in (
-        (ids, lengths, weights),
-        (ids[alone, : lengths[1]], lengths[alone], weights[alone]),
-    ):
-        logits, got = logits_and_gradients(ours, *batch, directory / "gradient")
-        expected, wanted = torch_logits_and_gradients(theirs, *batch)
+    assert lengths[0] == width
+    # Alone for PyTorch; ours reads it beside others of weight 0, by the program that there is.
+    alone = [np.repeat(x[:1], len(x), axis=0) for x in (ids, lengths, weights)]
+    alone[2][1:] = 0
+    found = logits_and_gradients(ours, directory / "gradient")
+    for batch, rows in (((ids, lengths, weights), slice(None)), (alone, slice(1))):
+        logits, got = found(*batch)
+        logits = logits[rows]
+        expected, wanted = torch_logits_and_gradients(theirs, *(x[rows] for x in batch))
         assert logits.dtype == expected.dtype
         np.testing.assert_allclose(logits, expected, atol=logits_atol, rtol=0)
         assert got.keys() == wanted.keys()

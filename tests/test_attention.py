@@ -39,33 +39,40 @@ def test_attention_is_what_its_definition_says(queries, length):
 
 
 @pytest.mark.parametrize("window", [None, 2, 5, 9, 30])
-@pytest.mark.parametrize("length", [1, 23, 37])
-def test_long_and_local_attention_are_what_their_definition_says(monkeypatch, window, length):
+def test_long_and_local_attention_are_what_their_definition_says(monkeypatch, window):
     """By blocks (37 tokens are more than two blocks of 8, and than four windows of 2, 5 or 9) or at
-    once; with a gradient, which blocks compute anew."""
+    once; with a gradient, which blocks compute anew. Lengths share a program."""
     monkeypatch.setattr(layers, "_BLOCK", 8)
     rng = np.random.default_rng(0)
-    q, k, v, weights = (rng.normal(size=(37, HEADS, WIDTH)) for _ in range(4))
-    real = np.arange(37) < length
-    weights *= real[:, None, None]  # what stands beyond the end is never read
+    q, k, v, every = (rng.normal(size=(37, HEADS, WIDTH)) for _ in range(4))
 
-    def total(q, k, v):
-        return (weights * attend(q, k, v, jnp.int32(length), window=window)).sum()
+    def blocks(q, k, v, length):
+        return attend(q, k, v, length, window=window)
 
-    def plain(q, k, v):
+    def plain(q, k, v, length):
         scores = jnp.einsum("qnd,knd->nqk", q, k) / np.sqrt(WIDTH)
         near = np.abs(np.subtract.outer(np.arange(37), np.arange(37))) <= (window or 99)
-        scores = jnp.where(real & near, scores, -1e9)
-        return (weights * jnp.einsum("nqk,knd->qnd", jax.nn.softmax(scores), v)).sum()
+        scores = jnp.where((jnp.arange(37) < length) & near, scores, -1e9)
+        return jnp.einsum("nqk,knd->qnd", jax.nn.softmax(scores), v)
+
+    def total(q, k, v, length, weights, attention):
+        return (weights * attention(q, k, v, length)).sum()
 
     with jax.enable_x64(True):
-        found = attend(*map(jnp.asarray, (q, k, v)), jnp.int32(length), window=window)
-        assert np.isfinite(found).all()
-        expected = by_loops(q, k, v, length, window)
-        np.testing.assert_allclose(found[:length], expected[:length], atol=1e-12)
-        gradients, wanted = (jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (total, plain))
-        for gradient, other in zip(gradients, wanted, strict=True):
-            np.testing.assert_allclose(gradient, other, atol=1e-12)
+        attention = jax.jit(blocks)
+        gradient = jax.jit(jax.grad(total, (0, 1, 2)), static_argnames="attention")
+        for length in (1, 23, 37):
+            # What stands beyond the end is never read.
+            weights = every * (np.arange(37) < length)[:, None, None]
+            found = attention(q, k, v, np.int32(length))
+            assert np.isfinite(found).all()
+            expected = by_loops(q, k, v, length, window)
+            np.testing.assert_allclose(found[:length], expected[:length], atol=1e-12)
+            gradients, wanted = (
+                gradient(q, k, v, np.int32(length), weights, attention=f) for f in (blocks, plain)
+            )
+            for one, other in zip(gradients, wanted, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 def test_a_bias_is_added_to_the_scores():

@@ -181,7 +181,7 @@ def test_a_long_report_is_read_as_by_transformers(tmp_path):
         tmp_path,
         "modernbert",
         sizes,
-        lengths=(1300, 700),
+        lengths=(1400, 700),
         width=1400,
         logits_atol=1e-4,
         gradient_rtol=1e-3,
