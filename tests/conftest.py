@@ -2,10 +2,12 @@
 """Settings and fixtures for all tests."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
 from helpers_training import write_backbone, write_collection
+from helpers_xla import LONGER, compile_quickly
 
 from jaxdp.assets import cache_directory
 from jaxdp.runtime import one_device_per_core
@@ -26,6 +28,9 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     else:
         jax.config.update("jax_platforms", "cpu")
+    # What is slow compiles as users do: speed is asked there, and steps are many.
+    if config.option.markexpr.startswith("not slow"):
+        compile_quickly()
 
 
 LONGEST = ("training", "members", "mesh", "faults", "sweep", "benchmark", "warm_start", "baseline")
@@ -46,9 +51,11 @@ def caches(tmp_path_factory):
         (cache / package.name).symlink_to(package)
     os.environ["JAXDP_CACHE"] = str(cache)
     folder = tmp_path_factory.mktemp("compiled")
+    if kept := os.environ.get("JAXDP_TESTS_COMPILED"):  # where the mutants find it again
+        folder = Path(kept) / os.environ.get("PYTEST_XDIST_WORKER", "alone")
     shared = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.05,
+        "jax_persistent_cache_min_compile_time_secs": LONGER,
     }
     for name, value in shared.items():
         jax.config.update(name, value)

@@ -114,6 +114,7 @@ def job(inputs, tmp_path_factory) -> Job:
     return dataclasses.replace(job, train=Reports(ids, lengths, job.train.labels))
 
 
+@pytest.mark.slow  # as users compile
 @pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")  # of JAX-Privacy
 def test_speed_has_not_fallen_off_a_cliff(job):
     """Ratios within a round, then their median: load meets all alike.

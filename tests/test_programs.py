@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers_training import smoke_config
+from helpers_xla import AS_USERS_DO
 
 from jaxdp.commands.programs import measure
 from jaxdp.compiled import Chip, count, roofline
@@ -12,7 +13,7 @@ from jaxdp.config import ConfigError
 
 
 def counted(fn, *arguments):
-    return count(jax.jit(fn).lower(*arguments).compile())
+    return count(jax.jit(fn, compiler_options=AS_USERS_DO).lower(*arguments).compile())
 
 
 def test_flops_bytes_and_kernels_are_those_of_the_program():
@@ -34,6 +35,7 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_traffic():
     assert roofline({"flops": None, "bytes": None}, chip) is None
 
 
+@pytest.mark.slow  # as users compile
 @pytest.mark.parametrize(
     "mode, widths, most",
     [

@@ -10,6 +10,7 @@ test from its own copy, so no mutant sees another's modules. First the killers m
 """
 
 import argparse
+import compileall
 import importlib
 import os
 import re
@@ -19,6 +20,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from table import MUTANTS, SLOW, Mutant
 
@@ -29,6 +31,9 @@ LIBRARIES = (
     *("huggingface_hub", "ml_collections", "orbax.checkpoint", "pyarrow", "rich.console"),
     *("safetensors.numpy", "sklearn.metrics"),
     *("hypothesis", "pytest"),
+    # Of the killers that compare with PyTorch.
+    *("torch", "transformers", "peft", "datasets", "matplotlib.pyplot"),
+    *("transformers.modeling_outputs", "transformers.models.modernbert.modeling_modernbert"),
 )
 KILLED, SURVIVED = 1, 0  # pytest's exit statuses; any other means that the test could not run
 # A mutant that merely crashes shows nothing about the test.
@@ -36,12 +41,23 @@ CRASH = re.compile(r"^E +(NameError|SyntaxError|AttributeError|ImportError|TypeE
 
 
 def copy_of_the_package(target: Path) -> Path:
-    """jaxdp/, configs/ and the test files, without caches; the tests' own conftest is left out for
-    speed."""
+    """jaxdp/, configs/ and the test files; the tests' own conftest is left out for speed. Bytecode
+    is compiled once, and is only used for a source that has the very same hash."""
     ignore = shutil.ignore_patterns("__pycache__", "conftest.py", "mutants", "fixtures", "faults")
     for name in ("jaxdp", "tests", "configs"):
         shutil.copytree(ROOT / name, target / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", target)
+    hashed = PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(target, quiet=2, invalidation_mode=hashed)
+    return target
+
+
+def known_programs(target: Path) -> Path:
+    """A folder with what the tests have compiled, where JAXDP_TESTS_COMPILED says where it is."""
+    target.mkdir()
+    for file in Path(os.environ.get("JAXDP_TESTS_COMPILED", target)).glob("*/*"):
+        if not (target / file.name).exists():
+            shutil.copy(file, target)
     return target
 
 
@@ -73,11 +89,19 @@ def start_tests(tree: Path, tests: list[str], compiled: Path) -> int:
     try:
         import jax
         import pytest
+        from helpers_xla import LONGER, compile_quickly
 
-        # Most of what a killer compiles is what it was without the mutant.
+        from jaxdp.runtime import one_device_per_core
+
+        # Most of what a killer compiles is what it was without the mutant, in the tests' own run,
+        # whose settings are a part of a program's name.
+        os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+        one_device_per_core()
+        compile_quickly()
         jax.config.update("jax_compilation_cache_dir", str(compiled))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-        arguments = ["-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider"]
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LONGER)
+        # Asserts stay as they are: how one failed is shown by nobody who is killed.
+        arguments = ["-o", "addopts=", "-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
         arguments += [f"tests/{test}" for test in tests]
         status = int(pytest.main(arguments))
         if Path(sys.modules["jaxdp"].__file__).parent.parent != tree:
@@ -96,11 +120,12 @@ def run_all(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, int, floa
     waiting = list(enumerate(mutants))
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch).resolve()
-        free = [scratch / f"compiled{i}" for i in range(workers)]
+        original = copy_of_the_package(scratch / "original")
+        free = [known_programs(scratch / f"compiled{i}") for i in range(workers)]
         while waiting or running:
             while waiting and free:
                 i, mutant = waiting.pop(0)
-                tree = copy_of_the_package(scratch / str(i))
+                tree = shutil.copytree(original, scratch / str(i))
                 apply(mutant, tree)
                 compiled = free.pop()
                 pid = start_tests(tree, [mutant.killer], compiled)
