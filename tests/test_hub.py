@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -278,9 +279,18 @@ def trained(folder, **changes):
     return folder / "runs" / "smoke"
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("once")
+    trained(folder, run__research_seed=None)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path):
-    return trained(tmp_path, run__research_seed=None)
+def run(once, tmp_path):
+    """A copy to spoil, beside its backbone."""
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs" / "smoke"
 
 
 def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, run, tmp_path):
