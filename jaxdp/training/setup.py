@@ -129,6 +129,8 @@ def build_model(
         model.window = (config.data.max_length, config.data.windows)
     add_adapters(config, model, rngs)
     if public:
+        # Several processes could disagree on what a folder holds.
+        folder = cache_directory() / "public_starts" if jax.process_count() == 1 else None
         warm_start(
             config,
             model,
@@ -136,7 +138,7 @@ def build_model(
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
-            folder=public_folder(),
+            folder=folder,
             watch=watch,
         )
     return model, report
@@ -161,12 +163,6 @@ def add_adapters(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> Non
         )
     except ValueError as error:
         raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
-
-
-def public_folder() -> Path | None:
-    """Where public starts are kept, whatever the data; None with several processes, which could
-    disagree on what a folder holds."""
-    return cache_directory() / "public_starts" if jax.process_count() == 1 else None
 
 
 def cache_folder(config: Config) -> Path | None:
