@@ -10,7 +10,7 @@ from helpers_training import smoke_config
 
 from jaxdp import dp
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.run.patients import patient_epsilons
+from jaxdp.run.begin import patient_epsilons
 from jaxdp.training.stages import plan_run
 
 

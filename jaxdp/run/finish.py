@@ -35,7 +35,6 @@ def finish(
     """Writes release/, then the test predictions, then metrics.json, which says that all is there.
 
     Args:
-        run, inputs, model: trained.
         initialised: parameters that were drawn at random because the checkpoint lacked them.
         probabilities: [n, num_labels] of the model for the test split; None if there is none.
 

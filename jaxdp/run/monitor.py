@@ -126,7 +126,7 @@ class Monitor:
             self._say(f"  [yellow]{warning}[/]")
 
     def patients(self, patients: dict[str, Any]) -> None:
-        """The unit is one report, and patients have several; see `patients.patient_epsilons`."""
+        """The unit is one report, and patients have several; see `begin.patient_epsilons`."""
         for who, patient in patients.items():
             epsilon = patient["epsilon"]
             cost = "too large to claim" if epsilon is None else _epsilon(epsilon)

@@ -41,9 +41,6 @@ def write_release(
         release: replaced if it exists.
         model: with an ordinary head.
         mode: what was trained, see `models.lora.MODES`.
-        backbone: the frozen weights' origin.
-        label_names: of the head's rows.
-        max_length: tokens per report.
         initialised: parameters drawn at random because the checkpoint lacked them.
         statement: from `dp.privacy_statement`.
 

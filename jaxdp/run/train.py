@@ -68,10 +68,8 @@ def train(
     together, see `processes`.
 
     Args:
-        config: of the run.
         resume: continue a run that has started.
         interrupt: asked between steps.
-        monitor: told what happens.
         sampling_root: for a member of a sweep that shares its samples, see `RunSecret`.
         dataset: reports that are in memory already, instead of those that config.data names. It may
             lack a validation or a test split, and then nothing is evaluated there.
@@ -112,8 +110,6 @@ def train_members(
         configs: the members', which differ in numbers alone: all of them, also when some are
             finished, and in the same order as before. All private, or none; no secure noise.
         folder: for the checkpoints, each of all members, or of none; private.
-        interrupt: asked between steps.
-        monitors: of the members, told what happens.
         sampling_root: of the group, see `RunSecret`.
 
     Raises:
@@ -196,12 +192,6 @@ def train_stages(
 
     Runs `begin` once it is known that everything can be used, and before anything is done with the
     reports.
-
-    Args:
-        runs: what to train.
-        inputs: that all read.
-        checkpoints: of the states of all.
-        stop: asked between steps.
 
     Returns:
         The trained models, and how they were loaded.

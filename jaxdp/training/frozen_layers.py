@@ -28,11 +28,7 @@ class FrozenLayers:
     Args:
         model: as it is before training.
         reports: split -> reports at `level`, which is 0 for token ids.
-        buckets: shapes for token ids.
-        folder: keeps the levels for other runs, see `cache_level`; None keeps nothing.
-        mesh: devices to share the reports; None is the default device alone.
-        watch: shows people how far it is.
-        level: of `reports`.
+        buckets, folder, mesh, watch: see `cache_level`.
     """
 
     def __init__(

@@ -63,7 +63,6 @@ class StageTrainer:
             `members.share_frozen`.
         frozen_layers: gives the reports at the level where the stage starts.
         labels: split -> [n, num_labels].
-        units: of the training reports.
         token_buckets: microbatch shapes for whole reports; those for features follow from them.
         secure_noise: noise from `dp.SecureNoise`.
         mesh: devices to share the work; None is the default device alone.
@@ -137,17 +136,14 @@ class StageTrainer:
         specs = frozen_specs(frozen[0], mesh) if shard_frozen and mesh else WHOLE
         loss = _report_loss(graphdef, self.level)
         step = make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs)
-        if len(members) > 1:
-            spec = P(MEMBER)
-            state, center, bound = stack(state), stack(center), stack(bound)
-            frozen, axes = stack_differing(frozen)
-            specs = member_specs(specs, axes)
+        several = len(members) > 1
+        state, center, bound = (stack(x) if several else x[0] for x in (state, center, bound))
+        frozen, axes = stack_differing(frozen)
+        spec, specs, predicting = WHOLE, member_specs(specs, axes), None
+        if several:
+            spec, predicting = P(MEMBER), (0, axes[0], 0)
             data_axes = LabelledData(None, None, 0 if at_feature else None)
             step = jax.vmap(step, (0, axes, data_axes, None, 0), spmd_axis_name=MEMBER)
-            predicting = (0, axes[0], 0)
-        else:
-            spec, predicting = WHOLE, None
-            (state,), (center,), (bound,), (frozen,) = state, center, bound, frozen
         frozen = (lora.rounded_once(model, frozen[0]), frozen[1])
         self._step = jax.jit(
             step, donate_argnums=0, out_shardings=mesh and NamedSharding(mesh, spec)

@@ -57,12 +57,9 @@ def warm_start(
     """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
 
     Args:
-        config: of the run.
         model: with its adapters, if it has any.
         buckets: shapes for token ids.
         directory: of the backbone.
-        label_names: of the head's rows.
-        mesh: devices to share the work.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
         watch: shows people how far it is, in reports and then in steps.
