@@ -5,105 +5,57 @@ A narrow embedding is widened once, and few groups of layers are applied many ti
 a group, or an adapter on it, is one, and acts at every depth that uses the group.
 """
 
-from typing import TYPE_CHECKING
-
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from .classifier import ReportClassifier
-from .layers import (
-    ACTIVATIONS,
-    Embeddings,
-    SelfAttention,
-    dense,
-    layer_norm,
-)
-
-if TYPE_CHECKING:
-    from transformers import AlbertConfig
-
-
-class Attention(SelfAttention):
-    """Self-attention with its projection, residual and layer norm: ALBERT keeps them in one."""
-
-    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
-        super().__init__(cfg.hidden_size, cfg.num_attention_heads, dtype, rngs=rngs)
-        self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
-        self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
-
-    def __call__(self, asking: jax.Array, x: jax.Array, length: jax.Array) -> jax.Array:
-        return self.LayerNorm(self.dense(super().__call__(asking, x, length)) + asking)
-
-
-class Layer(nnx.Module):
-    """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
-
-    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
-        self.activation = ACTIVATIONS[cfg.hidden_act]
-        self.attention = Attention(cfg, dtype, rngs=rngs)
-        self.ffn = dense(cfg.hidden_size, cfg.intermediate_size, dtype, rngs=rngs)
-        self.ffn_output = dense(cfg.intermediate_size, cfg.hidden_size, dtype, rngs=rngs)
-        self.full_layer_layer_norm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
-
-    def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
-        x = self.attention(x[:rows], x, length)
-        return self.full_layer_layer_norm(self.ffn_output(self.activation(self.ffn(x))) + x)
+from .bert import BertClassifier, Layer, Names
+from .layers import Embeddings, apply_once_traced, dense, place
 
 
 class Group(nnx.Module):
-    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
-        self.albert_layers = nnx.List(
-            Layer(cfg, dtype, rngs=rngs) for _ in range(cfg.inner_group_num)
-        )
+    def __init__(self, layers: list[Layer]):
+        self.albert_layers = nnx.List(layers)
 
 
-class Encoder(nnx.Module):
-    def __init__(self, cfg: "AlbertConfig", dtype, *, rngs: nnx.Rngs):
-        self.embedding_hidden_mapping_in = dense(
-            cfg.embedding_size, cfg.hidden_size, dtype, rngs=rngs
-        )
-        self.albert_layer_groups = nnx.List(
-            Group(cfg, dtype, rngs=rngs) for _ in range(cfg.num_hidden_groups)
-        )
-
-
-class AlbertBackbone(nnx.Module):
-    def __init__(self, cfg: "AlbertConfig", pooling: str, dtype, *, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(cfg, cfg.embedding_size, cfg.layer_norm_eps, rngs=rngs)
-        self.encoder = Encoder(cfg, dtype, rngs=rngs)
-        if pooling == "cls":
-            self.pooler = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
-
-
-class AlbertClassifier(ReportClassifier):
-    """transformers' AlbertForSequenceClassification ("cls"), or the same with mean pooling."""
+class AlbertClassifier(BertClassifier):
+    """transformers' AlbertForSequenceClassification ("cls"), or the same pooled otherwise."""
 
     prefix = "albert"
+    names = Names(
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attended="attention.dense",
+        attended_norm="attention.LayerNorm",
+        widened="ffn",
+        narrowed="ffn_output",
+        output_norm="full_layer_layer_norm",
+    )
+    pooler_path = "albert.pooler"
 
-    def __init__(
-        self, cfg: "AlbertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
-    ):
-        self.depth = cfg.num_hidden_layers
+    def add_encoder(self, cfg, dtype, *, rngs):
         # Which group each depth uses, in the floating-point form that defines it upstream.
         per_group = self.depth / cfg.num_hidden_groups
         self.groups = tuple(int(index / per_group) for index in range(self.depth))
-        self.albert = AlbertBackbone(cfg, pooling, dtype, rngs=rngs)
-        self.add_head(pooling, cfg.hidden_size, num_labels, rngs=rngs)
+        sizes, narrow = self.sizes(cfg), cfg.embedding_size
+        place(self, "albert.embeddings", Embeddings(cfg, narrow, sizes.eps, rngs=rngs))
+        widening = dense(narrow, sizes.width, dtype, rngs=rngs)
+        place(self, "albert.encoder.embedding_hidden_mapping_in", widening)
+        groups = nnx.List(
+            Group([Layer(sizes, self.names, dtype, rngs=rngs) for _ in range(cfg.inner_group_num)])
+            for _ in range(cfg.num_hidden_groups)
+        )
+        place(self, "albert.encoder.albert_layer_groups", groups)
 
     def first_use(self, number):
         return self.groups.index(number)
 
     def embed(self, token_ids_L):
-        narrow = self.albert.embeddings(token_ids_L)
-        wide = self.albert.encoder.embedding_hidden_mapping_in(narrow)
+        narrow = self.backbone.embeddings(token_ids_L)
+        wide = self.backbone.encoder.embedding_hidden_mapping_in(narrow)
         return wide.astype(narrow.dtype)  # the residual stream is not rounded to `dtype`
 
     def apply_layer(self, index, x_LxH, length, rows):
-        *inner, last = self.albert.encoder.albert_layer_groups[self.groups[index]].albert_layers
+        *inner, last = self.backbone.encoder.albert_layer_groups[self.groups[index]].albert_layers
         for layer in inner:
-            x_LxH = layer(x_LxH, length, x_LxH.shape[0])
-        return last(x_LxH, length, rows)
-
-    def pool_first(self, x_H):
-        return jnp.tanh(self.albert.pooler(x_H))
+            x_LxH = apply_once_traced(layer, x_LxH, length, x_LxH.shape[0])
+        return apply_once_traced(last, x_LxH, length, rows)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT for multi-label report classification, numerically that of transformers.
+"""BERT, RoBERTa, XLM-RoBERTa and DistilBERT, numerically those of transformers.
 
-Module and attribute names follow the published checkpoints (`encoder.layer.N.attention...`), so
-that tensor names in `pretrained.py` and PEFT's in `peft.py` are read off the module paths.
+They are one encoder whose parts have other names. Every part stands in the tree of modules where
+the family's published checkpoints have it (`bert.encoder.layer.N.attention...`), so loading, LoRA
+and PEFT read names off the paths.
 """
 
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,93 +17,156 @@ from .classifier import ReportClassifier
 from .layers import (
     ACTIVATIONS,
     Embeddings,
-    SelfAttention,
     apply_once_traced,
+    attend,
     dense,
     layer_norm,
+    place,
 )
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import PreTrainedConfig
 
 
-class SelfOutput(nnx.Module):
-    """Projection, residual, layer norm."""
+class Sizes(NamedTuple):
+    """Of a layer, whatever config.json calls them."""
 
-    def __init__(self, in_features: int, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
-        self.dense = dense(in_features, cfg.hidden_size, dtype, rngs=rngs)
-        self.LayerNorm = layer_norm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
-
-    def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
-        return self.LayerNorm(self.dense(x) + residual)
-
-
-class Attention(nnx.Module):
-    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
-        self.self = SelfAttention(cfg.hidden_size, cfg.num_attention_heads, dtype, rngs=rngs)
-        self.output = SelfOutput(cfg.hidden_size, cfg, dtype, rngs=rngs)
+    width: int
+    heads: int
+    inner: int
+    activation: str
+    eps: float
 
 
-class Intermediate(nnx.Module):
-    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
-        self.dense = dense(cfg.hidden_size, cfg.intermediate_size, dtype, rngs=rngs)
+class Names(NamedTuple):
+    """Paths of a layer's parts."""
+
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attended: str = "attention.output.dense"
+    attended_norm: str = "attention.output.LayerNorm"
+    widened: str = "intermediate.dense"
+    narrowed: str = "output.dense"
+    output_norm: str = "output.LayerNorm"
 
 
 class Layer(nnx.Module):
-    """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
+    """One encoder layer: [L, H], of which `length` are real -> its first `rows` outputs [rows, H].
 
-    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
-        self.activation = ACTIVATIONS[cfg.hidden_act]
-        self.attention = Attention(cfg, dtype, rngs=rngs)
-        self.intermediate = Intermediate(cfg, dtype, rngs=rngs)
-        self.output = SelfOutput(cfg.intermediate_size, cfg, dtype, rngs=rngs)
+    A bias, where there is one, is added to the scores.
+    """
 
-    def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
+    def __init__(self, sizes: Sizes, names: Names, dtype, *, rngs: nnx.Rngs):
+        width, inner = sizes.width, sizes.inner
+        self.names = names
+        self.heads = sizes.heads
+        self.activation = ACTIVATIONS[sizes.activation]
+        for name in (names.query, names.key, names.value, names.attended):
+            place(self, name, dense(width, width, dtype, rngs=rngs))
+        place(self, names.attended_norm, layer_norm(width, sizes.eps, rngs=rngs))
+        place(self, names.widened, dense(width, inner, dtype, rngs=rngs))
+        place(self, names.narrowed, dense(inner, width, dtype, rngs=rngs))
+        place(self, names.output_norm, layer_norm(width, sizes.eps, rngs=rngs))
+
+    def __call__(
+        self, x: jax.Array, length: jax.Array, rows: int, bias_NxQxL: jax.Array | None = None
+    ) -> jax.Array:
+        parts = attrgetter(*self.names)(self)
+        query, key, value, attended, attended_norm, widened, narrowed, output_norm = parts
         first = x[:rows]
-        x = self.attention.output(self.attention.self(first, x, length), first)
-        return self.output(self.activation(self.intermediate.dense(x)), x)
-
-
-class Encoder(nnx.Module):
-    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
-        self.layer = nnx.List(Layer(cfg, dtype, rngs=rngs) for _ in range(cfg.num_hidden_layers))
-
-
-class Pooler(nnx.Module):
-    """tanh(dense(first token)): [H] -> [H]."""
-
-    def __init__(self, cfg: "BertConfig", dtype, *, rngs: nnx.Rngs):
-        self.dense = dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(self.dense(x))
-
-
-class BertBackbone(nnx.Module):
-    def __init__(self, cfg: "BertConfig", pooling: str, dtype, *, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(cfg, cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
-        self.encoder = Encoder(cfg, dtype, rngs=rngs)
-        if pooling == "cls":
-            self.pooler = Pooler(cfg, dtype, rngs=rngs)
+        q, k, v = (
+            projection(y).reshape(y.shape[0], self.heads, -1)
+            for projection, y in ((query, first), (key, x), (value, x))
+        )
+        y = attend(q, k, v, length, bias_NxQxL=bias_NxQxL).reshape(first.shape)
+        x = attended_norm(attended(y) + first)
+        return output_norm(narrowed(self.activation(widened(x))) + x)
 
 
 class BertClassifier(ReportClassifier):
-    """transformers' BertForSequenceClassification ("cls"), or the same with a mean for pooling.
+    """transformers' ...ForSequenceClassification of the family ("cls"), or the same pooled
+    otherwise.
 
     Dropout is off: the guarantee does not need it and resumed steps stay reproducible.
     """
 
     prefix = "bert"
+    names: ClassVar[Names] = Names()
+    layers_path: ClassVar[str] = "bert.encoder.layer"
+    pooler_path: ClassVar[str] = "bert.pooler.dense"
+    pooler_activation = staticmethod(jnp.tanh)
 
-    def __init__(
-        self, cfg: "BertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
-    ):
-        self.depth = cfg.num_hidden_layers
-        self.bert = BertBackbone(cfg, pooling, dtype, rngs=rngs)
-        self.add_head(pooling, cfg.hidden_size, num_labels, rngs=rngs)
+    @classmethod
+    def sizes(cls, cfg: "PreTrainedConfig") -> Sizes:
+        return Sizes(
+            cfg.hidden_size,
+            cfg.num_attention_heads,
+            cfg.intermediate_size,
+            cfg.hidden_act,
+            cfg.layer_norm_eps,
+        )
+
+    @classmethod
+    def padding(cls, cfg: "PreTrainedConfig") -> int | None:
+        """Where positions are counted from behind the id of the padding token, this id."""
+        return None
+
+    @classmethod
+    def positions(cls, cfg):
+        padding = cls.padding(cfg)
+        return cfg.max_position_embeddings - (0 if padding is None else padding + 1)
+
+    def add_encoder(self, cfg, dtype, *, rngs):
+        sizes = self.sizes(cfg)
+        embeddings = Embeddings(cfg, sizes.width, sizes.eps, self.padding(cfg), rngs=rngs)
+        place(self, f"{self.prefix}.embeddings", embeddings)
+        layers = nnx.List(Layer(sizes, self.names, dtype, rngs=rngs) for _ in range(self.depth))
+        place(self, self.layers_path, layers)
+
+    def add_pooler(self, cfg, dtype, *, rngs):
+        place(self, self.pooler_path, dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs))
 
     def apply_layer(self, index, x_LxH, length, rows):
-        return apply_once_traced(self.bert.encoder.layer[index], x_LxH, length, rows)
+        layer = attrgetter(self.layers_path)(self)[index]
+        return apply_once_traced(layer, x_LxH, length, rows)
 
     def pool_first(self, x_H):
-        return self.bert.pooler(x_H)
+        return self.pooler_activation(attrgetter(self.pooler_path)(self)(x_H))
+
+
+class RobertaClassifier(BertClassifier):
+    """The first layer of its two-layer head is our pooler: it is not trained with the head."""
+
+    prefix = "roberta"
+    cls_names = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
+    layers_path = "roberta.encoder.layer"
+    pooler_path = "pooler"
+
+    @classmethod
+    def padding(cls, cfg):
+        return cfg.pad_token_id
+
+
+class DistilBertClassifier(BertClassifier):
+    prefix = "distilbert"
+    cls_names = {"pooler": "pre_classifier"}
+    lora_targets = ("q_lin", "v_lin")
+    names = Names(
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attended="attention.out_lin",
+        attended_norm="sa_layer_norm",
+        widened="ffn.lin1",
+        narrowed="ffn.lin2",
+        output_norm="output_layer_norm",
+    )
+    layers_path = "distilbert.transformer.layer"
+    pooler_path = "pooler"
+    pooler_activation = staticmethod(jax.nn.relu)
+
+    @classmethod
+    def sizes(cls, cfg):
+        # The last is of every layer norm, and no field of config.json.
+        return Sizes(cfg.dim, cfg.n_heads, cfg.hidden_dim, cfg.activation, 1e-12)

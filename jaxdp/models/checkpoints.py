@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import flax.serialization
 import numpy as np
 import safetensors
 
-from .classifier import POOLINGS
+from .classifier import LEAVES, POOLINGS, relayout
 from .tasks import TASKS
 
 Tensors = Mapping[str, Callable[[], np.ndarray]]
@@ -21,6 +21,12 @@ Tensors = Mapping[str, Callable[[], np.ndarray]]
 
 class WeightsError(ValueError):
     """A checkpoint that cannot be used; the message names file and tensors."""
+
+
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _read_sharded(path: Path) -> Tensors:
         tensors |= read_safetensors(path.parent / shard)
     absent = sorted(set(shards) - set(tensors))
     if absent:
-        raise WeightsError(f"{path} promises {', '.join(absent[:8])}, which its shards lack")
+        raise WeightsError(f"{path} promises {first_of(absent)}, which its shards lack")
     return tensors
 
 
@@ -144,17 +150,12 @@ def _read_msgpack(path: Path) -> Tensors:
         flat = flax.traverse_util.flatten_dict(tree)
     except Exception as error:  # msgpack raises a dozen unrelated types for damaged input
         raise WeightsError(f"{path} is not a complete Flax checkpoint: {error}") from None
-    return {_msgpack_name(keys): _constant(keys, value) for keys, value in flat.items()}
-
-
-def _msgpack_name(keys: tuple[str, ...]) -> str:
-    leaf = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(keys[-1], keys[-1])
-    return ".".join([*keys[:-1], leaf])
-
-
-def _constant(keys, value):
-    value = np.asarray(value)
-    return lambda: value.T if keys[-1] == "kernel" else value
+    return {
+        ".".join([*keys[:-1], LEAVES.get(keys[-1], keys[-1])]): functools.partial(
+            relayout, keys, np.asarray(value)
+        )
+        for keys, value in flat.items()
+    }
 
 
 def _read_torch(path: Path) -> Tensors:

@@ -9,13 +9,14 @@ cached features" are the same call with another starting level.
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from .label_attention import Basis, LabelAttention, LabelHead
+from .label_attention import Basis, LabelAttention, LabelHead, bias_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -26,13 +27,29 @@ token as it is; the mean over tokens of the last hidden states, or of the averag
 layers' hidden states; or what each label attends to in that average."""
 HEAD = ("classifier", "label_attention")
 """What a checkpoint need not hold: the modules that a classifier adds to its backbone."""
+LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+LEAVES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+"""Names of parameters -> what checkpoints and PEFT call them, where that differs."""
+
+
+def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
+    """The parameter at `path` as checkpoints lay it out, or back: matrices are [out, in] there."""
+    # safetensors writes the memory as it lies, whatever the strides.
+    return np.ascontiguousarray(value.T if path[-1] in ("kernel", "lora_a", "lora_b") else value)
 
 
 class ReportClassifier(nnx.Module):
     """What every backbone provides; see `bert.BertClassifier` and the files beside it.
 
-    Subclasses set `prefix` and `depth` (layers applied), call `add_head`, and implement
-    `apply_layer` and, for "cls" pooling, `pool_first`.
+    Subclasses set `prefix`, and implement `add_encoder`, `apply_layer` and, for "cls" pooling,
+    `add_pooler` and `pool_first`.
+
+    Args:
+        cfg: as `pretrained.as_config` gives it.
+        num_labels: rows of the head.
+        pooling: of `POOLINGS`.
+        dtype: the type matrix products run in; None for that of the parameters.
+        rngs: draws all parameters.
     """
 
     prefix: ClassVar[str]
@@ -44,6 +61,7 @@ class ReportClassifier(nnx.Module):
     cls_is_mean: bool = False
     """"cls" pooling reads the mean over the tokens, not the first of them."""
     depth: int
+    """How many layers are applied."""
     pooling: str
     classifier: nnx.Linear
     """Feature -> [num_labels] logits."""
@@ -62,6 +80,32 @@ class ReportClassifier(nnx.Module):
     base_fingerprint: str | None = None
     """Of the pretrained weights it was filled with, see `pretrained.load_classifier`."""
 
+    def __init__(
+        self, cfg: "PreTrainedConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
+    ):
+        self.depth = cfg.num_hidden_layers
+        self.pooling = pooling
+        self.add_encoder(cfg, dtype, rngs=rngs)
+        if pooling == "cls":
+            self.add_pooler(cfg, dtype, rngs=rngs)
+        by_label = pooling == "label-attention"
+        if by_label:
+            self.label_attention = LabelAttention(num_labels, cfg.hidden_size)
+        head = LabelHead if by_label else nnx.Linear
+        self.classifier = head(cfg.hidden_size, num_labels, rngs=rngs)
+
+    def add_encoder(self, cfg, dtype, *, rngs: nnx.Rngs) -> None:
+        """Adds embeddings and layers, at the paths that the family's checkpoints have."""
+        raise NotImplementedError
+
+    def add_pooler(self, cfg, dtype, *, rngs: nnx.Rngs) -> None:
+        raise NotImplementedError
+
+    @property
+    def backbone(self) -> Any:
+        """All but the head and, in some families, the pooler."""
+        return getattr(self, self.prefix)
+
     @classmethod
     def positions(cls, cfg: "PreTrainedConfig") -> int:
         """The most tokens that a text can have."""
@@ -79,25 +123,21 @@ class ReportClassifier(nnx.Module):
         first, *rest = (str(part) for part in path if part != "base")
         if self.pooling == "cls":
             first = self.cls_names.get(first, first)
-        if rest and rest[-1] in ("kernel", "embedding", "scale"):
-            rest[-1] = "weight"
+        if rest:
+            rest[-1] = LEAVES.get(rest[-1], rest[-1])
         return ".".join([first, *rest])
 
-    def add_head(self, pooling: str, width: int, num_labels: int, *, rngs: nnx.Rngs) -> None:
-        """Sets `pooling`, `classifier` and what else the pooling needs."""
-        self.pooling = pooling
-        if pooling == "label-attention":
-            self.label_attention = LabelAttention(num_labels, width, rngs=rngs)
-        head = LabelHead if pooling == "label-attention" else nnx.Linear
-        self.classifier = head(width, num_labels, rngs=rngs)
+    def tensors(self, chosen: Any = nnx.Param) -> dict[str, np.ndarray]:
+        """The chosen parameters, named and laid out as in checkpoints."""
+        state = nnx.to_flat_state(nnx.state(self, chosen))
+        return {self.name_of(path): relayout(path, np.asarray(x[...])) for path, x in state}
 
     def set_basis(self, center: jax.Array, directions: jax.Array | None = None) -> None:
         """From now on features, and the head, are in the coordinates of a `Basis`.
 
         Logits stay the same, but for what the head read outside the directions.
         """
-        head = self.classifier
-        kernel, bias = head.kernel[...], self.logits(center)
+        kernel, bias = self.classifier.kernel[...], self.logits(center)
         if directions is not None:
             kernel = jnp.einsum("nhk,hn->kn", directions, kernel, precision="highest")
         self._set_head(kernel, bias)
@@ -111,24 +151,22 @@ class ReportClassifier(nnx.Module):
         if self.basis.directions is not None:
             directions = self.basis.directions[...]
             kernel = jnp.einsum("nhk,kn->hn", directions, kernel, precision="highest")
-        bias = self.classifier.bias[...]  # ty: ignore[not-subscriptable]
-        self._set_head(kernel, bias - jnp.sum(center * kernel.T, axis=-1))
+        self._set_head(kernel, bias_of(self.classifier) - jnp.sum(center * kernel.T, axis=-1))
         self.basis = None
 
     def divide_logits(self, temperature: float) -> None:
         """All logits, hence the head, by a positive number; 1 changes no bit."""
-        head = self.classifier
-        bias = head.bias[...]  # ty: ignore[not-subscriptable]
-        self._set_head(head.kernel[...] / temperature, bias / temperature)
-
-    def precise(self) -> contextlib.AbstractContextManager:
-        """What is traced within multiplies in `precision`, its gradients too."""
-        return jax.default_matmul_precision(self.precision)
+        kernel, bias = self.classifier.kernel[...], bias_of(self.classifier)
+        self._set_head(kernel / temperature, bias / temperature)
 
     def _set_head(self, kernel: jax.Array, bias: jax.Array) -> None:
         head = self.classifier
         head.kernel, head.bias = nnx.Param(kernel), nnx.Param(bias)
         head.in_features = kernel.shape[0]
+
+    def precise(self) -> contextlib.AbstractContextManager:
+        """What is traced within multiplies in `precision`, its gradients too."""
+        return jax.default_matmul_precision(self.precision)
 
     @property
     def feature_level(self) -> int:
@@ -160,7 +198,7 @@ class ReportClassifier(nnx.Module):
 
     def embed(self, token_ids_L: jax.Array) -> jax.Array:
         """Token ids [L] -> [L, H]."""
-        return getattr(self, self.prefix).embeddings(token_ids_L)
+        return self.backbone.embeddings(token_ids_L)
 
     def apply_layer(self, index: int, x_LxH: jax.Array, length: jax.Array, rows: int) -> jax.Array:
         """The `index`-th layer applied (0 <= index < depth): [L, H] -> its first rows [rows, H]."""
@@ -233,8 +271,7 @@ class ReportClassifier(nnx.Module):
         ValueError for poolings of the last two layers from a level above the first of them.
         """
         # The last layer's other outputs are not read: 10 of its 12 matrix products shrink.
-        only_first = self.pooling == "first" or (self.pooling == "cls" and not self.cls_is_mean)
-        x, before = self._layers(x, length, start, self.depth, only_first)
+        x, before = self._layers(x, length, start, self.depth, only_first=self._reads_first)
         x = self.output(x)
         if self.pooling in ("mean-last2", "label-attention"):
             if before is None:
@@ -245,18 +282,18 @@ class ReportClassifier(nnx.Module):
     def pool(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
         """`last_states` -> the feature: [H], of the first token or the mean over the real tokens,
         or with label attention [labels, H]."""
-        if self.pooling == "first":
-            return x_LxH[0]
-        if self.pooling == "cls":
-            return self.pool_first(self.mean(x_LxH, length) if self.cls_is_mean else x_LxH[0])
         if self.pooling == "label-attention":
             return self.label_attention(x_LxH, length)
-        return self.mean(x_LxH, length)
+        if self._reads_first:
+            x_H = x_LxH[0]
+        else:
+            real = (jnp.arange(x_LxH.shape[0]) < length).astype(x_LxH.dtype)
+            x_H = real @ x_LxH / jnp.maximum(length, 1).astype(x_LxH.dtype)
+        return self.pool_first(x_H) if self.pooling == "cls" else x_H
 
-    def mean(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
-        """[L, H] -> [H]: over the real tokens."""
-        weights = (jnp.arange(x_LxH.shape[0]) < length).astype(x_LxH.dtype)
-        return weights @ x_LxH / jnp.maximum(length, 1).astype(x_LxH.dtype)
+    @property
+    def _reads_first(self) -> bool:
+        return self.pooling == "first" or (self.pooling == "cls" and not self.cls_is_mean)
 
     def logits(self, feature: jax.Array) -> jax.Array:
         """The head on a feature: [num_labels], float32 or wider."""

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models from the Hugging Face hub, through its own client: its cache, tokens and offline mode."""
 
-import contextlib
-from collections.abc import Generator
 from pathlib import Path
 
 import huggingface_hub
@@ -45,15 +43,10 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         WeightsError: no such model or revision, no access, no network and not in the cache, or a
             model without weights that can be read.
     """
-    with _explained(repo_id, revision):
-        for weights in _WEIGHTS:
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    repo_id, revision=revision, allow_patterns=[*_SMALL_FILES, *weights]
-                )
-            )
-            if any(any(folder.glob(pattern)) for pattern in weights):
-                return folder
+    for weights in _WEIGHTS:
+        folder = download_folder(repo_id, [*_SMALL_FILES, *weights], revision)
+        if any(any(folder.glob(pattern)) for pattern in weights):
+            return folder
     raise WeightsError(
         f"hub model {repo_id} holds no weights; expected one of "
         + ", ".join(names[0] for names in _WEIGHTS)
@@ -62,10 +55,12 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 
 def download_folder(repo_id: str, patterns: list[str], revision: str | None = None) -> Path:
     """The directory that holds what a repository has of `patterns`; WeightsError as `download`."""
-    with _explained(repo_id, revision):
+    try:
         return Path(
             huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
         )
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise WeightsError(f"hub model {repo_id}: {_reason(error, revision)}") from error
 
 
 def upload_folder(repo_id: str, folder: Path, *, private: bool, message: str) -> str:
@@ -84,15 +79,6 @@ def upload_folder(repo_id: str, folder: Path, *, private: bool, message: str) ->
         ).commit_url
     except Exception as error:  # the client's, or of the HTTP library, which is its own business
         raise WeightsError(f"hub model {repo_id}: {_reason(error, None)}") from error
-
-
-@contextlib.contextmanager
-def _explained(repo_id: str, revision: str | None) -> Generator[None]:
-    """The client's errors as WeightsError."""
-    try:
-        yield
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise WeightsError(f"hub model {repo_id}: {_reason(error, revision)}") from error
 
 
 def _reason(error: Exception, revision: str | None) -> str:

@@ -24,8 +24,7 @@ class LabelAttention(nnx.Module):
     Scores and softmax in float32 or wider. All-zero queries give every label the mean.
     """
 
-    def __init__(self, num_labels: int, width: int, *, rngs: nnx.Rngs):
-        del rngs  # nothing is drawn
+    def __init__(self, num_labels: int, width: int):
         self.queries = nnx.Param(jnp.zeros((num_labels, width)))
 
     def weights(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
@@ -40,13 +39,16 @@ class LabelAttention(nnx.Module):
         return self.weights(x_LxH, length) @ x_LxH
 
 
+def bias_of(head: nnx.Linear) -> jax.Array:
+    return head.bias[...]  # ty: ignore[not-subscriptable]  # a head has one
+
+
 class LabelHead(nnx.Linear):
     """[labels, H] -> [labels] logits: label l's own column of the kernel [H, labels] on its own
-    feature. Parameters are named and shaped as those of a linear head on one feature."""
+    feature."""
 
     def __call__(self, f_NxH: jax.Array) -> jax.Array:
-        bias = self.bias[...]  # ty: ignore[not-subscriptable]
-        return jnp.sum(f_NxH * self.kernel[...].T, axis=-1) + bias
+        return jnp.sum(f_NxH * self.kernel[...].T, axis=-1) + bias_of(self)
 
 
 class Basis(nnx.Module):

@@ -11,7 +11,7 @@ softmax and logits stay in the parameters' own type, float32 or wider.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,17 @@ def table(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
     return embed
 
 
+def place(module: nnx.Module, path: str, part: Any) -> None:
+    """module.a.b = part for the path "a.b", with a plain module for each name before the last that
+    is not there yet."""
+    *before, last = path.split(".")
+    for name in before:
+        if not hasattr(module, name):
+            setattr(module, name, nnx.Module())
+        module = getattr(module, name)
+    setattr(module, last, part)
+
+
 class Embeddings(nnx.Module):
     """Word + position + segment embeddings (segment 0 throughout, where the family has segments),
     normalised: [L] -> [L, E].
@@ -143,32 +154,6 @@ def check_positions(token_ids_L: jax.Array, positions: int) -> None:
         raise ValueError(f"{length} tokens, but this backbone has {positions} positions")
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention over one report: queries from [Q, H], keys and values from [L, H]
-    of which `length` are real -> [Q, H].
-
-    Covers the query, key and value projections and the softmax; the output projection and the
-    residual belong to the encoder layer, whose naming differs between families.
-    """
-
-    names = ("query", "key", "value")
-    """Of the projections, as the family's checkpoints call them."""
-
-    def __init__(self, hidden_size: int, num_heads: int, dtype, *, rngs: nnx.Rngs):
-        self.num_heads = num_heads
-        for name in self.names:
-            setattr(self, name, dense(hidden_size, hidden_size, dtype, rngs=rngs))
-
-    def __call__(
-        self, asking_QxH: jax.Array, x_LxH: jax.Array, length: jax.Array, bias_NxQxL=None
-    ) -> jax.Array:
-        q, k, v = (
-            getattr(self, name)(x).reshape(x.shape[0], self.num_heads, -1)
-            for name, x in zip(self.names, (asking_QxH, x_LxH, x_LxH), strict=True)
-        )
-        return attend(q, k, v, length, bias_NxQxL=bias_NxQxL).reshape(asking_QxH.shape[0], -1)
-
-
 @jax.custom_vjp
 def softmax(x: jax.Array) -> jax.Array:
     """Over the last axis; one division per row, and the result is all the gradient keeps."""
@@ -188,8 +173,8 @@ def rotate(x_LxNxD: jax.Array, theta: float) -> jax.Array:
     turned by the angle i theta^(-2d/D), in float32 or wider."""
     length, _, width = x_LxNxD.shape
     wide = jnp.promote_types(x_LxNxD.dtype, jnp.float32)
-    frequencies = theta ** -(np.arange(0, width, 2) / width)
-    angles = jnp.outer(jnp.arange(length, dtype=wide), frequencies.astype(wide))[:, None]  # ty: ignore[invalid-argument-type]
+    frequencies = jnp.asarray(theta ** -(np.arange(0, width, 2) / width), wide)
+    angles = jnp.outer(jnp.arange(length, dtype=wide), frequencies)[:, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x_LxNxD.astype(wide), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_LxNxD.dtype)

@@ -16,7 +16,15 @@ from flax import nnx
 
 from .classifier import ReportClassifier
 
-MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
+_HEAD = nnx.PathContains("classifier")
+_TRAINED = {
+    "lora": nnx.Any(nnx.LoRAParam, _HEAD),
+    "lora-ffa": nnx.Any(nnx.PathContains("lora_b"), _HEAD),
+    "head": _HEAD,
+    "bitfit": nnx.Any(nnx.PathContains("bias"), _HEAD),
+    "full": nnx.Param,
+}
+MODES = tuple(_TRAINED)
 """What `split` trains: adapters + head; B only + head; head; biases + head; everything. With
 "+queries" behind it also what label attention asks for, which "full" does anyway."""
 
@@ -70,32 +78,28 @@ def adapted_layers(model: nnx.Module) -> dict[tuple, LoRALinear]:
     return {p: module for p, module in nnx.iter_modules(model) if isinstance(module, LoRALinear)}
 
 
-def _matches(path: tuple, target: str) -> bool:
-    """Whether `target`, dotted, is the path or its end ("query", "attention.output.dense")."""
-    wanted = tuple(target.split("."))
-    return tuple(str(p) for p in path)[-len(wanted) :] == wanted
-
-
-def select_targets(paths: Iterable[tuple], targets: Iterable[str], pooler: bool = False):
+def select_targets(paths: Iterable[tuple], targets: Iterable[str]) -> list[tuple]:
     """The paths that `targets` name, as PEFT matches them: exact end of the dotted path.
 
     "all-linear" stands for every Linear outside the head and pooler. A target that names no
     layer is a ValueError that lists the valid names.
     """
-    paths = [p for p in paths if pooler or "pooler" not in p]
+    names = {path: ".".join(map(str, path)) for path in paths if "pooler" not in path}
     chosen = set()
     for target in targets:
-        hits = [p for p in paths if target == "all-linear" or _matches(p, target)]
+        hits = {
+            path
+            for path, name in names.items()
+            if target == "all-linear" or f".{name}".endswith(f".{target}")
+        }
         if not hits:
-            valid = sorted(
-                {str(p[-1]) for p in paths} | {".".join(map(str, p[-2:])) for p in paths}
-            )
+            ends = {".".join(name.split(".")[-k:]) for name in names.values() for k in (1, 2)}
             raise ValueError(
                 f"lora.targets: {target!r} names no linear layer; valid names are all-linear, "
-                + ", ".join(valid)
+                + ", ".join(sorted(ends))
             )
-        chosen.update(hits)
-    return [p for p in paths if p in chosen]
+        chosen |= hits
+    return [path for path in names if path in chosen]
 
 
 def add_lora(
@@ -145,17 +149,9 @@ def trainable(mode: str):
     A basis is public, and never trained.
     """
     mode, _, more = mode.partition("+")
-    head = nnx.PathContains("classifier")
-    filters = {
-        "lora": nnx.Any(nnx.LoRAParam, head),
-        "lora-ffa": nnx.Any(nnx.PathContains("lora_b"), head),
-        "head": head,
-        "bitfit": nnx.Any(nnx.PathContains("bias"), head),
-        "full": nnx.Param,
-    }
-    if mode not in filters or more not in ("", "queries"):
+    if mode not in MODES or more not in ("", "queries"):
         raise ValueError(f"train.mode must be one of {', '.join(MODES)}, not {mode!r}")
-    chosen = nnx.Any(filters[mode], nnx.PathContains("queries")) if more else filters[mode]
+    chosen = nnx.Any(_TRAINED[mode], nnx.PathContains("queries")) if more else _TRAINED[mode]
     return nnx.All(nnx.Param, nnx.Not(nnx.PathContains("basis")), chosen)
 
 
@@ -170,7 +166,7 @@ def rounded_once(model: nnx.Module, frozen: nnx.State) -> nnx.State:
         dtype = dtypes.get(path[:-1])
         return variable if dtype is None else variable.replace(variable[...].astype(dtype))
 
-    return nnx.from_flat_state([(p, held(p, v)) for p, v in nnx.to_flat_state(frozen)])
+    return nnx.map_state(held, frozen)
 
 
 def split(model: nnx.Module, mode: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -15,9 +15,9 @@ import safetensors.numpy
 from flax import nnx
 
 from .checkpoints import Description, WeightsError, write_json
-from .classifier import ReportClassifier
+from .classifier import ReportClassifier, relayout
 from .lora import adapted_layers
-from .pretrained import load_classifier, relayout
+from .pretrained import load_classifier
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -41,15 +41,10 @@ def save_checkpoint(
     label_names = tuple(label_names)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    merged = {
-        (*path, "base", "kernel"): module.merged_kernel()
-        for path, module in adapted_layers(model).items()
-    }
-    tensors = {
-        model.name_of(path): relayout(path, np.asarray(merged.get(path, variable[...])))
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-        if path[-1] not in ("lora_a", "lora_b")
-    }
+    tensors = model.tensors(nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
+    for path, module in adapted_layers(model).items():
+        kernel = (*path, "kernel")
+        tensors[model.name_of(kernel)] = relayout(kernel, np.asarray(module.merged_kernel()))
     safetensors.numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     family = type(config).__name__.removesuffix("Config")
     task = "ForSequenceClassification" if model.pooling == "cls" else "Model"

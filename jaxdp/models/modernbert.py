@@ -5,7 +5,7 @@ Layer norms come before attention and feed-forward, so the hidden states between
 that only a last norm brings to scale; every pooling reads them through it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from .layers import (
     check_positions,
     dense,
     layer_norm,
+    place,
     rotate,
     table,
 )
@@ -27,26 +28,14 @@ if TYPE_CHECKING:
     from transformers import ModernBertConfig
 
 
-class Embeddings(nnx.Module):
-    """Word embeddings, normalised: [L] -> [L, H]. Positions come with attention."""
-
-    def __init__(self, cfg: "ModernBertConfig", *, rngs: nnx.Rngs):
-        self.positions = cfg.max_position_embeddings
-        self.tok_embeddings = table(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
-        self.norm = _norm(cfg, rngs=rngs)
-
-    def __call__(self, token_ids_L: jax.Array) -> jax.Array:
-        check_positions(token_ids_L, self.positions)
-        return self.norm(self.tok_embeddings(token_ids_L))
-
-
 class Attention(nnx.Module):
     """[L, H] and its length -> its first `rows` outputs [rows, H]."""
 
     def __init__(self, cfg: "ModernBertConfig", kind: str, dtype, *, rngs: nnx.Rngs):
         width, bias = cfg.hidden_size, cfg.attention_bias
+        ropes: Any = cfg.rope_parameters
         self.num_heads = cfg.num_attention_heads
-        self.theta = cfg.rope_parameters[kind]["rope_theta"]  # ty: ignore[invalid-argument-type, not-subscriptable]
+        self.theta = ropes[kind]["rope_theta"]
         self.window = cfg.local_attention // 2 if kind == "sliding_attention" else None
         self.Wqkv = dense(width, 3 * width, dtype, bias, rngs=rngs)
         self.Wo = dense(width, width, dtype, bias, rngs=rngs)
@@ -74,10 +63,10 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
 
-    def __init__(self, cfg: "ModernBertConfig", index: int, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: "ModernBertConfig", kind: str, first: bool, dtype, *, rngs: nnx.Rngs):
         # The first layer reads embeddings, which are normalised already.
-        self.attn_norm = _norm(cfg, rngs=rngs) if index else nnx.data(None)
-        self.attn = Attention(cfg, cfg.layer_types[index], dtype, rngs=rngs)  # ty: ignore[not-subscriptable]
+        self.attn_norm = nnx.data(None) if first else _norm(cfg, rngs=rngs)
+        self.attn = Attention(cfg, kind, dtype, rngs=rngs)
         self.mlp_norm = _norm(cfg, rngs=rngs)
         self.mlp = MLP(cfg, dtype, rngs=rngs)
 
@@ -87,44 +76,16 @@ class Layer(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class ModernBertBackbone(nnx.Module):
-    def __init__(self, cfg: "ModernBertConfig", dtype, *, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(cfg, rngs=rngs)
-        self.layers = nnx.List(
-            Layer(cfg, index, dtype, rngs=rngs) for index in range(cfg.num_hidden_layers)
-        )
-        self.final_norm = _norm(cfg, rngs=rngs)
-
-
-class Pooler(nnx.Module):
-    """The head of masked language modelling, which is pretrained: [H] -> [H]."""
-
-    def __init__(self, cfg: "ModernBertConfig", dtype, *, rngs: nnx.Rngs):
-        self.activation = ACTIVATIONS[cfg.classifier_activation]
-        width = cfg.hidden_size
-        self.dense = dense(width, width, dtype, cfg.classifier_bias, rngs=rngs)
-        self.norm = _norm(cfg, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(self.activation(self.dense(x)))
-
-
 class ModernBertClassifier(ReportClassifier):
-    """transformers' ModernBertForSequenceClassification ("cls"), or the same pooled otherwise."""
+    """transformers' ModernBertForSequenceClassification ("cls"), or the same pooled otherwise.
+
+    Its pooler is the head of masked language modelling, which is pretrained.
+    """
 
     prefix = "model"
     cls_names = {"pooler": "head"}
     lora_targets = ("Wqkv",)
-
-    def __init__(
-        self, cfg: "ModernBertConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
-    ):
-        self.depth = cfg.num_hidden_layers
-        self.cls_is_mean = cfg.classifier_pooling == "mean"
-        self.model = ModernBertBackbone(cfg, dtype, rngs=rngs)
-        if pooling == "cls":
-            self.pooler = Pooler(cfg, dtype, rngs=rngs)
-        self.add_head(pooling, cfg.hidden_size, num_labels, rngs=rngs)
+    pooler: Any
 
     @classmethod
     def check(cls, cfg):
@@ -133,14 +94,38 @@ class ModernBertClassifier(ReportClassifier):
         if cfg.local_attention < 2:
             raise ValueError(f"local_attention must be at least 2, not {cfg.local_attention}")
 
+    def add_encoder(self, cfg, dtype, *, rngs):
+        self.cls_is_mean = cfg.classifier_pooling == "mean"
+        self.num_positions = cfg.max_position_embeddings
+        words = table(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
+        place(self, "model.embeddings.tok_embeddings", words)
+        place(self, "model.embeddings.norm", _norm(cfg, rngs=rngs))
+        layers = nnx.List(
+            Layer(cfg, cfg.layer_types[index], index == 0, dtype, rngs=rngs)
+            for index in range(self.depth)
+        )
+        place(self, "model.layers", layers)
+        place(self, "model.final_norm", _norm(cfg, rngs=rngs))
+
+    def add_pooler(self, cfg, dtype, *, rngs):
+        self.pooler_activation = ACTIVATIONS[cfg.classifier_activation]
+        width, bias = cfg.hidden_size, cfg.classifier_bias
+        place(self, "pooler.dense", dense(width, width, dtype, bias, rngs=rngs))
+        place(self, "pooler.norm", _norm(cfg, rngs=rngs))
+
+    def embed(self, token_ids_L):
+        check_positions(token_ids_L, self.num_positions)  # they come with attention
+        embeddings = self.backbone.embeddings
+        return embeddings.norm(embeddings.tok_embeddings(token_ids_L))
+
     def apply_layer(self, index, x_LxH, length, rows):
-        return apply_once_traced(self.model.layers[index], x_LxH, length, rows)
+        return apply_once_traced(self.backbone.layers[index], x_LxH, length, rows)
 
     def output(self, x_LxH):
-        return self.model.final_norm(x_LxH)
+        return self.backbone.final_norm(x_LxH)
 
     def pool_first(self, x_H):
-        return self.pooler(x_H)
+        return self.pooler.norm(self.pooler_activation(self.pooler.dense(x_H)))
 
 
 def _norm(cfg: "ModernBertConfig", *, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -32,10 +32,16 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from .checkpoints import Description, WeightsError, read_json, read_safetensors, write_json
-from .classifier import HEAD, ReportClassifier
-from .lora import adapt, adapted_layers, linear_layers, select_targets, trainable
-from .pretrained import relayout
+from .checkpoints import (
+    Description,
+    WeightsError,
+    first_of,
+    read_json,
+    read_safetensors,
+    write_json,
+)
+from .classifier import HEAD, ReportClassifier, relayout
+from .lora import adapt, adapted_layers, linear_layers, trainable
 from .tasks import TASKS
 
 TORCH_CLASS = Path(__file__).with_name("label_attention_torch.py")
@@ -102,22 +108,17 @@ def save_adapter(
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    head = [name for name in HEAD if hasattr(model, name)]
-    chosen = nnx.Any(nnx.LoRAParam, trainable(mode), *map(nnx.PathContains, head))
-    saved_modules = list(head)
-    pooler = nnx.to_flat_state(nnx.state(model, nnx.PathContains("pooler")))
-    drawn = {model.name_of(path) for path, _ in pooler} & set(initialised)
+    saved_modules = [name for name in HEAD if hasattr(model, name)]
+    chosen = [nnx.LoRAParam, trainable(mode), *map(nnx.PathContains, saved_modules)]
+    pooler = nnx.PathContains("pooler")
     module = model.cls_names.get("pooler", "pooler").partition(".")[0]
     # PEFT wants all modules whose names end in "classifier": RoBERTa's pooler is part of one, and
     # DistilBERT's, pre_classifier, is another.
-    if drawn or module.endswith("classifier"):
-        saved_modules = list(dict.fromkeys([*head, module]))
-        chosen = nnx.Any(chosen, nnx.PathContains("pooler"))
+    if model.tensors(pooler).keys() & set(initialised) or module.endswith("classifier"):
+        saved_modules = list(dict.fromkeys([*saved_modules, module]))
+        chosen.append(pooler)
 
-    tensors = {
-        _file_name(model, path): relayout(path, np.asarray(variable[...]))
-        for path, variable in nnx.to_flat_state(nnx.state(model, chosen))
-    }
+    tensors = {_PREFIX + name: x for name, x in model.tensors(nnx.Any(*chosen)).items()}
     safetensors.numpy.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
@@ -186,34 +187,32 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
     config = _read_supported_config(directory)
     info = read_adapter_info(directory)
     tensors = _read_adapter(directory)
-    layers = {model.name_of(path): path for path in linear_layers(model)}
+    layers = {model.name_of(path): (path, layer) for path, layer in linear_layers(model).items()}
     parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
 
     problems = []
     if info.description.pooling != model.pooling:
         problems.append(f"its pooling is {info.description.pooling}, the model's {model.pooling}")
-    factors: dict[str, dict[str, np.ndarray]] = {}
+    pairs = {}
+    for name in sorted({name.partition(".lora_")[0] for name in tensors if ".lora_" in name}):
+        a, b = (tensors.pop(f"{name}.lora_{which}.weight", None) for which in "AB")
+        if name not in layers or a is None or b is None:
+            problems.append(f"{name} is no linear layer with an A and a B")
+            continue
+        a, b = pairs[name] = a.T, b.T
+        kernel = layers[name][1].kernel.shape
+        if (a.shape[0], b.shape[1]) != kernel or a.shape[1] != b.shape[0]:
+            problems.append(f"{name}: A {a.shape} and B {b.shape} do not fit {kernel}")
     replaced = []
     for name, value in tensors.items():
-        layer, is_factor, which = name.partition(".lora_")
-        if is_factor:
-            factors.setdefault(layer, {})[which] = value.T
-        elif name not in parameters:
+        if name not in parameters:
             problems.append(f"{name} names no parameter")
-        else:
-            path, variable = parameters[name]
-            value = relayout(path, value)
-            if value.shape != variable.shape:
-                problems.append(f"{name} is {value.shape}, expected {variable.shape}")
-            replaced.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
-    for layer, pair in factors.items():
-        if layer not in layers or set(pair) != {"A.weight", "B.weight"}:
-            problems.append(f"{layer} is no linear layer with an A and a B")
             continue
-        a, b = (pair[which].shape for which in ("A.weight", "B.weight"))
-        kernel = parameters[f"{layer}.weight"][1].shape
-        if (a[0], b[1]) != kernel or a[1] != b[0]:
-            problems.append(f"{layer}: A {a} and B {b} do not fit {kernel}")
+        path, variable = parameters[name]
+        value = relayout(path, value)
+        if value.shape != variable.shape:
+            problems.append(f"{name} is {value.shape}, expected {variable.shape}")
+        replaced.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
     wanted, found = info.description.base_fingerprint, model.base_fingerprint
     if not problems and wanted not in (None, found):
         problems.append(
@@ -221,49 +220,38 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             f"not {found}"
         )
     if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise WeightsError(
-            f"{directory}: the adapter does not fit this model: {', '.join(problems[:4])}{more}"
+            f"{directory}: the adapter does not fit this model: {first_of(problems, 4)}"
         )
 
     model.window, model.task = info.description.window, info.description.task
     nnx.update(model, nnx.from_flat_state(replaced))
-    for layer, pair in factors.items():
-        dtype = parameters[f"{layer}.weight"][1].dtype
-        a, b = (jnp.asarray(pair[which], dtype) for which in ("A.weight", "B.weight"))
-        adapt(model, layers[layer], a, b, _alpha(config, layer, rank=a.shape[1]))
-
-
-def _file_name(model: ReportClassifier, path: tuple) -> str:
-    """PEFT's name of the parameter at `path`."""
-    if path[-1] in ("lora_a", "lora_b"):
-        return f"{_PREFIX}{model.name_of(path[:-1])}.lora_{path[-1][-1].upper()}.weight"
-    return _PREFIX + model.name_of(path)
+    for name, pair in pairs.items():
+        path, layer = layers[name]
+        a, b = (jnp.asarray(x, layer.kernel.dtype) for x in pair)
+        adapt(model, path, a, b, _alpha(config, name, rank=a.shape[1]))
 
 
 def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     """r, lora_alpha and target_modules, with patterns where layers differ."""
-    adapted = {
-        tuple(model.name_of(path).split(".")): module
-        for path, module in adapted_layers(model).items()
-    }
+    adapted = {model.name_of(path): module for path, module in adapted_layers(model).items()}
     if not adapted:
         return {"r": 1, "lora_alpha": 1, "target_modules": _NO_TARGETS}
-    ranks = {".".join(path): module.rank for path, module in adapted.items()}
-    alphas = {".".join(path): _number(module.alpha) for path, module in adapted.items()}
+    ranks = {name: module.rank for name, module in adapted.items()}
+    alphas = {name: _number(module.alpha) for name, module in adapted.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     # PEFT adapts every layer whose name ends so: short names only where they hit these and no more.
-    short = sorted({path[-1] for path in adapted})
-    everything = [tuple(model.name_of(path).split(".")) for path in linear_layers(model)]
-    everything.append(("pooler", "dense"))  # transformers has one even where we average
-    hits = select_targets(everything, short, pooler=True)
+    # transformers has a pooler even where we average.
+    short = {name.rpartition(".")[2] for name in adapted}
+    everything = {*map(model.name_of, linear_layers(model)), "pooler.dense"}
+    hits = {name for name in everything if name.rpartition(".")[2] in short}
     return {
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "target_modules": short if set(hits) == set(adapted) else sorted(ranks),
+        "target_modules": sorted(short if hits == adapted.keys() else adapted),
     }
 
 

@@ -21,14 +21,12 @@ from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 
 from .albert import AlbertClassifier
-from .bert import BertClassifier
-from .checkpoints import WeightsError, read_json, read_tensors
-from .classifier import HEAD, POOLINGS, ReportClassifier
-from .distilbert import DistilBertClassifier
+from .bert import BertClassifier, DistilBertClassifier, RobertaClassifier
+from .checkpoints import WeightsError, first_of, read_json, read_tensors
+from .classifier import HEAD, POOLINGS, ReportClassifier, relayout
 from .layers import ACTIVATIONS
 from .modernbert import ModernBertClassifier
 from .mpnet import MPNetClassifier
-from .roberta import RobertaClassifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -118,12 +116,6 @@ def shares_layers(config: "PreTrainedConfig") -> bool:
     return getattr(config, "num_hidden_groups", depth) < depth
 
 
-def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
-    """The parameter at `path` as checkpoints lay it out, or back: matrices are [out, in] there."""
-    # safetensors writes the memory as it lies, whatever the strides.
-    return np.ascontiguousarray(value.T if path[-1] in ("kernel", "lora_a", "lora_b") else value)
-
-
 def _canonical(name: str, prefix: str, parts: set[str]) -> str:
     """Undoes the naming habits of older checkpoints and, whose names begin with the encoder's
     `parts`, of headless ones."""
@@ -160,7 +152,7 @@ def load_classifier(
     directory = Path(directory)
     config = read_config(directory)
     model_class = MODELS[config.model_type]
-    like = nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))  # ty: ignore[too-many-positional-arguments, unknown-argument]
+    like = nnx.eval_shape(lambda: model_class(config, num_labels, pooling, dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(like)
     wanted = nnx.to_flat_state(state)
 
@@ -199,8 +191,9 @@ def load_classifier(
             continue
         filled.append((path, variable.replace(jnp.asarray(value))))
     problems = {"missing": missing, "surplus": sorted(unused), "misshapen": misshapen}
-    if any(problems.values()):
-        raise WeightsError(f"{directory}: weights do not fit config.json; {_listed(problems)}")
+    listed = [f"{kind}: {first_of(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise WeightsError(f"{directory}: weights do not fit config.json; {'; '.join(listed)}")
     model = nnx.merge(graphdef, nnx.from_flat_state(filled))
     model.base_fingerprint = digest.hexdigest()[:32]
     return model, LoadReport(tuple(initialised), tuple(sorted(dropped)))
@@ -218,13 +211,3 @@ def _initial(path: tuple, shape: tuple, std: float, rngs: nnx.Rngs) -> np.ndarra
 def _widened(value: np.ndarray) -> np.ndarray:
     """float32 or wider."""
     return value.astype(jnp.promote_types(value.dtype, jnp.float32), copy=False)
-
-
-def _listed(problems: Mapping[str, list[str]]) -> str:
-    """The first names of each kind of problem, on one line."""
-    parts = []
-    for kind, names in problems.items():
-        if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            parts.append(f"{kind}: {', '.join(names[:8])}{more}")
-    return "; ".join(parts)

@@ -1162,8 +1162,8 @@ MUTANTS = [
     Mutant(
         "queries are trained unasked",
         LORA,
-        "if more else filters[mode]",
-        "if True else filters[mode]",
+        "if more else _TRAINED[mode]",
+        "if True else _TRAINED[mode]",
         "test_label_attention.py::test_queries_are_trained_where_the_mode_says_so_and_a_basis_never",
     ),
     Mutant(
@@ -1787,9 +1787,9 @@ MUTANTS = [
     ),
     Mutant(
         "one position more than there is",
-        "models/roberta.py",
-        "- cfg.pad_token_id - 1",
-        "- cfg.pad_token_id",
+        "models/bert.py",
+        "else padding + 1)",
+        "else padding)",
         f"{FAMILIES}::test_as_many_tokens_as_there_are_positions_and_no_more[roberta]",
     ),
     Mutant(
