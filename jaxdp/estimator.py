@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,10 @@ _FIELDS = {
 """Parameter -> the setting that it is."""
 _OURS = {"run.dir": "run_dir", "run.name": "run_dir", "data.task": "Y"}
 _OURS |= {field: parameter for parameter, field in _FIELDS.items()}
-_REPEATING = ("model_selection", "ensemble", "calibration", "feature_selection", "inspection")
+_REPEATING = tuple(
+    f"sklearn.{part}"
+    for part in ("model_selection", "ensemble", "calibration", "feature_selection", "inspection")
+)
 """Parts of scikit-learn that fit copies of what they are given."""
 
 
@@ -138,8 +142,9 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
             history: list[dict[str, float]] = []
             monitor = _Shown(history) if self.verbose else _Silent(history)
             interrupt = _Interrupt()
+            signals_come = threading.current_thread() is threading.main_thread()
             try:
-                with _signals(interrupt):
+                with interrupt if signals_come else contextlib.nullcontext():
                     train(
                         config, resume=True, interrupt=interrupt, monitor=monitor, dataset=dataset
                     )
@@ -332,14 +337,6 @@ class _Shown(Monitor):
         super().stepped(done, diagnostics, reports, fill)
 
 
-@contextlib.contextmanager
-def _signals(interrupt: Interrupt) -> Iterator[None]:
-    """Ctrl-C asks to stop, where signals come: in the main thread."""
-    main = threading.current_thread() is threading.main_thread()
-    with interrupt if main else contextlib.nullcontext():
-        yield
-
-
 def _two_figures(number: int) -> int:
     """3,159 -> 3,100."""
     step = 10 ** max(len(str(number)) - 2, 0)
@@ -356,13 +353,8 @@ def _by_argument(error: ConfigError) -> NoReturn:
 
 def _inside_a_search() -> bool:
     """Whether a part of scikit-learn that fits copies has called, in this process or a worker."""
-    frame = sys._getframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "").split(".")
-        if name[0] == "sklearn" and name[1:2] and name[1] in _REPEATING:
-            return True
-        frame = frame.f_back
-    return False
+    callers = (frame for frame, _ in traceback.walk_stack(sys._getframe()))
+    return any(frame.f_globals.get("__name__", "").startswith(_REPEATING) for frame in callers)
 
 
 def _warn(text: str, level: int = 3) -> None:

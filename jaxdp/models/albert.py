@@ -37,7 +37,7 @@ class AlbertClassifier(BertClassifier):
         per_group = self.depth / cfg.num_hidden_groups
         self.groups = tuple(int(index / per_group) for index in range(self.depth))
         sizes, narrow = self.sizes(cfg), cfg.embedding_size
-        place(self, "albert.embeddings", Embeddings(cfg, narrow, sizes.eps, rngs=rngs))
+        place(self, "albert.embeddings", Embeddings(cfg, narrow, sizes.eps, None, rngs=rngs))
         widening = dense(narrow, sizes.width, dtype, rngs=rngs)
         place(self, "albert.encoder.embedding_hidden_mapping_in", widening)
         groups = nnx.List(

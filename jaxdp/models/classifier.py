@@ -42,14 +42,7 @@ class ReportClassifier(nnx.Module):
     """What every backbone provides; see `bert.BertClassifier` and the files beside it.
 
     Subclasses set `prefix`, and implement `add_encoder`, `apply_layer` and, for "cls" pooling,
-    `add_pooler` and `pool_first`.
-
-    Args:
-        cfg: as `pretrained.as_config` gives it.
-        num_labels: rows of the head.
-        pooling: of `POOLINGS`.
-        dtype: the type matrix products run in; None for that of the parameters.
-        rngs: draws all parameters.
+    `add_pooler` and `pool_first`. Arguments are those of `pretrained.load_classifier`.
     """
 
     prefix: ClassVar[str]
@@ -60,13 +53,6 @@ class ReportClassifier(nnx.Module):
     """Names of the projections that are adapted where nobody names others."""
     cls_is_mean: bool = False
     """"cls" pooling reads the mean over the tokens, not the first of them."""
-    depth: int
-    """How many layers are applied."""
-    pooling: str
-    classifier: nnx.Linear
-    """Feature -> [num_labels] logits."""
-    label_attention: LabelAttention
-    """Where pooling is "label-attention"."""
     task: str = "multi-label"
     """What its logits mean, see `tasks.TASKS`."""
     basis: Basis | None = None
@@ -83,7 +69,7 @@ class ReportClassifier(nnx.Module):
     def __init__(
         self, cfg: "PreTrainedConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
     ):
-        self.depth = cfg.num_hidden_layers
+        self.depth: int = cfg.num_hidden_layers  # layers applied
         self.pooling = pooling
         self.add_encoder(cfg, dtype, rngs=rngs)
         if pooling == "cls":
@@ -95,7 +81,7 @@ class ReportClassifier(nnx.Module):
         self.classifier = head(cfg.hidden_size, num_labels, rngs=rngs)
 
     def add_encoder(self, cfg, dtype, *, rngs: nnx.Rngs) -> None:
-        """Adds embeddings and layers, at the paths that the family's checkpoints have."""
+        """Embeddings and layers, at the paths that the family's checkpoints have."""
         raise NotImplementedError
 
     def add_pooler(self, cfg, dtype, *, rngs: nnx.Rngs) -> None:
@@ -170,7 +156,6 @@ class ReportClassifier(nnx.Module):
 
     @property
     def feature_level(self) -> int:
-        """The level of the feature, the last one before the head."""
         return self.depth + 1
 
     def first_use(self, number: int) -> int:
@@ -189,10 +174,7 @@ class ReportClassifier(nnx.Module):
         return self.first_use(next(numbers, 0))
 
     def start_level(self, adapters: nnx.State) -> int:
-        """The highest level that no parameter in `adapters` influences.
-
-        Everything up to it can be computed once per report and kept.
-        """
+        """The highest level that no parameter in `adapters` influences: what can be kept."""
         levels = [self.level_of(path) for path, _ in nnx.to_flat_state(adapters)]
         return min(levels, default=self.feature_level)
 
@@ -251,7 +233,7 @@ class ReportClassifier(nnx.Module):
         return x, before
 
     def embedded(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:
-        """Token ids of all windows [L] -> [L, H]."""
+        """`embed` of all windows."""
         return self._by_window(lambda ids, _: self.embed(ids), token_ids_L, length)
 
     def _by_window(self, fn, x: jax.Array, length: jax.Array) -> jax.Array:

@@ -30,14 +30,8 @@ _WEIGHTS = (
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """The directory, in the hub's own cache, that holds a model; its name is the commit.
-
-    Only configuration, tokenizer and one set of weights are fetched, and only what is not cached.
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
-
-    Args:
-        repo_id: "owner/name".
-        revision: commit, tag or branch; None is the main branch.
+    """The directory, in the hub's own cache, that holds the model "owner/name"; its name is the
+    commit. Only configuration, tokenizer and one set of weights are fetched.
 
     Raises:
         WeightsError: no such model or revision, no access, no network and not in the cache, or a
@@ -66,10 +60,7 @@ def download_folder(repo_id: str, patterns: list[str], revision: str | None = No
 def upload_folder(repo_id: str, folder: Path, *, private: bool, message: str) -> str:
     """Makes `folder` all that a repository holds, in one commit, and returns that commit's address.
 
-    The repository is made if there is none; `private` is for a new one.
-
-    Raises:
-        WeightsError: no access or no network; the message says what to do.
+    The repository is made if there is none; `private` is for a new one. WeightsError as `download`.
     """
     api = huggingface_hub.HfApi()
     try:

@@ -21,7 +21,7 @@ from .layers import softmax
 class LabelAttention(nnx.Module):
     """[L, H] token states, of which `length` are real -> one feature for each label [labels, H].
 
-    Scores and softmax in float32 or wider. All-zero queries give every label the mean.
+    Scores and softmax in float32 or wider.
     """
 
     def __init__(self, num_labels: int, width: int):
@@ -55,7 +55,7 @@ class Basis(nnx.Module):
     """Public coordinates in which a head is trained: (f - center), along `directions` if given.
 
     The head on them computes what one on f does; it only is better conditioned, and with K < H
-    directions has fewer numbers. See `classifier.ReportClassifier.set_basis`.
+    directions has fewer numbers.
 
     Args:
         center: [H], or [labels, H].

@@ -11,23 +11,19 @@ softmax and logits stay in the parameters' own type, float32 or wider.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
 
 def elementwise(
     fn: Callable[[jax.Array], jax.Array], derivative: Callable[[jax.Array], jax.Array]
 ) -> Callable[[jax.Array], jax.Array]:
     """`fn`, which keeps nothing but its argument for the gradient and computes the derivative
-    anew: one pass forward and one backward over the widest arrays of the model, where what the
-    derivative is made of would be written and read several times."""
+    anew: of the widest arrays of the model, parts of it would be written and read again."""
 
     @jax.custom_vjp
     def activation(x):
@@ -118,15 +114,7 @@ class Embeddings(nnx.Module):
             token is at padding + 1, and a padding token, wherever it stands, at padding itself.
     """
 
-    def __init__(
-        self,
-        cfg: "PreTrainedConfig",
-        width: int,
-        eps: float,
-        padding: int | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, cfg, width: int, eps: float, padding: int | None, *, rngs: nnx.Rngs):
         self.word_embeddings = table(cfg.vocab_size, width, rngs=rngs)
         self.position_embeddings = table(cfg.max_position_embeddings, width, rngs=rngs)
         self.segments = hasattr(cfg, "type_vocab_size")
@@ -269,7 +257,7 @@ def _fused(q: jax.Array, k: jax.Array) -> bool:
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def _apply(graphdef: nnx.GraphDef, state: nnx.State, x_LxH, length, rows: int, *more):
+def _apply(graphdef, state, x_LxH, length, rows, *more):
     return nnx.merge(graphdef, state)(x_LxH, length, rows, *more)
 
 

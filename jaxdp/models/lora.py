@@ -2,9 +2,7 @@
 """LoRA by tree surgery, and the one rule that says what is trained.
 
 `add_lora` replaces chosen Linear layers by `LoRALinear`; `split` then cuts the model into
-(graphdef, adapters, frozen): two disjoint state trees that together hold every parameter. The
-frozen tree is loaded once and closed over; gradients, clipping, noise and the optimizer only
-ever see `adapters`.
+(graphdef, adapters, frozen). Gradients, clipping, noise and the optimizer only see `adapters`.
 """
 
 from collections.abc import Iterable
@@ -30,13 +28,7 @@ MODES = tuple(_TRAINED)
 
 
 class LoRALinear(nnx.Module):
-    """base(x) + (alpha / rank) * (x A) B, with A [in, rank] and B [rank, out] (Hu et al., 2021).
-
-    Args:
-        base: the frozen layer.
-        a, b: the two factors.
-        alpha: the update is scaled by alpha / rank.
-    """
+    """base(x) + (alpha / rank) * (x A) B, with A [in, rank] and B [rank, out] (Hu et al., 2021)."""
 
     def __init__(self, base: nnx.Linear, a: jax.Array, b: jax.Array, alpha: float):
         self.base = base

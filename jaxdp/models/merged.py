@@ -34,8 +34,7 @@ def save_checkpoint(
 
     Args:
         directory: created if missing.
-        model: with or without adapters.
-        config: the backbone's, from `pretrained.read_config`.
+        config: the backbone's.
         label_names: of the head's rows, in order; they become id2label.
     """
     label_names = tuple(label_names)

@@ -2,9 +2,7 @@
 """Adapters in and out, in the file format of Hugging Face PEFT.
 
 A directory holds `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them, and
-beside them `jaxdp.json` with what PEFT has no field for: the pooling, the label names, of one class
-per text the problem_type, and the fingerprint of the backbone's weights, which its name alone does
-not vouch for.
+beside them `jaxdp.json` with what PEFT has no field for, see `checkpoints.Description`.
 
 What each train mode becomes, all of it read by `PeftModel.from_pretrained`:
 
@@ -19,13 +17,12 @@ adapter that PEFT made on such a class needs a jaxdp.json that says so. With lab
 queries are in modules_to_save too, and the class is written beside the adapter.
 """
 
-import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +62,7 @@ _UNDERSTOOD = {
 _INITIALISATIONS = (True, False, "gaussian", "eva")
 
 
-@dataclasses.dataclass(frozen=True)
-class AdapterInfo:
+class AdapterInfo(NamedTuple):
     """What an adapter directory says about the classifier it belongs to."""
 
     base_model: str | None
@@ -89,7 +85,7 @@ def save_adapter(
 
     Args:
         directory: created if missing.
-        model: the whole model, `nnx.merge(graphdef, adapters, frozen)`.
+        model: the whole model.
         mode: of `lora.MODES`, but "full".
         base_model, revision: where the frozen weights come from, for the user of the adapter.
         label_names: of the head's rows, in order.

@@ -5,14 +5,13 @@ Every source tensor is used or dropped by an explicit rule, every model paramete
 initialised by an explicit rule; anything else is an error that names the tensors.
 """
 
-import dataclasses
 import hashlib
 import os
 import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +53,7 @@ _SURPLUS = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
+class LoadReport(NamedTuple):
     """What happened beside plain copying, for the user to be told."""
 
     initialised: tuple[str, ...]
@@ -134,8 +132,7 @@ def load_classifier(
     checksum against mix-ups, not against forgery.
 
     Args:
-        directory: holds config.json and weights in any format of `checkpoints.read_tensors`, with
-            or without the prefix (`bert.`), with LayerNorm named weight/bias or gamma/beta.
+        directory: holds config.json and weights in any format of `checkpoints.read_tensors`.
         num_labels: rows of the head. A head in the checkpoint is used if it has as many; one of
             another size is an error, not a silent replacement.
         pooling: one of `classifier.POOLINGS`.
