@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers_models import load, our_logits, reports, save_torch_model
 from helpers_training import exported, smoke_config, write_backbone
 
 from jaxdp import dp
@@ -16,7 +17,7 @@ from jaxdp.config import TrainConfig
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.models import lora
+from jaxdp.models import layers, lora
 from jaxdp.training import setup
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.randomness import RunSecret
@@ -90,6 +91,56 @@ def test_frozen_weights_are_rounded_once_and_not_in_every_step(backbone):
     ids = jnp.arange(8) % 5 + 5
     logits = [jax.jit(nnx.merge(graphdef, adapters, part))(ids, 7) for part in (frozen, held)]
     np.testing.assert_array_equal(*logits)
+
+
+ROUNDING = 2.0**-8  # the largest of bfloat16, relative
+
+
+def test_a_layer_norm_in_bfloat16_rounds_its_result_alone():
+    norm = layers.layer_norm(512, 1e-12, jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(30.0, 1.0, (50, 512))  # a mean that would be cut to 30
+    x = jnp.asarray(x, jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    exact = centred / np.sqrt((centred**2).mean(-1, keepdims=True))
+    found = norm(x)
+    assert found.dtype == jnp.bfloat16
+    # Beside it float32's own rounding, of means of 30.
+    error = np.abs(np.asarray(found, np.float64) - exact)
+    assert (error <= ROUNDING * np.abs(exact) + 30 * 2.0**-22).all()
+    assert error.max() > ROUNDING / 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert", "mpnet", "modernbert"])
+def test_bfloat16_states_are_as_far_from_float32_as_their_roundings_add_up_to(tmp_path, kind):
+    save_torch_model(tmp_path, kind)
+    exact, rounded = (load(tmp_path, pooling="mean", dtype=d) for d in (None, "bfloat16"))
+    rounded.classifier = exact.classifier
+    ids, lengths = reports()
+    seen = np.arange(ids.shape[1]) < lengths[:, None]
+    level = exact.depth
+
+    def states(model):
+        found = jax.jit(jax.vmap(lambda x, n: model.advance(x, n, 0, level)))(ids, lengths)
+        assert found.dtype == np.float32
+        return found[seen]
+
+    x = states(exact)
+    layer = rounded.apply_layer(0, x.astype(jnp.bfloat16), len(x), len(x))
+    assert layer.dtype == jnp.bfloat16  # what stands between layers
+    # These models add little to the residual, so what counts is its own rounding: of what enters,
+    # and after each sum and norm; ModernBERT norms copies. Independent, each of 0.42 of the
+    # largest on average (root mean square, over mantissas that are uniform in the logarithm).
+    roundings = 1 + level * (2 if kind == "modernbert" else 4)
+    expected = 0.42 * ROUNDING * roundings**0.5
+    error = jnp.sqrt(jnp.mean((states(rounded) - x) ** 2) / jnp.mean(x**2))
+    assert expected / 2 < error < 2 * expected
+    # Of a logit: what the head, a sum of independent terms, makes of that.
+    kernel = np.asarray(exact.classifier.kernel[...])
+    scale = 2 * expected * np.sqrt((x**2).mean()) * np.linalg.norm(kernel, axis=0)
+    found, wanted = (our_logits(model, ids, lengths) for model in (rounded, exact))
+    assert found.dtype == np.float32
+    assert (np.abs(found - wanted) < 3 * scale).all()
 
 
 def test_a_model_that_leaves_it_open_is_seen(backbone):

@@ -52,7 +52,7 @@ class AlbertClassifier(BertClassifier):
     def embed(self, token_ids_L):
         narrow = self.backbone.embeddings(token_ids_L)
         wide = self.backbone.encoder.embedding_hidden_mapping_in(narrow)
-        return wide.astype(narrow.dtype)  # the residual stream is not rounded to `dtype`
+        return wide.astype(narrow.dtype)
 
     def apply_layer(self, index, x_LxH, length, rows):
         *inner, last = self.backbone.encoder.albert_layer_groups[self.groups[index]].albert_layers

@@ -64,10 +64,10 @@ class Layer(nnx.Module):
         self.activation = ACTIVATIONS[sizes.activation]
         for name in (names.query, names.key, names.value, names.attended):
             place(self, name, dense(width, width, dtype, rngs=rngs))
-        place(self, names.attended_norm, layer_norm(width, sizes.eps, rngs=rngs))
+        place(self, names.attended_norm, layer_norm(width, sizes.eps, dtype, rngs=rngs))
         place(self, names.widened, dense(width, inner, dtype, rngs=rngs))
         place(self, names.narrowed, dense(inner, width, dtype, rngs=rngs))
-        place(self, names.output_norm, layer_norm(width, sizes.eps, rngs=rngs))
+        place(self, names.output_norm, layer_norm(width, sizes.eps, dtype, rngs=rngs))
 
     def __call__(
         self, x: jax.Array, length: jax.Array, rows: int, bias_NxQxL: jax.Array | None = None

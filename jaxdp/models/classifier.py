@@ -70,6 +70,7 @@ class ReportClassifier(nnx.Module):
         self, cfg: "PreTrainedConfig", num_labels: int, pooling: str, dtype=None, *, rngs: nnx.Rngs
     ):
         self.depth: int = cfg.num_hidden_layers  # layers applied
+        self.dtype = dtype
         self.pooling = pooling
         self.add_encoder(cfg, dtype, rngs=rngs)
         if pooling == "cls":
@@ -219,10 +220,13 @@ class ReportClassifier(nnx.Module):
         self, x: jax.Array, length: jax.Array, start: int, stop: int, only_first: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         """(states at level `stop`, those before if a layer was applied); only_first: of the last
-        layer the first token alone."""
-        if start == 0 and stop > 0 and x.ndim == 1:
+        layer the first token alone. They are `dtype` between layers, and float32 or wider here."""
+        if start == stop:
+            return x, None
+        if start == 0 and x.ndim == 1:
             x = self.embedded(x, length)
-        before = None
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        before = x = x.astype(self.dtype or wide)
         for index in range(start, stop):
             first = only_first and index == stop - 1
 
@@ -230,7 +234,7 @@ class ReportClassifier(nnx.Module):
                 return self.apply_layer(index, x, n, 1 if first else x.shape[0])
 
             before, x = x, self._by_window(layer, x, length)
-        return x, before
+        return x.astype(wide), before.astype(wide)
 
     def embedded(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:
         """`embed` of all windows."""

@@ -4,8 +4,9 @@
 Every module here works on ONE report, [L, H]; batches are made with `jax.vmap`. A model built from
 them cannot mix two reports, which is what per-report clipping relies on.
 
-`dtype` is the type matrix products run in (None: that of their operands). Layer norms, residuals,
-softmax and logits stay in the parameters' own type, float32 or wider.
+`dtype` is the type matrix products run in, and what stands between them in a layer: residuals, what
+norms and activations give (None: that of the parameters). Means and variances, softmax and logits
+are float32 or wider.
 """
 
 import math
@@ -75,9 +76,14 @@ ACTIVATIONS = {
 """`hidden_act` of a config.json -> function, as transformers defines them."""
 
 
-def layer_norm(width: int, eps: float, bias: bool = True, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over [..., width], with the two-pass variance that the reference uses."""
-    return nnx.LayerNorm(width, epsilon=eps, use_bias=bias, use_fast_variance=False, rngs=rngs)
+def layer_norm(
+    width: int, eps: float, dtype=None, bias: bool = True, *, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """LayerNorm over [..., width], with the two-pass variance that the reference uses. The result
+    alone is rounded to `dtype`, which None leaves to operands and parameters."""
+    return nnx.LayerNorm(
+        width, epsilon=eps, dtype=dtype, use_bias=bias, use_fast_variance=False, rngs=rngs
+    )
 
 
 def dense(

@@ -65,9 +65,9 @@ class Layer(nnx.Module):
 
     def __init__(self, cfg: "ModernBertConfig", kind: str, first: bool, dtype, *, rngs: nnx.Rngs):
         # The first layer reads embeddings, which are normalised already.
-        self.attn_norm = nnx.data(None) if first else _norm(cfg, rngs=rngs)
+        self.attn_norm = nnx.data(None) if first else _norm(cfg, dtype, rngs=rngs)
         self.attn = Attention(cfg, kind, dtype, rngs=rngs)
-        self.mlp_norm = _norm(cfg, rngs=rngs)
+        self.mlp_norm = _norm(cfg, dtype, rngs=rngs)
         self.mlp = MLP(cfg, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
@@ -128,5 +128,5 @@ class ModernBertClassifier(ReportClassifier):
         return self.pooler.norm(self.pooler_activation(self.pooler.dense(x_H)))
 
 
-def _norm(cfg: "ModernBertConfig", *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return layer_norm(cfg.hidden_size, cfg.norm_eps, cfg.norm_bias, rngs=rngs)
+def _norm(cfg: "ModernBertConfig", dtype=None, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return layer_norm(cfg.hidden_size, cfg.norm_eps, dtype, cfg.norm_bias, rngs=rngs)
