@@ -4,6 +4,7 @@
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
 
@@ -13,6 +14,7 @@ from absl import logging
 from .assets import cache_directory
 
 _PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
+_TUNER = "xla_gpu_experimental_enable_fusion_autotuner"
 _MOST_CPU_DEVICES = 8
 """More have not been tried; the microbatches of a step should not run out."""
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -42,15 +44,19 @@ def one_device_per_core() -> None:
 
     JAX_NUM_CPU_DEVICES, where it is set, says how many instead. XLA's limit on how long devices
     may wait for each other, after which it ends the process, is lifted unless XLA_FLAGS has one:
-    where other work takes a core away, they wait.
+    where other work takes a core away, they wait. For GPUs, which wait for the tuning of every
+    fusion when a program is compiled, that is off, unless XLA_FLAGS says otherwise.
     """
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     devices = os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(min(cores, _MOST_CPU_DEVICES)))
     jax.config.update("jax_num_cpu_devices", int(devices))
+    wanted = {_PATIENCE: str(24 * 3600)}
+    if importlib.util.find_spec("jax_cuda13_plugin"):
+        wanted[_TUNER] = "false"
     flags = os.environ.get("XLA_FLAGS", "")
-    if _PATIENCE not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_PATIENCE}={24 * 3600}".strip()
+    added = [f"--{name}={value}" for name, value in wanted.items() if name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
 
 
 def free_memory_after_compiling() -> None:

@@ -72,6 +72,16 @@ def test_each_core_is_a_device_unless_the_environment_says_otherwise(settings, d
     assert printed(PROGRAM, **settings)[0].split(maxsplit=2) == [str(devices), str(devices), flags]
 
 
+def test_fusions_for_a_gpu_are_not_tuned_unless_the_environment_says_so(tmp_path):
+    tuner = "--xla_gpu_experimental_enable_fusion_autotuner"
+    (tmp_path / "jax_cuda13_plugin.py").touch()
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    (first, _) = printed(PROGRAM, PYTHONPATH=path)
+    assert first.split()[2:] == [f"{PATIENCE}=86400", f"{tuner}=false"]
+    (first, _) = printed(PROGRAM, PYTHONPATH=path, XLA_FLAGS=f"{tuner}=true")
+    assert first.split()[2:] == [f"{tuner}=true", f"{PATIENCE}=86400"]
+
+
 def test_compiled_programs_are_kept_in_the_cache_folder_or_where_the_environment_says(tmp_path):
     assert printed(PROGRAM, JAXDP_CACHE=str(tmp_path))[1] == f"{tmp_path / 'compiled'} 0.5"
     assert printed(PROGRAM, JAX_COMPILATION_CACHE_DIR=str(tmp_path))[1] == f"{tmp_path} 1.0"
