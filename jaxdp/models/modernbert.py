@@ -25,55 +25,40 @@ from .layers import (
 )
 
 if TYPE_CHECKING:
-    from transformers import ModernBertConfig
-
-
-class Attention(nnx.Module):
-    """[L, H] and its length -> its first `rows` outputs [rows, H]."""
-
-    def __init__(self, cfg: "ModernBertConfig", kind: str, dtype, *, rngs: nnx.Rngs):
-        width, bias = cfg.hidden_size, cfg.attention_bias
-        ropes: Any = cfg.rope_parameters
-        self.num_heads = cfg.num_attention_heads
-        self.theta = ropes[kind]["rope_theta"]
-        self.window = cfg.local_attention // 2 if kind == "sliding_attention" else None
-        self.Wqkv = dense(width, 3 * width, dtype, bias, rngs=rngs)
-        self.Wo = dense(width, width, dtype, bias, rngs=rngs)
-
-    def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
-        q, k, v = (
-            y.reshape(x.shape[0], self.num_heads, -1) for y in jnp.split(self.Wqkv(x), 3, axis=-1)
-        )
-        q, k = rotate(q[:rows], self.theta), rotate(k, self.theta)
-        return self.Wo(attend(q, k, v, length, window=self.window).reshape(rows, -1))
-
-
-class MLP(nnx.Module):
-    def __init__(self, cfg: "ModernBertConfig", dtype, *, rngs: nnx.Rngs):
-        self.activation = ACTIVATIONS[cfg.hidden_activation]
-        width, inner, bias = cfg.hidden_size, cfg.intermediate_size, cfg.mlp_bias
-        self.Wi = dense(width, 2 * inner, dtype, bias, rngs=rngs)
-        self.Wo = dense(inner, width, dtype, bias, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x, gate = jnp.split(self.Wi(x), 2, axis=-1)
-        return self.Wo(self.activation(x) * gate)
+    from transformers import PreTrainedConfig
 
 
 class Layer(nnx.Module):
     """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
 
-    def __init__(self, cfg: "ModernBertConfig", kind: str, first: bool, dtype, *, rngs: nnx.Rngs):
+    attn: Any
+    mlp: Any
+
+    def __init__(self, cfg: "PreTrainedConfig", index: int, dtype, *, rngs: nnx.Rngs):
+        width, inner, kind = cfg.hidden_size, cfg.intermediate_size, cfg.layer_types[index]
+        self.num_heads = cfg.num_attention_heads
+        self.theta = cfg.rope_parameters[kind]["rope_theta"]
+        self.window = cfg.local_attention // 2 if kind == "sliding_attention" else None
+        self.activation = ACTIVATIONS[cfg.hidden_activation]
         # The first layer reads embeddings, which are normalised already.
-        self.attn_norm = nnx.data(None) if first else _norm(cfg, dtype, rngs=rngs)
-        self.attn = Attention(cfg, kind, dtype, rngs=rngs)
+        self.attn_norm = _norm(cfg, dtype, rngs=rngs) if index else nnx.data(None)
+        place(self, "attn.Wqkv", dense(width, 3 * width, dtype, cfg.attention_bias, rngs=rngs))
+        place(self, "attn.Wo", dense(width, width, dtype, cfg.attention_bias, rngs=rngs))
         self.mlp_norm = _norm(cfg, dtype, rngs=rngs)
-        self.mlp = MLP(cfg, dtype, rngs=rngs)
+        place(self, "mlp.Wi", dense(width, 2 * inner, dtype, cfg.mlp_bias, rngs=rngs))
+        place(self, "mlp.Wo", dense(inner, width, dtype, cfg.mlp_bias, rngs=rngs))
 
     def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
         normed = x if self.attn_norm is None else self.attn_norm(x)
-        x = x[:rows] + self.attn(normed, length, rows)
-        return x + self.mlp(self.mlp_norm(x))
+        q, k, v = (
+            y.reshape(x.shape[0], self.num_heads, -1)
+            for y in jnp.split(self.attn.Wqkv(normed), 3, axis=-1)
+        )
+        q, k = rotate(q[:rows], self.theta), rotate(k, self.theta)
+        y = attend(q, k, v, length, window=self.window).reshape(rows, -1)
+        x = x[:rows] + self.attn.Wo(y)
+        y, gate = jnp.split(self.mlp.Wi(self.mlp_norm(x)), 2, axis=-1)
+        return x + self.mlp.Wo(self.activation(y) * gate)
 
 
 class ModernBertClassifier(ReportClassifier):
@@ -100,10 +85,7 @@ class ModernBertClassifier(ReportClassifier):
         words = table(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
         place(self, "model.embeddings.tok_embeddings", words)
         place(self, "model.embeddings.norm", _norm(cfg, rngs=rngs))
-        layers = nnx.List(
-            Layer(cfg, cfg.layer_types[index], index == 0, dtype, rngs=rngs)
-            for index in range(self.depth)
-        )
+        layers = nnx.List(Layer(cfg, index, dtype, rngs=rngs) for index in range(self.depth))
         place(self, "model.layers", layers)
         place(self, "model.final_norm", _norm(cfg, rngs=rngs))
 
@@ -128,5 +110,5 @@ class ModernBertClassifier(ReportClassifier):
         return self.pooler.norm(self.pooler_activation(self.pooler.dense(x_H)))
 
 
-def _norm(cfg: "ModernBertConfig", dtype=None, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _norm(cfg: "PreTrainedConfig", dtype=None, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return layer_norm(cfg.hidden_size, cfg.norm_eps, dtype, cfg.norm_bias, rngs=rngs)
