@@ -134,11 +134,12 @@ class ReportClassifier(nnx.Module):
         """The ordinary classifier that computes the same: the basis goes into the head."""
         if self.basis is None:
             return
-        kernel, center = self.classifier.kernel[...], self.basis.center[...]
+        kernel, bias = self.classifier.kernel[...], bias_of(self.classifier)
+        center = self.basis.center[...]
         if self.basis.directions is not None:
             directions = self.basis.directions[...]
             kernel = jnp.einsum("nhk,kn->hn", directions, kernel, precision="highest")
-        self._set_head(kernel, bias_of(self.classifier) - jnp.sum(center * kernel.T, axis=-1))
+        self._set_head(kernel, bias - jnp.sum(center * kernel.T, axis=-1))
         self.basis = None
 
     def divide_logits(self, temperature: float) -> None:
