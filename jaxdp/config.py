@@ -65,6 +65,15 @@ PLAIN = {
         "learning_rate": 1e-3,
         "schedule": "constant",
         "temperature": 1.0,
+        "width_ratio": 1.15,
+    },
+    "warm_start": {
+        "normal": 0.35,
+        "findings": 1.5,
+        "denied": 0.65,
+        "repeated": 0.6,
+        "other": 0.35,
+        "noise": 0.0,
     },
     "privacy": {"l2_clip_norm": 0.1},
 }
@@ -158,7 +167,8 @@ class ModelConfig(Settings, path="config.model"):
     its own tokens of those); None is the preset's or the checkpoint's own, or "cls"."""
     label_dimensions: Annotated[int | None, at_least(1)] = None
     """Label attention after a public start: train the head along so many directions of each label's
-    feature, which the made-up reports choose; None is all of it."""
+    feature, which the made-up reports choose; None is all of it. Where a recipe stands, None is its
+    to choose, and a number as large as the feature is all."""
     dtype: Annotated[str | None, one_of(*DTYPES)] = None
     """Type of matrix products: "float32", everywhere; "tensorfloat32", float32 whose operands a GPU
     rounds to 10 bits and a TPU splits into two bfloat16; or "bfloat16". Norms, sums and noise stay
@@ -201,7 +211,8 @@ class WarmStartConfig(Settings, path="config.warm_start"):
     """An optional public start: the model first learns, without noise, from made-up reports.
 
     A phrasebook holds sentences that say or deny each finding. Nothing private is read, so this
-    costs no epsilon; the statement names the phrasebook. Off where phrasebook is None.
+    costs no epsilon; the statement names the phrasebook. Off where phrasebook is None. What else is
+    None is the recipe's to choose, or without one `PLAIN`'s.
     """
 
     phrasebook: str | None = None
@@ -213,16 +224,16 @@ class WarmStartConfig(Settings, path="config.warm_start"):
     """labels: what to call a label instead of its name, each "label: name, name"."""
     lexicon: bool = True
     """labels: use the sentences that shipped files have for findings of such names as well."""
-    normal: Annotated[float, CHANCE] = 0.35
+    normal: Annotated[float | None, CHANCE] = None
     """Share of made-up reports without any finding. This and the next four say what the reports
     that they stand for look like: public knowledge, never measured on private ones."""
-    findings: Annotated[float, ABOVE_0] = 1.5
+    findings: Annotated[float | None, ABOVE_0] = None
     """Expected number of findings in the others."""
-    denied: Annotated[float, CHANCE] = 0.65
+    denied: Annotated[float | None, CHANCE] = None
     """Chance that a finding which is absent is denied."""
-    repeated: Annotated[float, CHANCE] = 0.6
+    repeated: Annotated[float | None, CHANCE] = None
     """Chance that a finding comes again at the end, as in an impression."""
-    other: Annotated[float, CHANCE] = 0.35
+    other: Annotated[float | None, CHANCE] = None
     """Chance of a sentence about something else in a report with findings."""
     from_adapter: str | None = None
     """Folder of an adapter, PEFT's or a release's, that the start begins at: adapters, and queries
@@ -236,11 +247,12 @@ class WarmStartConfig(Settings, path="config.warm_start"):
     """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
     adapters: bool = True
     """Adapters learn too, not queries and head alone."""
-    noise: Annotated[float, NOT_NEGATIVE] = 0.0
+    noise: Annotated[float | None, NOT_NEGATIVE] = None
     """Standard deviation of what is added to every token's state while it learns, in units of those
     states' root mean square: few sentences are then not learnt by heart."""
 
     def __post_init__(self):
+        self._fill(PLAIN["warm_start"])
         super().__post_init__()
         least = int(self.from_adapter is None)
         self.require(self.steps >= least, "steps", f"at least {least}")
@@ -312,12 +324,12 @@ class TrainConfig(Settings, path="config.train"):
     microbatch_tokens: Annotated[int | None, at_least(16)] = None
     """Token positions that a device computes at once, padding included; memory grows with it. None
     is the platform's, see `PlatformDefaults`."""
-    width_ratio: Annotated[float, RATIO] = 1.15
+    width_ratio: Annotated[float | None, RATIO] = None
     """A microbatch is as wide as its longest report needs, out of widths that are each so much
     wider than the next: smaller pads less, larger compiles fewer programs."""
 
     def __post_init__(self):
-        self._set(**{f: v for f, v in PLAIN["train"].items() if getattr(self, f) is None})
+        self._fill(PLAIN["train"])
         super().__post_init__()
 
     @property
@@ -353,8 +365,7 @@ class PrivacyConfig(Settings, path="config.privacy"):
     """Epsilon, at delta, that all runs in the ledger on these data may cost together."""
 
     def __post_init__(self):
-        if self.l2_clip_norm is None:
-            self._set(**PLAIN["privacy"])
+        self._fill(PLAIN["privacy"])
         if self.epsilon == math.inf:  # as flags say None; JSON has no infinity
             self._set(epsilon=None)
         super().__post_init__()
@@ -463,7 +474,7 @@ def _by_recipe(values: Mapping[str, Any]) -> Mapping[str, Any]:
     defaults = default_config()
     whole = {n: s.to_dict() | dict(values.get(n) or {}) for n, s in defaults.items()}
     for section, field, value, _ in recipe.choices(whole):
-        if whole[section][field] in (None, defaults[section][field]):
+        if whole[section][field] is None:
             filled.setdefault(section, {})[field] = value
     return filled
 

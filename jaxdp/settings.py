@@ -78,6 +78,10 @@ class Settings:
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        """As `_set`, those fields that are None."""
+        self._set(**{f: value for f, value in values.items() if getattr(self, f) is None})
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Validates nested plain values; ConfigError names an unknown or ill-typed field."""

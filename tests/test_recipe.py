@@ -33,6 +33,9 @@ def test_what_is_set_is_kept_whatever_it_is():
     )
     assert {field: getattr(found.train, field) for field in PLAIN["train"]} == PLAIN["train"]
     assert found.privacy.l2_clip_norm == 1.0 and found.warm_start.phrasebook == "mimic_en"
+    start = PLAIN["warm_start"] | {"phrasebook": "labels"}
+    found = config(data={"source": "padchest"}, warm_start=start).warm_start
+    assert {field: getattr(found, field) for field in start} == start
 
 
 def test_a_finished_configuration_is_read_as_it_is():
