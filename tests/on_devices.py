@@ -23,7 +23,7 @@ from jaxdp.config import ConfigError, TrainConfig
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import Predictor, cache_level
+from jaxdp.evaluation.inference import Predictor
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.run.interrupt import Interrupt
@@ -208,15 +208,13 @@ def with_adapters(backbone):
 
 @pytest.mark.slow
 def test_prediction_and_frozen_levels_have_the_bits_of_one_device(backbone, tokens, tiny_too):
-    parts = nnx.split(load_classifier(backbone, 3, "cls", rngs=nnx.Rngs(0))[0])
+    model = load_classifier(backbone, 3, "cls", rngs=nnx.Rngs(0))[0]
     levels = [
-        cache_level(*parts, {"train": tokens}, 0, 1, BUCKETS, mesh=mesh)["train"]
+        FrozenLayers(model, {"train": tokens}, BUCKETS, mesh=mesh).at(1)["train"]
         for mesh in (None, make_mesh(8))
     ]
     np.testing.assert_array_equal(levels[0].values, levels[1].values)
-    graphdef, adapters, frozen = nnx.split(
-        nnx.merge(*parts), nnx.PathContains("classifier"), nnx.Param
-    )
+    graphdef, adapters, frozen = nnx.split(model, nnx.PathContains("classifier"), nnx.Param)
     alone = Predictor(graphdef, 1, BUCKETS)(adapters, frozen, levels[0])
     mesh = make_mesh(8)
     specs = frozen_specs(frozen, mesh)

@@ -15,7 +15,7 @@ from jaxdp import dp
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import Predictor, cache_level, in_batches
+from jaxdp.evaluation.inference import Predictor, in_batches
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
@@ -57,11 +57,8 @@ def test_every_report_is_seen_once_and_in_place(tokens):
 
 @pytest.mark.parametrize("start, level", [(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (1, 3)])
 def test_prediction_from_any_cached_level_equals_one_report_at_a_time(model, tokens, start, level):
-    graphdef, state = nnx.split(model)
-    cached = {"train": tokens}
-    for begin, end in ((0, start), (start, level)):
-        cached = cache_level(graphdef, state, cached, begin, end, BUCKETS)
-    cached = cached["train"]
+    cached = FrozenLayers(model, {"train": tokens}, BUCKETS).at(start)
+    cached = FrozenLayers(model, cached, BUCKETS, level=start).at(level)["train"]
     buckets = Buckets((1,), (4,)) if level == model.feature_level else BUCKETS
     graphdef, adapters, frozen = nnx.split(model, nnx.PathContains("classifier"), ...)
     found = Predictor(graphdef, level, buckets)(adapters, frozen, cached)

@@ -32,13 +32,13 @@ from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError
 from jaxdp.data.load import label_names
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import Predictor, advancing, shaped
+from jaxdp.evaluation.inference import Predictor, shaped
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.presets import PUBLISHED_SIZES, find_preset
 from jaxdp.models.pretrained import MODELS, as_config, read_config
 from jaxdp.runtime import prepare
-from jaxdp.training.frozen_layers import FrozenLayers
+from jaxdp.training.frozen_layers import FrozenLayers, advancing
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import add_adapters, token_buckets
 from jaxdp.training.stages import Stage

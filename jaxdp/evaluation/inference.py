@@ -4,7 +4,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
-from jaxdp.data.store import key_of, stored
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.tasks import TASKS
 
@@ -105,6 +103,33 @@ def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
     return call
 
 
+def _on_mesh(weights, mesh: Mesh):
+    """Those that are on one device, whole on every device; others are where they should be."""
+
+    def put(x):
+        there = isinstance(x, jax.Array) and x.sharding.device_set == set(mesh.devices.flat)
+        return x if there else jax.device_put(x, NamedSharding(mesh, P()))
+
+    return jax.tree.map(put, weights)
+
+
+def run_on_all(
+    fn: Callable,
+    weights: Any,
+    reports: Packed,
+    buckets: Buckets,
+    mesh: Mesh | None,
+    watch: Watch,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows [B], output [B, ...]) of `in_batches`, for fn(weights, values, lengths) of `on_all`."""
+    weights = weights if mesh is None else _on_mesh(weights, mesh)
+    devices = 1 if mesh is None else mesh.shape[_DATA]
+    with watch(len(reports)) as seen:
+        for rows, _, output in in_batches(partial(fn, weights), reports, buckets, devices):
+            yield rows, output
+            seen(len(rows))
+
+
 def shaped(tree: Any, device: jax.Device) -> Any:
     """Shapes and types of the arrays, as if they were on `device`, which need not be here."""
     sharding = SingleDeviceSharding(device)
@@ -114,20 +139,6 @@ def shaped(tree: Any, device: jax.Device) -> Any:
         return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
 
     return jax.tree.map(one, tree)
-
-
-def _devices(mesh: Mesh | None) -> int:
-    return 1 if mesh is None else mesh.shape[_DATA]
-
-
-def _on_mesh(weights, mesh: Mesh):
-    """Those that are on one device, whole on every device; others are where they should be."""
-
-    def put(x):
-        there = isinstance(x, jax.Array) and x.sharding.device_set == set(mesh.devices.flat)
-        return x if there else jax.device_put(x, NamedSharding(mesh, P()))
-
-    return jax.tree.map(put, weights)
 
 
 def packed_logits(
@@ -195,122 +206,11 @@ class Predictor:
     ) -> np.ndarray:
         """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
         With members [members, n, num_labels]."""
-        weights = (adapters, frozen, center)
-        if self._mesh is not None:
-            weights = _on_mesh(weights, self._mesh)
-        fn = partial(self._probabilities, weights)
-        batches = in_batches(fn, reports, self._buckets, _devices(self._mesh))
-        result = None
-        with watch(len(reports)) as seen:
-            for rows, _, output in batches:
-                if result is None:
-                    result = np.empty((len(reports), *output.shape[1:]), np.float32)
-                result[rows] = output
-                seen(len(rows))
+        weights, result = (adapters, frozen, center), None
+        for rows, output in run_on_all(
+            self._probabilities, weights, reports, self._buckets, self._mesh, watch
+        ):
+            if result is None:
+                result = np.empty((len(reports), *output.shape[1:]), np.float32)
+            result[rows] = output
         return result if self._members is None else np.moveaxis(result, 1, 0)
-
-
-def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., jax.Array]:
-    """(state, values [rows, width, ...], lengths) -> what the reports are at `level`."""
-
-    def advance(state, values, lengths):
-        model = nnx.merge(graphdef, state)
-        return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
-
-    return advance
-
-
-def cache_level(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
-    splits: dict[str, Packed],
-    start: int,
-    level: int,
-    buckets: Buckets,
-    folder: Path | None = None,
-    mesh: Mesh | None = None,
-    watch: Watch = unwatched,
-) -> dict[str, Packed]:
-    """Carries every report from level `start` to level `level`, once, on the host.
-
-    Hidden states stay packed: [tokens, H] for the reports' real tokens only. Features are [n, H],
-    or [n, labels, H] with label attention, with every length 1. float32, but what has a row for
-    each label float16: its rounding, 2^-11, is far below what any noise leaves of a feature. The
-    same level gives the reports back.
-
-    Args:
-        graphdef, state: of the model.
-        splits: reports at level `start`, by split; one compilation serves all splits.
-        start, level: see `models.classifier`.
-        buckets: shapes to run in.
-        folder: for `store.stored`, where the result is found again by a hash of the program, its
-            weights and the reports. None keeps nothing.
-        mesh: devices to share the reports; None is the default device alone. The result is the
-            same to the last bit.
-        watch: called for each split that is not found in `folder`.
-    """
-    if level == start:
-        return splits
-
-    features = level == nnx.merge(graphdef, state).feature_level
-    advance = advancing(graphdef, start, level)
-    everywhere = on_all(advance, mesh)
-
-    def carried(reports: Packed) -> Packed:
-        weights = state if mesh is None else _on_mesh(state, mesh)
-        with watch(len(reports)) as seen:
-            fn = partial(everywhere, weights)
-            return _carry(fn, reports, buckets, _devices(mesh), seen, features)
-
-    if folder is None:
-        return {split: carried(reports) for split, reports in splits.items()}
-    some = next(iter(splits.values()))
-    rows = np.full(buckets.rows[0], -1)
-    program = jax.jit(advance).lower(state, *some.gather(rows, buckets.widths[0])).as_text()
-    weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
-    if not _adapters_act(nnx.merge(graphdef, state), state, level):
-        # Fresh ones change nothing, and would make the hash that of one run.
-        weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))
-
-    def kept(reports: Packed) -> Packed:
-        arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
-        key = key_of(f"{jax.__version__} {buckets} {program}", arrays)
-        return stored(folder, key, lambda: (carried(reports), 0))[0]
-
-    return {split: kept(reports) for split, reports in splits.items()}
-
-
-def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool:
-    """Whether any adapter has a say in what the model gives at `level`: its B is not zero."""
-    return any(
-        path[-1] == "lora_b" and model.level_of(path) < level and bool(leaf[...].any())
-        for path, leaf in nnx.to_flat_state(state)
-    )
-
-
-def _kept(shape: tuple[int, ...]) -> type:
-    """The type in which rows of this shape are kept, see `cache_level`."""
-    return np.float16 if len(shape) == 3 else np.float32
-
-
-def _carry(
-    advance: Callable,
-    reports: Packed,
-    buckets: Buckets,
-    devices: int,
-    seen: Callable[[int], None],
-    features: bool,
-) -> Packed:
-    values = None
-    lengths = np.ones_like(reports.lengths) if features else reports.lengths
-    for rows, row_lengths, output in in_batches(advance, reports, buckets, devices):
-        if features:
-            row_lengths, output = np.ones_like(row_lengths), output[:, None]
-        if values is None:
-            shape = (int(lengths.sum()), *output.shape[2:])
-            packed = Packed.from_lengths(np.empty(shape, _kept(shape)), lengths)
-            values = packed.values
-        for row, length, states in zip(rows, row_lengths, output, strict=True):
-            values[packed.offsets[row] :][:length] = states[:length]
-        seen(len(rows))
-    return packed

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen part of the model, run once per report; and the private mean of what it gives."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,22 +14,34 @@ from jax.sharding import Mesh
 from jaxdp import dp
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
+from jaxdp.data.store import key_of, stored
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import Watch, cache_level, unwatched
+from jaxdp.evaluation.inference import Watch, on_all, run_on_all, unwatched
 from jaxdp.models.classifier import ReportClassifier
 
 from .randomness import RunSecret
 
 
 class FrozenLayers:
-    """Training and validation reports at any level below the trainable parameters, cached.
+    """Reports of every split at any level below the trainable parameters: each is made once, on the
+    host, from the nearest level below, and kept.
+
+    Hidden states stay packed: [tokens, H] for the reports' real tokens only. Features are [n, H],
+    or [n, labels, H] with label attention, with every length 1. float32, but what has a row for
+    each label float16: its rounding, 2^-11, is far below what any noise leaves of a feature.
 
     Valid as long as nothing below the asked level is trained, which is what `start_level` says.
 
     Args:
         model: as it is before training.
-        reports: split -> reports at `level`, which is 0 for token ids.
-        buckets, folder, mesh, watch: see `cache_level`.
+        reports: split -> reports at `level`, which is 0 for token ids, see `models.classifier`.
+        buckets: shapes to run in; one compilation serves all splits.
+        folder: for `store.stored`, where levels are found again by a hash of the program, its
+            weights and the reports. None keeps nothing.
+        mesh: devices to share the reports; None is the default device alone. The result is the
+            same to the last bit.
+        watch: called for each split that is not found in `folder`.
+        level: of `reports`.
     """
 
     def __init__(
@@ -42,18 +55,73 @@ class FrozenLayers:
         level: int = 0,
     ):
         self._parts = nnx.split(model)
-        self._buckets = buckets
-        self._options = {"folder": folder, "mesh": mesh, "watch": watch}
+        self._buckets, self._folder, self._mesh, self._watch = buckets, folder, mesh, watch
         self._levels = {level: reports}
 
     def at(self, level: int) -> dict[str, Packed]:
-        """Split -> the reports at `level`, on the host; made from the nearest level below."""
+        """Split -> the reports at `level`."""
         if level not in self._levels:
             below = max(known for known in self._levels if known < level)
-            self._levels[level] = cache_level(
-                *self._parts, self._levels[below], below, level, self._buckets, **self._options
-            )
+            self._levels[level] = self._advanced(below, level)
         return self._levels[level]
+
+    def _advanced(self, start: int, level: int) -> dict[str, Packed]:
+        graphdef, state = self._parts
+        splits, model = self._levels[start], nnx.merge(graphdef, state)
+        advance = advancing(graphdef, start, level)
+        everywhere = on_all(advance, self._mesh)
+        features = level == model.feature_level
+
+        def made(reports: Packed) -> Packed:
+            packed = None
+            lengths = np.ones_like(reports.lengths) if features else reports.lengths
+            for rows, output in run_on_all(
+                everywhere, state, reports, self._buckets, self._mesh, self._watch
+            ):
+                if features:
+                    output = output[:, None]
+                if packed is None:
+                    shape = (lengths.sum(), *output.shape[2:])
+                    kept = np.float16 if len(shape) == 3 else np.float32
+                    packed = Packed.from_lengths(np.empty(shape, kept), lengths)
+                for row, states in zip(rows, output, strict=True):
+                    packed.values[packed.offsets[row] :][: lengths[row]] = states[: lengths[row]]
+            return packed
+
+        if self._folder is None:
+            return {split: made(reports) for split, reports in splits.items()}
+        some, width = next(iter(splits.values())), self._buckets.widths[0]
+        blank = some.gather(np.full(self._buckets.rows[0], -1), width)
+        program = jax.jit(advance).lower(state, *blank).as_text()
+        weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
+        if not _adapters_act(model, state, level):
+            # Fresh ones change nothing, and would make the hash that of one run.
+            weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))
+
+        def found(reports: Packed) -> Packed:
+            arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
+            key = key_of(f"{jax.__version__} {self._buckets} {program}", arrays)
+            return stored(self._folder, key, lambda: (made(reports), 0))[0]
+
+        return {split: found(reports) for split, reports in splits.items()}
+
+
+def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., jax.Array]:
+    """(state, values [rows, width, ...], lengths) -> what the reports are at `level`."""
+
+    def advance(state, values, lengths):
+        model = nnx.merge(graphdef, state)
+        return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
+
+    return advance
+
+
+def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool:
+    """Whether any adapter has a say in what the model gives at `level`: its B is not zero."""
+    return any(
+        path[-1] == "lora_b" and model.level_of(path) < level and bool(leaf[...].any())
+        for path, leaf in nnx.to_flat_state(state)
+    )
 
 
 def mean_feature(

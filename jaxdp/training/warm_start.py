@@ -28,7 +28,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook, Shape
 from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
-from jaxdp.evaluation.inference import Watch, cache_level, packed_logits
+from jaxdp.evaluation.inference import Watch, packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info
@@ -89,10 +89,8 @@ def warm_start(
         # From the states below what was trained, which are still at hand.
         level, last = model.start_level(learnt), model.feature_level
         below = frozen_layers.at(level)
-        features = cache_level(
-            *nnx.split(model), below, level, last, buckets, mesh=mesh, watch=watch
-        )["train"].values
-        basis = public_basis(features, model.classifier.kernel[...])
+        above = FrozenLayers(model, below, buckets, mesh=mesh, watch=watch, level=level)
+        basis = public_basis(above.at(last)["train"].values, model.classifier.kernel[...])
         numbers = np.asarray(ravel_pytree(_Public(learnt, *basis))[0])
         return Packed.from_lengths(numbers, [numbers.size])
 

@@ -1041,8 +1041,8 @@ MUTANTS = [
     # A public start: made-up reports only, said in the statement, never mistaken for the backbone.
     Mutant(
         "levels kept of adapters that have learnt are found by those that have not",
-        "evaluation/inference.py",
-        "if not _adapters_act(nnx.merge(graphdef, state), state, level):",
+        FROZEN_LAYERS,
+        "if not _adapters_act(model, state, level):",
         "if True:",
         "test_frozen_layers.py::test_adapters_that_have_learnt_change_the_levels_above_them_alone",
     ),
