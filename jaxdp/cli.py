@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts share: errors in one line."""
-
-import sys
-from typing import NoReturn
+"""What the commands show as one line."""
 
 from jaxdp.assets import AssetError
 from jaxdp.data.dataset import DataError
@@ -24,9 +21,3 @@ USER_ERRORS = (
     WeightsError,
 )
 """Errors that a user can act on: shown as one line, without a traceback."""
-
-
-def fail(error: object) -> NoReturn:
-    """Prints one line to stderr and ends with status 1."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)

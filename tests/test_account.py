@@ -97,7 +97,7 @@ def test_a_ledger_is_added_up(tmp_path):
         (["--epsilon", "1", "--sampling_probability", "0.1"], "--steps is needed"),
         (["--epsilon", "1", *RUN, "--sampling_probability", "0.1"], "--sampling_probability alone"),
         ([], "give one of"),
-        (["--statement", "no-such-file.json"], "No such file"),
+        (["--statement", "no-such-file.json"], "no-such-file.json does not exist"),
         (["--ledger", "no-such-file.jsonl"], "no such ledger"),
     ],
 )

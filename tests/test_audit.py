@@ -26,7 +26,7 @@ from jaxdp.audit.attack import gradient_scores, input_scores
 from jaxdp.audit.bound import Bounds, lower_bounds
 from jaxdp.audit.canaries import CanaryCollection, GradientCanaries
 from jaxdp.audit.config import AuditConfig, with_audit
-from jaxdp.audit.run import Audit, Finding, showings
+from jaxdp.audit.run import Audit, Finding, showings, summary
 from jaxdp.audit.variants import Variant, all_variants
 from jaxdp.config import Config, ConfigError, inherit
 from jaxdp.models.tasks import multilabel_loss
@@ -333,7 +333,8 @@ def test_every_showing_can_fail(place, epsilon, auroc, lost):
 
 def test_report_is_written_whole(tmp_path, workspace):
     config = AuditConfig.from_dict(audit_settings(workspace).to_dict())
-    write_report(tmp_path, config, made_up_findings())
+    findings = made_up_findings()
+    write_report(tmp_path, summary(config, findings), findings)
     text = (tmp_path / "report.md").read_text()
     assert "| gradient | noise halved | 4 | 5.00 | 2.50 | 0.900 | VIOLATED |" in text
     for name in ("roc.png", "epsilon.png"):
@@ -384,12 +385,11 @@ def test_a_typo_in_the_audit_section_is_named(workspace):
         AuditConfig.from_dict(values)
 
 
-def test_more_directions_than_the_head_has_are_refused(workspace, audit):
-    settings = audit_settings(workspace, audit__gradient_canaries=HIDDEN * 3 + 1)
-    config = AuditConfig.from_dict(settings.to_dict())
-    inputs = SimpleNamespace(tokens={"train": None})
+def test_more_directions_than_the_head_has_are_refused(audit):
+    counts = {"gradient_canaries": HIDDEN * 3 + 1, "input_canaries": 100}
+    rng = np.random.default_rng(0)
     with pytest.raises(ConfigError, match=f"at most {HIDDEN * 3}, the entries of this head"):
-        CanaryCollection.build(config, inputs, audit.model, np.random.default_rng(0))
+        CanaryCollection.build(None, audit.model, rng, **counts, buckets=None, folder=None)
 
 
 FLAGS = [f"--config={REPOSITORY / 'configs' / 'audit_openi.py'}"]

@@ -10,7 +10,7 @@ from helpers_training import REPOSITORY, run_script, smoke_settings
 from jaxdp.config import Config, inherit
 from jaxdp.run.directory import RunError
 from jaxdp.sweep.members import expand, load_sweep
-from jaxdp.sweep.paper import Result, paper_table, read_results
+from jaxdp.sweep.paper import Place, paper_table, read_results
 
 SWEEP = str(REPOSITORY / "configs" / "sweep_paper.py")
 
@@ -58,7 +58,7 @@ def test_every_run_stands_in_its_cell(tmp_path):
 
 
 def test_epsilons_beside_the_studys_have_a_column():
-    headings, _ = paper_table([Result("openi", "m", "report", "lora", 3.0, 0.5)])
+    headings, _ = paper_table([(Place("openi", "m", "lora", "report", 3.0), 0.5)])
     assert headings.index("10") < headings.index("3") < headings.index("1")
 
 

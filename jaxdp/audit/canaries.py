@@ -5,18 +5,18 @@ Canaries are rows like any other: what trains on them is the unchanged training 
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
+from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.settings import ConfigError
 from jaxdp.training.frozen_layers import FrozenLayers
-from jaxdp.training.setup import Inputs, cache_folder, token_buckets
-
-from .config import AuditConfig
+from jaxdp.training.setup import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,23 +110,30 @@ class CanaryCollection:
 
     @classmethod
     def build(
-        cls, config: AuditConfig, inputs: Inputs, model: ReportClassifier, rng: np.random.Generator
+        cls,
+        inputs: Inputs,
+        model: ReportClassifier,
+        rng: np.random.Generator,
+        *,
+        gradient_canaries: int,
+        input_canaries: int,
+        buckets: Buckets,
+        folder: Path | None,
     ) -> "CanaryCollection":
-        """Draws the canaries, and runs the backbone over those that have text."""
-        count, honest = config.audit.gradient_canaries, inputs.tokens["train"]
+        """Draws so many canaries, and runs the backbone over those that have text; for `buckets`
+        and `folder` see `FrozenLayers`."""
         hidden, num_labels = model.classifier.kernel.shape
-        if count > hidden * num_labels:
+        if gradient_canaries > hidden * num_labels:
             raise ConfigError(
                 f"config.audit.gradient_canaries must be at most {hidden * num_labels}, "
-                f"the entries of this head's kernel, not {count}"
+                f"the entries of this head's kernel, not {gradient_canaries}"
             )
-        gradient = GradientCanaries.draw(rng, count, hidden, num_labels)
+        honest = inputs.tokens["train"]
+        gradient = GradientCanaries.draw(rng, gradient_canaries, hidden, num_labels)
         vocabulary = load_tokenizer(inputs.backbone.directory).get_vocab_size()
-        rare, rare_labels = rare_reports(
-            rng, config.audit.input_canaries, honest, vocabulary, num_labels
-        )
+        rare, rare_labels = rare_reports(rng, input_canaries, honest, vocabulary, num_labels)
         tokens = {"train": joined(honest, rare), "validation": rare}
-        frozen_layers = FrozenLayers(model, tokens, token_buckets(config), cache_folder(config))
+        frozen_layers = FrozenLayers(model, tokens, buckets, folder)
         features = dict(frozen_layers.at(model.feature_level))
         features["train"] = joined(features["train"], gradient.rows(features["train"]))
         labels = np.concatenate([inputs.labels["train"], rare_labels, gradient.labels])

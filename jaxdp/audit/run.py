@@ -13,7 +13,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import build_model, load_inputs, token_buckets
+from jaxdp.training.setup import build_model, cache_folder, load_inputs, token_buckets
 from jaxdp.training.stages import Stage, plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
 
@@ -109,8 +109,16 @@ class Audit:
         secret = RunSecret.create(config.run.research_seed)
         inputs = load_inputs(config)
         model, _ = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
-        rng = _stream(secret, "canaries")
-        return cls(config, stage, secret, model, CanaryCollection.build(config, inputs, model, rng))
+        collection = CanaryCollection.build(
+            inputs,
+            model,
+            _stream(secret, "canaries"),
+            gradient_canaries=config.audit.gradient_canaries,
+            input_canaries=config.audit.input_canaries,
+            buckets=token_buckets(config),
+            folder=cache_folder(config),
+        )
+        return cls(config, stage, secret, model, collection)
 
     def trainer(
         self,

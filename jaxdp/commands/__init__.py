@@ -9,6 +9,7 @@ import importlib
 import sys
 from inspect import signature
 from pathlib import Path
+from typing import NoReturn
 
 COMMANDS = {
     "train": "fine-tune on private reports, and release the adapter with its statement",
@@ -43,7 +44,7 @@ def main() -> None:
     elif name in COMMANDS:
         run(name, arguments)
     else:
-        _fail(f"there is no command {name!r}{_nearest(name, COMMANDS)}")
+        fail(f"there is no command {name!r}{_nearest(name, COMMANDS)}")
 
 
 def run(name: str, arguments: list[str] | None = None) -> None:
@@ -64,28 +65,30 @@ def run(name: str, arguments: list[str] | None = None) -> None:
     from absl import app, flags
 
     from jaxdp.cli import USER_ERRORS
+    from jaxdp.runtime import prepare
 
     def parse(argv: list[str]) -> list[str]:
         flags.FLAGS(argv[:1])  # absl's own; nobody gives them
         try:
             return module.DEFINE.flags(argv)
         except flags.Error as error:
-            _fail(" ".join(str(error).split()))
+            fail(" ".join(str(error).split()))
         except (AttributeError, KeyError) as error:  # how a ConfigDict says it has no such field
             inner = error.args[0]
             what = inner.args[0] if isinstance(inner, Exception) else inner
-            _fail(f"a flag names no setting: {' '.join(str(what).split())}")
+            fail(f"a flag names no setting: {' '.join(str(what).split())}")
 
     def main(argv: list[str]) -> None:
         given, wanted = argv[1:], signature(module.main).parameters
         if len(given) > len(wanted):
-            _fail(f"unexpected argument {given[-1]!r}; settings are given as --name=value")
+            fail(f"unexpected argument {given[-1]!r}; settings are given as --name=value")
         if len(given) < len(wanted):
-            _fail(f"give one {', one '.join(wanted)}; see --help")
+            fail(f"give one {', one '.join(wanted)}; see --help")
+        prepare()
         try:
             module.main(*given)
         except USER_ERRORS as error:
-            _fail(error)
+            fail(error)
 
     app.run(main, [f"jaxdp {name}", *_with_paths(arguments)], flags_parser=parse)
 
@@ -104,13 +107,13 @@ def config_file(given: str) -> str:
     """
     if "/" in given or "\\" in given or ".py" in given:
         if not Path(given.partition(":")[0]).is_file():
-            _fail(f"{given}: no such file")
+            fail(f"{given}: no such file")
         return given
     path = shipped_configs() / f"{given}.py"
     if not path.is_file():
         known = sorted(file.stem for file in shipped_configs().glob("*.py"))
         hint = _nearest(given, known) or f"; give a file's path, or one of {', '.join(known)}"
-        _fail(f"no configuration named {given!r} is shipped{hint}")
+        fail(f"no configuration named {given!r} is shipped{hint}")
     return str(path)
 
 
@@ -133,6 +136,7 @@ def _nearest(name: str, known) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _fail(text: object) -> None:
-    print(f"error: {text}", file=sys.stderr)
+def fail(error: object) -> NoReturn:
+    """Prints one line to stderr and ends with status 1."""
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(1)

@@ -16,18 +16,19 @@ that was stopped is given up: it then counts with the steps it took instead of a
 Should it be resumed after all, it counts in full again.
 """
 
-import json
 import math
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import brentq
 
 from jaxdp import dp
-from jaxdp.cli import fail
+from jaxdp.models.checkpoints import read_json
 from jaxdp.run.give_up import give_up
 
+from . import fail
 from .define import Define
 
 DEFINE = Define()
@@ -43,13 +44,21 @@ _STEPS = DEFINE.integer("steps", None, "Training steps.")
 _STATEMENT = DEFINE.string("statement", None, "A privacy.json to check, instead.")
 _LEDGER = DEFINE.string("ledger", None, "A ledger to add up, instead.")
 _GIVE_UP = DEFINE.string("give_up", None, "With --ledger: directory of a run given up.")
-_JSON = DEFINE.string("json", None, "Also write the result to this file.")
+DEFINE.json("Also write the result to this file.")
+
+HEADINGS = {
+    "target": "target\nepsilon",
+    "noise_multiplier": "noise\nmultiplier",
+    "epsilon": "\nepsilon",
+    "epsilon_rdp": "epsilon\nby Renyi",
+    "noise_multiplier_rdp": "noise multiplier\nby Renyi",
+}
 
 
-def numbers(name: str, values: list[str]) -> list[float]:
+def numbers(name: str, values: list[str] | None) -> list[float]:
     """Comma-separated flag values as floats."""
     try:
-        return [float(value) for value in values]
+        return [float(value) for value in values or []]
     except ValueError:
         fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
 
@@ -77,46 +86,31 @@ def renyi_noise(mechanism: dp.SubsampledGaussian, epsilon: float, delta: float) 
     return brentq(excess, least, 4 * least, rtol=1e-5)
 
 
-def account() -> list[dict[str, float | None]]:
-    """One row for each --epsilon or --noise_multiplier."""
-    units, batch = _UNITS.value, _BATCH.value
-    if units is None:  # of what follows, only their quotient matters
-        units, batch = 1, _PROBABILITY.value
-    run = dp.SubsampledGaussian(units, batch, _STEPS.value, 1.0, 0.0)
-    delta = _DELTA.value
+def account(console: Console) -> dict[str, Any]:
+    """A row for each --epsilon or --noise_multiplier."""
+    units, batch, steps, delta = _UNITS.value, _BATCH.value, _STEPS.value, _DELTA.value
+    probability = _PROBABILITY.value
+    if probability is not None and (units, batch) != (None, None):
+        fail("give --units and --batch, or --sampling_probability alone")
+    for flag in (_STEPS,) if probability is not None else (_UNITS, _BATCH, _STEPS):
+        if flag.value is None:
+            fail(f"--{flag.name} is needed")
+    if probability is None:
+        run = dp.SubsampledGaussian(units, batch, steps, 1.0, 0.0)
+        probability = batch / units
+    else:  # of the two, only their quotient matters
+        run = dp.SubsampledGaussian(1, probability, steps, 1.0, 0.0)
     rows = []
-    for target in numbers("epsilon", _EPSILON.value or []):
+    for target in numbers("epsilon", _EPSILON.value):
         found = dp.calibrate_noise(run, target, delta)
         rows.append({"target": target, "noise_multiplier": found.noise_multiplier})
         rows[-1]["noise_multiplier_rdp"] = renyi_noise(found, target, delta)
-    for noise in numbers("noise_multiplier", _NOISE.value or []):
-        rows.append({"noise_multiplier": noise})
+    rows += [{"noise_multiplier": noise} for noise in numbers("noise_multiplier", _NOISE.value)]
     for row in rows:
         stage = [run.replace(noise_multiplier=row["noise_multiplier"])]
         row["epsilon"] = dp.epsilon_pld(stage, delta)
         row["epsilon_rdp"] = dp.epsilon_rdp(stage, delta)
-    return rows
-
-
-HEADINGS = {
-    "target": "target\nepsilon",
-    "noise_multiplier": "noise\nmultiplier",
-    "epsilon": "\nepsilon",
-    "epsilon_rdp": "epsilon\nby Renyi",
-    "noise_multiplier_rdp": "noise multiplier\nby Renyi",
-}
-
-
-def probability() -> float:
-    """That a unit takes part in a step."""
-    given = _PROBABILITY.value
-    return _BATCH.value / _UNITS.value if given is None else given
-
-
-def show(rows: list[dict[str, float | None]], console: Console) -> None:
-    title = (
-        f"delta {_DELTA.value:g}, sampling probability {probability():.6g}, {_STEPS.value:,} steps"
-    )
+    title = f"delta {delta:g}, sampling probability {probability:.6g}, {steps:,} steps"
     table = Table(title=title)
     columns = [name for name in HEADINGS if name in rows[0]]
     for name in columns:
@@ -124,26 +118,30 @@ def show(rows: list[dict[str, float | None]], console: Console) -> None:
     for row in rows:
         table.add_row(*("-" if row[name] is None else f"{row[name]:.6g}" for name in columns))
     console.print(table)
-    if _UNITS.value is not None and _DELTA.value >= 1 / _UNITS.value:
+    if units is not None and delta >= 1 / units:
         console.print(
-            f"Warning: delta is not below 1 / units = {1 / _UNITS.value:.3g}; publishing a random "
-            "unit outright could satisfy it."
+            f"Warning: delta is not below 1 / units = {1 / units:.3g}; publishing a random unit "
+            "outright could satisfy it."
         )
+    return {
+        "units": units,
+        "expected_batch_size": batch,
+        "steps": steps,
+        "delta": delta,
+        "sampling_probability": probability,
+        "neighboring_relation": "add-or-remove-one",
+        "rows": [{name: writable(value) for name, value in row.items()} for row in rows],
+    }
 
 
 def check(path: Path, console: Console) -> dict[str, float | str | None]:
     """Recomputes a statement; ends the program unless its epsilon is the one claimed."""
+    statement = read_json(path)
     try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
-        recomputed = dp.recomputed_epsilon(statement)
+        recomputed = writable(dp.recomputed_epsilon(statement))
         claimed = statement["epsilon"]
-    except OSError as error:
-        fail(f"{path}: {error.strerror}")
-    except json.JSONDecodeError as error:
-        fail(f"{path}: not JSON (line {error.lineno})")
     except (KeyError, TypeError, ValueError) as error:
         fail(f"{path}: {error}")
-    recomputed = writable(recomputed)
     number = isinstance(claimed, float | int) and isinstance(recomputed, float)
     # A newer dp-accounting may discretise a little differently; no reader would call that a lie.
     if not (math.isclose(claimed, recomputed, rel_tol=1e-3) if number else claimed == recomputed):
@@ -152,8 +150,8 @@ def check(path: Path, console: Console) -> dict[str, float | str | None]:
     return {"claimed": claimed, "recomputed": recomputed}
 
 
-def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
-    """One row for each data set in the ledger, which is named by its keyed hash."""
+def add_up(path: Path, console: Console) -> dict[str, Any]:
+    """A row for each data set in the ledger, which is named by its keyed hash."""
     if not path.is_file():
         fail(f"{path}: no such ledger")
     ledger = dp.Ledger(path)
@@ -171,7 +169,7 @@ def add_up(path: Path, console: Console) -> list[dict[str, float | int | str]]:
         rows.append({"data": fingerprint, "runs": len(runs), "epsilon": writable(epsilon)})
         table.add_row(fingerprint, str(len(runs)), f"{epsilon:.6g}")
     console.print(table)
-    return rows
+    return {"delta": _DELTA.value, "data": rows}
 
 
 def main() -> None:
@@ -181,36 +179,13 @@ def main() -> None:
     if _GIVE_UP.value is not None and _LEDGER.value is None:
         fail("--give_up needs --ledger")
     console = Console()
-    if _STATEMENT.value is not None:
-        result = check(Path(_STATEMENT.value), console)
-    elif _LEDGER.value is not None:
-        try:
-            result = {"delta": _DELTA.value, "data": add_up(Path(_LEDGER.value), console)}
-        except ValueError as error:
-            fail(error)
-    else:
-        sampling, given = (_UNITS, _BATCH), _PROBABILITY.value is not None
-        if given and any(flag.value is not None for flag in sampling):
-            fail("give --units and --batch, or --sampling_probability alone")
-        for flag in (*(() if given else sampling), _STEPS):
-            if flag.value is None:
-                fail(f"--{flag.name} is needed")
-        try:
-            rows = account()
-        except ValueError as error:
-            fail(error)
-        show(rows, console)
-        result = {
-            "units": _UNITS.value,
-            "expected_batch_size": _BATCH.value,
-            "steps": _STEPS.value,
-            "delta": _DELTA.value,
-            "sampling_probability": probability(),
-            "neighboring_relation": "add-or-remove-one",
-            "rows": [{name: writable(value) for name, value in row.items()} for row in rows],
-        }
-    if _JSON.value is not None:
-        try:
-            Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            fail(f"--json {_JSON.value}: {error.strerror}")
+    try:
+        if _STATEMENT.value is not None:
+            result = check(Path(_STATEMENT.value), console)
+        elif _LEDGER.value is not None:
+            result = add_up(Path(_LEDGER.value), console)
+        else:
+            result = account(console)
+    except ValueError as error:
+        fail(error)
+    DEFINE.write_json(result)

@@ -17,25 +17,20 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdp.audit.config import AuditConfig
-from jaxdp.audit.run import HEADINGS, Finding, run_audit, showings, summary
-from jaxdp.cli import fail
-from jaxdp.files import write_json
+from jaxdp.audit.run import HEADINGS, Finding, run_audit, summary
 from jaxdp.progress import Display
 from jaxdp.report.audit import write_report
-from jaxdp.runtime import prepare
 
+from . import fail
 from .define import Define
 
 DEFINE = Define()
-_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
-_JSON = DEFINE.string("json", None, "Also write the result to this file.")
+_CONFIG = DEFINE.config()
+DEFINE.json("Also write the result to this file.")
 
 
-def show(findings: list[Finding], config: AuditConfig, console: Console) -> None:
-    title = (
-        f"lower bounds on epsilon at delta {config.privacy.delta:g}, "
-        f"{config.audit.confidence:.0%} confidence"
-    )
+def show(findings: list[Finding], delta: float, confidence: float, console: Console) -> None:
+    title = f"lower bounds on epsilon at delta {delta:g}, {confidence:.0%} confidence"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in HEADINGS:
         table.add_column(heading, no_wrap=heading == "trained")
@@ -45,20 +40,17 @@ def show(findings: list[Finding], config: AuditConfig, console: Console) -> None
 
 
 def main() -> None:
-    if _JSON.value is not None and not Path(_JSON.value).parent.is_dir():
-        fail(f"--json {_JSON.value}: its folder does not exist")
-    prepare()
     console = Console()
     config = AuditConfig.from_dict(_CONFIG.value.to_dict())
     directory = Path(config.run.dir) / config.run.name
     directory.mkdir(parents=True, exist_ok=True)
     with Display(console, "audit", status="starting") as display:
         findings = run_audit(config, lambda status: display.update(0, status))
-    write_report(directory, config, findings)
-    if _JSON.value is not None:
-        write_json(Path(_JSON.value), summary(config, findings))
-    show(findings, config, console)
+    found = summary(config, findings)
+    write_report(directory, found, findings)
+    DEFINE.write_json(found)
+    show(findings, found["delta"], found["confidence"], console)
     console.print(f"report and plots: {directory}")
-    missing = [what for what, did in showings(findings).items() if not did]
+    missing = [what for what, did in found["showings"].items() if not did]
     if missing:
         fail("not shown: " + "; ".join(missing))

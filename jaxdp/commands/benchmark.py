@@ -44,14 +44,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp.cli import fail
 from jaxdp.config import Config, inherit
 from jaxdp.files import write_json
 from jaxdp.peers.machine import choose, default_platform
 from jaxdp.progress import Display
-from jaxdp.runtime import prepare
 
-from . import shipped_configs
+from . import fail, shipped_configs
 from .define import Define
 
 DEFINE = Define()
@@ -80,7 +78,6 @@ def main() -> None:
         platform = choose(_PLATFORM.value, default_platform)
     except (RuntimeError, ValueError) as error:
         fail(f"--platform: {error}")
-    prepare()
     jax.config.update("jax_platforms", "cpu")  # jobs are made there, and the device left to others
     console = Console()
     if not console.is_terminal:

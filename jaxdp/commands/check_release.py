@@ -18,22 +18,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxdp.files import write_json
 from jaxdp.run.release_check import check_release
 
 from .define import Define
 
 DEFINE = Define()
 _BASE = DEFINE.string("base", None, "Directory of the backbone, to compare with.")
-_JSON = DEFINE.string("json", None, "Also write the findings to this file.")
+DEFINE.json("Also write the findings to this file.")
 
 
 def main(release: str) -> None:
     base = None if _BASE.value is None else Path(_BASE.value)
     findings = check_release(Path(release), base)
-    if _JSON.value is not None:
-        rows = [dataclasses.asdict(finding) for finding in findings]
-        write_json(Path(_JSON.value), rows)
+    DEFINE.write_json([dataclasses.asdict(finding) for finding in findings])
     table = Table("check", "result", "what was seen")
     for finding in findings:
         table.add_row(finding.check, "passed" if finding.passed else "FAILED", escape(finding.text))

@@ -30,19 +30,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from jaxdp.cli import fail
 from jaxdp.config import Config
 from jaxdp.files import write_json
 from jaxdp.peers.job import SIDES
 from jaxdp.progress import Display
-from jaxdp.runtime import prepare
 
+from . import fail
 from .define import Define
 
 LEVELS = ("gradients", "trajectory", "runs")
 DEFINE = Define()
-_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
-_PLAIN = DEFINE.config("plain", "runs: a second configuration to compare.")
+_CONFIG = DEFINE.config()
+_PLAIN = DEFINE.config("plain", "runs: a second configuration to compare.", required=False)
 _LEVEL = DEFINE.enum("level", "gradients", LEVELS, "What to compare.")
 _OUTPUT = DEFINE.string("output", None, "Folder; default: runs/compare_<config.run.name>.")
 _REPORTS = DEFINE.integer("reports", 64, "gradients: reports in the batch.", lower_bound=1)
@@ -60,7 +59,6 @@ def main() -> None:
     needed = ("torch", "transformers", "peft", "opacus")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
-    prepare()
     console = Console()
     configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
     output = Path(_OUTPUT.value or Path(configs[0].run.dir) / f"compare_{configs[0].run.name}")

@@ -3,10 +3,13 @@
 
 import functools
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+
+from jaxdp.files import write_json
 
 _WIDTH = 96
 
@@ -23,12 +26,29 @@ class Define:
     def __getattr__(self, kind: str) -> Any:
         return functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags)
 
-    def config(self, name: str, what: str, *, required: bool = False) -> flags.FlagHolder:
+    def config(
+        self,
+        name: str = "config",
+        what: str = "Name, or Python file with get_config().",
+        *,
+        required: bool = True,
+    ) -> flags.FlagHolder:
         """A file with get_config(), whose settings are flags too: --name.section.field=value."""
         holder = config_flags.DEFINE_config_file(name, None, what, self.flags)
         if required:
             flags.mark_flag_as_required(name, self.flags)
         return holder
+
+    def json(self, what: str) -> None:
+        """--json, for `write_json`."""
+        self.string("json", None, what)
+
+    def write_json(self, value: Any) -> None:
+        """Writes to the file that --json names, if it names one."""
+        if self.flags.json is not None:
+            path = Path(self.flags.json)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, value)
 
     def help(self, docstring: str) -> str:
         """The docstring, then each flag with what it takes and its default."""

@@ -23,14 +23,13 @@ from flax import nnx
 from jax import export
 
 from jaxdp.backbone import load_finetuned
-from jaxdp.cli import fail
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.pretrained import positions_of, read_config
 from jaxdp.models.tasks import TASKS
-from jaxdp.runtime import prepare
 
+from . import fail
 from .define import Define
 
 FORMATS = ("adapter", "merged", "stablehlo")
@@ -92,7 +91,6 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
 
 
 def main() -> None:
-    prepare()
     try:
         run(Path(_ADAPTER.value), Path(_OUTPUT.value), _FORMAT.value, _BASE_MODEL.value)
     except ValueError as error:

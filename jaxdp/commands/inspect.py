@@ -8,14 +8,13 @@ Reads the data as `jaxdp train` would and prints tables; --output also saves two
 is exact counts of the reports, under no privacy guarantee: keep it where the reports are.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -25,17 +24,16 @@ from jaxdp.data.dataset import ReportDataset
 from jaxdp.data.load import load_reports
 from jaxdp.data.summary import summarize
 from jaxdp.data.tokens import load_tokenizer, tokenize
-from jaxdp.runtime import prepare
+from jaxdp.report.draw import COLOURS, LINE, SOFT, new_figure, styled
 
 from .define import Define
 
 DEFINE = Define()
-_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
+_CONFIG = DEFINE.config()
 _OUTPUT = DEFINE.string("output", None, "Folder for lengths.png and labels.png.")
-_JSON = DEFINE.string("json", None, "File for the counts, for programs.")
+DEFINE.json("File for the counts, for programs.")
 
 _NO_LIMIT = 2**20  # tokens: lengths are counted before reports are cut
-_COLORS = {"train": "#4477aa", "validation": "#ccbb44", "test": "#aa3377"}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -86,62 +84,47 @@ def share(counts: Mapping[str, int]) -> float:
     return counts["positive"] / max(counts["positive"] + counts["negative"], 1)
 
 
-def plot_lengths(lengths: np.ndarray, max_length: int, path: Path) -> None:
+@styled
+def lengths_plot(lengths: np.ndarray, max_length: int) -> Figure:
     """Histogram of tokens per report; what max_length cuts is shaded."""
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    figure, (axes,) = new_figure(7, 3.5)
     # the longest percent would squeeze the rest; what is beyond the end is in the last bar
     end = max(int(np.percentile(lengths, 99)), max_length) * 9 // 8 + 2
     bins = np.arange(0, end + 1, max(end // 80, 1))
-    axes.hist(np.minimum(lengths, bins[-1]), bins=bins, color=_COLORS["train"])
-    axes.axvspan(max_length, bins[-1], color="0.85", zorder=0)
-    axes.axvline(max_length, color="0.3", linewidth=1)
+    axes.hist(np.minimum(lengths, bins[-1]), bins=bins, color=COLOURS[0])
+    axes.axvspan(max_length, bins[-1], color=LINE, zorder=0)
+    axes.axvline(max_length, color=SOFT, linewidth=1)
     cut = (lengths > max_length).mean()
-    axes.annotate(
-        f"max_length {max_length}\n{cut:.1%} cut",
-        (max_length, axes.get_ylim()[1]),
-        xytext=(-4, -4),
-        textcoords="offset points",
-        horizontalalignment="right",
-        verticalalignment="top",
-    )
+    place = {"xy": (max_length, 1), "xycoords": ("data", "axes fraction"), "xytext": (-4, -4)}
+    place |= {"textcoords": "offset points", "ha": "right", "va": "top"}
+    axes.annotate(f"max_length {max_length}\n{cut:.1%} cut", **place)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set(
-        xlabel="tokens per report (the last bar: and more)",
-        ylabel="reports",
-        xlim=(0, bins[-1]),
-    )
-    _save(figure, path)
+    label = "tokens per report (the last bar: and more)"
+    axes.set(xlabel=label, ylabel="reports", xlim=(0, bins[-1]))
+    return figure
 
 
-def plot_labels(summary: Mapping[str, Any], path: Path) -> None:
+@styled
+def labels_plot(summary: Mapping[str, Any]) -> Figure:
     """Share of positive reports, by label and split; the most frequent label on top."""
     splits = summary["splits"]
     first = next(iter(splits.values()))["labels"]
     names = sorted(first, key=lambda name: share(first[name]))
-    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
+    figure, (axes,) = new_figure(7, 1.2 + 0.28 * len(names))
     places = np.arange(len(names))
     for i, (split, row) in enumerate(splits.items()):
         shares = [share(row["labels"][name]) for name in names]
-        look = {"color": _COLORS[split], "label": split}
+        look = {"color": COLOURS[i], "label": split}
         if i == 0:
             axes.barh(places, shares, height=0.6, alpha=0.35, **look)
         else:  # one a little above the middle of the bar, one a little below
             axes.plot(shares, places + 0.3 * (1.5 - i), "oD"[i - 1], markersize=4, **look)
     axes.set_yticks(places, names)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel="reports with the label", xlim=(0, None))
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
-
-
-def _save(figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    axes.grid(axis="x")
+    axes.legend(loc="lower right")
+    return figure
 
 
 def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray]:
@@ -153,8 +136,6 @@ def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def main() -> None:
-    prepare()
-    matplotlib.use("agg")
     # Of training nothing is asked: its numbers are chosen after looking.
     values = {name: _CONFIG.value[name].to_dict() for name in ("data", "teacher")}
     backbone = {name: _CONFIG.value.model[name] for name in ("backbone", "revision")}
@@ -162,9 +143,9 @@ def main() -> None:
     summary, lengths = inspect(config)
     print_summary(summary, Console())
     if _OUTPUT.value:
-        plot_lengths(lengths, config.data.max_length, Path(_OUTPUT.value) / "lengths.png")
-        plot_labels(summary, Path(_OUTPUT.value) / "labels.png")
+        folder = Path(_OUTPUT.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        lengths_plot(lengths, config.data.max_length).savefig(folder / "lengths.png", dpi=150)
+        labels_plot(summary).savefig(folder / "labels.png", dpi=150)
         print(f"saved lengths.png and labels.png in {_OUTPUT.value}")
-    if _JSON.value:
-        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(_JSON.value).write_text(json.dumps(summary, indent=2))
+    DEFINE.write_json(summary)

@@ -15,7 +15,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp.files import write_json
 from jaxdp.sweep.paper import PUBLISHED, paper_table, read_results
 
 from .define import Define
@@ -23,7 +22,7 @@ from .define import Define
 DEFINE = Define()
 _RUNS = DEFINE.string("runs", "runs", "Folder of run directories.")
 _MARKDOWN = DEFINE.string("markdown", None, "Also write the table to this file.")
-_JSON = DEFINE.string("json", None, "Also write the rows to this file.")
+DEFINE.json("Also write the rows to this file.")
 
 
 def main() -> None:
@@ -32,9 +31,7 @@ def main() -> None:
         lines = [headings, ["---"] * len(headings), *rows]
         text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         Path(_MARKDOWN.value).write_text(f"{text}\n{PUBLISHED}\n", encoding="utf-8")
-    if _JSON.value is not None:
-        values = [dict(zip(headings, row, strict=True)) for row in rows]
-        write_json(Path(_JSON.value), values)
+    DEFINE.write_json([dict(zip(headings, row, strict=True)) for row in rows])
     title = "weighted F1 on test by epsilon, mean over runs (their number)"
     table = Table(*headings, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:

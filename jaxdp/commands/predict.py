@@ -10,16 +10,15 @@ label, and with --evidence the sentence that each label found has read. The pred
 the reports given: they are as private as those are.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from jaxdp.cli import fail
-from jaxdp.data.dataset import DataError
 from jaxdp.data.table_rows import FORMATS
 from jaxdp.evaluation.label_file import WRITERS, label_file
+from jaxdp.models.checkpoints import read_json
 from jaxdp.released import load
 
+from . import fail
 from .define import Define
 
 DEFINE = Define()
@@ -41,15 +40,6 @@ _THRESHOLDS = DEFINE.string(
 _BAD_ROWS = DEFINE.enum("bad_rows", "fail", ["fail", "skip"], "What to do with bad rows.")
 
 
-def _thresholds(path: str | None) -> dict[str, float] | None:
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{path} is not JSON") from None
-
-
 def main() -> None:
     if (_RUN.value is None) == (_RELEASE.value is None):
         fail("give either --run or --release")
@@ -62,7 +52,7 @@ def main() -> None:
         skip_bad_rows=_BAD_ROWS.value == "skip",
         id_column=_ID_COLUMN.value,
         evidence=_EVIDENCE.value,
-        thresholds=_thresholds(_THRESHOLDS.value),
+        thresholds=None if _THRESHOLDS.value is None else read_json(Path(_THRESHOLDS.value)),
     )
     for row in outcome.skipped:
         print(f"skipped row {row.number}: {row.problem}", file=sys.stderr)

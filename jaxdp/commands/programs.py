@@ -13,9 +13,7 @@ A step is one program for all widths, counted with one microbatch of each and th
 layers and predictions have a program for each width; counted is the widest.
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,7 +35,6 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.presets import PUBLISHED_SIZES, find_preset
 from jaxdp.models.pretrained import MODELS, as_config, read_config
-from jaxdp.runtime import prepare
 from jaxdp.training.frozen_layers import FrozenLayers, advancing
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import add_adapters, token_buckets
@@ -47,9 +44,9 @@ from jaxdp.training.trainer import StageMember, StageTrainer
 from .define import Define
 
 DEFINE = Define()
-_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
+_CONFIG = DEFINE.config()
 _CHIP = DEFINE.enum("chip", "cpu", list(CHIPS), "What to compile for.")
-_JSON = DEFINE.string("json", None, "File for the numbers, for programs.")
+DEFINE.json("File for the numbers, for programs.")
 
 _LABELS, _REPORTS = 14, 4096
 
@@ -136,7 +133,6 @@ def measure(config: Config, chip: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    prepare()
     rows = measure(Config.from_dict(_CONFIG.value.to_dict()), _CHIP.value)
     title = f"{_CONFIG.value.model.backbone} on {_CHIP.value}"
     table = Table(*(field.replace("_", " ") for field in rows[0]), title=title)
@@ -144,5 +140,4 @@ def main() -> None:
         cells = (f"{v:.4g}" if isinstance(v, int | float) else v or "-" for v in row.values())
         table.add_row(*cells)
     Console().print(table)
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(rows, indent=2))
+    DEFINE.write_json(rows)

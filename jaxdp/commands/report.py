@@ -15,9 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxdp.files import write_json
 from jaxdp.report.sweep import sweep_page, write_figures
-from jaxdp.runtime import prepare
 from jaxdp.sweep.analysis import SweepReport, analyse
 
 from .define import Define
@@ -26,7 +24,7 @@ DEFINE = Define()
 _SWEEP = DEFINE.string("sweep", None, "Folder of a sweep.", required=True)
 _OUTPUT = DEFINE.string("output", None, "Where to write; by default the sweep's folder.")
 _DRAWS = DEFINE.integer("draws", 10_000, "Resamples and permutations.", lower_bound=100)
-_JSON = DEFINE.string("json", None, "Also write scores and comparisons to this file.")
+DEFINE.json("Also write scores and comparisons to this file.")
 
 
 def numbers(report: SweepReport) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def numbers(report: SweepReport) -> dict[str, Any]:
         return [v if math.isfinite(v) else None for v in values]
 
     return {
-        "sweep": report.name,
+        "sweep": report.description["name"],
         "draws": report.draws,
         "joint": report.description["joint"],
         "collections": [
@@ -59,15 +57,13 @@ def numbers(report: SweepReport) -> dict[str, Any]:
 
 
 def main() -> None:
-    prepare()
     folder = Path(_SWEEP.value)
     output = Path(_OUTPUT.value or _SWEEP.value)
     report = analyse(folder, _DRAWS.value)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.html").write_text(sweep_page(report), encoding="utf-8")
     figures = write_figures(report, output / "figures")
-    if _JSON.value is not None:
-        write_json(Path(_JSON.value), numbers(report))
+    DEFINE.write_json(numbers(report))
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{len(report.finished)} of {len(report.members)} members, {len(figures)} figures: "

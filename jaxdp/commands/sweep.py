@@ -15,21 +15,18 @@ skipped if their settings are the same, interrupted ones resumed. `jaxdp report`
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
-from jaxdp.files import write_json
 from jaxdp.run.directory import RunError
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.train import Interrupted
-from jaxdp.runtime import prepare
 from jaxdp.sweep.accounting import SweepPlan, plan_sweep
 from jaxdp.sweep.directory import begin, describe
 from jaxdp.sweep.estimate import estimate_seconds
-from jaxdp.sweep.execute import EXECUTORS, finished, run_group, submit, wait
+from jaxdp.sweep.execute import EXECUTORS, finished, run_group, run_jobs
 from jaxdp.sweep.members import Sweep, load_sweep, override
-from jaxdp.sweep.progress import SweepProgress, clock, joint_lines, plan_table, winner_lines
+from jaxdp.sweep.progress import clock, joint_lines, plan_table, watching, winner_lines
 from jaxdp.sweep.results import results_table, write_results
 
 from .define import Define
@@ -52,7 +49,7 @@ _EXECUTOR = DEFINE.enum(
     "executor", "inline", EXECUTORS, "In this process, or by submitit: one job for each group."
 )
 _OPTIONS = DEFINE.list("executor_options", [], "submitit's: slurm_partition=gpu,...")
-_JSON = DEFINE.string("json", None, "Also write the plan, with all settings, to this file.")
+DEFINE.json("Also write the plan, with all settings, to this file.")
 
 
 def read_sweep() -> Sweep:
@@ -73,62 +70,51 @@ def read_sweep() -> Sweep:
 def train_all(plan: SweepPlan, interrupt: Interrupt, console: Console) -> list[str]:
     """Trains what is lacking; errors of jobs. Stops early where it is asked to."""
     folder = plan.sweep.path
-    progress = SweepProgress(plan, console)
     lacking = [
         index
         for index, names in enumerate(plan.groups)
         if not all([finished(plan.members[name]) for name in names])
     ]
-    with progress.watching():
+    with watching(plan, console):
         if _EXECUTOR.value == "inline":
             for index in lacking:
                 run_group(folder, index, interrupt)
             return []
         options = dict(option.partition("=")[::2] for option in _OPTIONS.value)
-        jobs = submit(folder, lacking, _EXECUTOR.value, options)
-        return wait(jobs, interrupt)
+        return run_jobs(folder, lacking, _EXECUTOR.value, options, interrupt)
 
 
 def main() -> None:
-    prepare()
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        plan = plan_sweep(read_sweep())
-        if _JSON.value is not None:
-            write_json(Path(_JSON.value), describe(plan))
-        if _DRY_RUN.value:
-            alone, total = estimate_seconds(plan)
-            console.print(plan_table(plan, alone))
-            if total:
-                console.print(f"in all, one program after the other, roughly {clock(total)}")
-            for line in joint_lines(plan):
-                console.print(line)
-            return
-        begin(plan)
-        for line in joint_lines(plan):
-            console.print(line)
-        with Interrupt() as interrupt:
-            try:
-                errors = train_all(plan, interrupt, console)
-            finally:
-                table = results_table(plan.members)
-                write_results(plan.sweep.path, table)
-        done = sum(finished(member) for member in plan.members.values())
-        if errors:
-            raise RunError("; ".join(errors) + "; the same command trains what is lacking")
-        if interrupt.received is not None:
-            stopped(interrupt, done, plan)
-        for line in winner_lines(plan):
-            console.print(line)
-        console.print(f"results of {done} members: {plan.sweep.path}/results.parquet and .csv")
-    except Interrupted:
-        stopped(interrupt, sum(finished(m) for m in plan.members.values()), plan)
-
-
-def stopped(interrupt: Interrupt, done: int, plan: SweepPlan) -> None:
-    print(
-        f"stopped and saved; {done} of {len(plan.members)} members are finished; the same command "
-        "goes on",
-        file=sys.stderr,
-    )
-    sys.exit(128 + interrupt.received)
+    plan = plan_sweep(read_sweep())
+    DEFINE.write_json(describe(plan))
+    if _DRY_RUN.value:
+        alone, total = estimate_seconds(plan)
+        console.print(plan_table(plan, alone))
+        if total:
+            console.print(f"in all, one program after the other, roughly {clock(total)}")
+        console.print(*joint_lines(plan), sep="\n")
+        return
+    begin(plan)
+    console.print(*joint_lines(plan), sep="\n")
+    errors = []
+    with Interrupt() as interrupt:
+        try:
+            errors = train_all(plan, interrupt, console)
+        except Interrupted:
+            pass  # `received` says so, too
+        finally:
+            write_results(plan.sweep.path, results_table(plan.members))
+    done = sum(finished(member) for member in plan.members.values())
+    if errors:
+        raise RunError("; ".join(errors) + "; the same command trains what is lacking")
+    if interrupt.received is not None:
+        print(
+            f"stopped and saved; {done} of {len(plan.members)} members are finished; the same "
+            "command goes on",
+            file=sys.stderr,
+        )
+        sys.exit(128 + interrupt.received)
+    for line in winner_lines(plan):
+        console.print(line)
+    console.print(f"results of {done} members: {plan.sweep.path}/results.parquet and .csv")

@@ -28,7 +28,6 @@ from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor, SilentMonitor
 from jaxdp.run.processes import is_first, join
 from jaxdp.run.train import Interrupted, train
-from jaxdp.runtime import prepare
 from jaxdp.sweep.estimate import backbone_size, estimate_run
 from jaxdp.sweep.progress import clock
 from jaxdp.training.stages import plan_run
@@ -36,7 +35,7 @@ from jaxdp.training.stages import plan_run
 from .define import Define
 
 DEFINE = Define()
-_CONFIG = DEFINE.config("config", "Name, or Python file with get_config().", required=True)
+_CONFIG = DEFINE.config()
 _RESUME = DEFINE.bool("resume", False, "Continue a run that was stopped.")
 _PLAN = DEFINE.bool("plan", False, "Print what the run would do, cost and release; no more.")
 
@@ -64,7 +63,6 @@ def show_plan(config: Config, console: Console) -> None:
 
 
 def main() -> None:
-    prepare()
     try:
         config = Config.from_dict(_CONFIG.value.to_dict())
         if _PLAN.value:

@@ -124,32 +124,32 @@ def label_file(
                     raise DataError(f"{source}: row {bad[0].number} {bad[0].problem}")
                 skipped += bad
                 good = [row for row in chunk if not row.problem]
-                if not good:
-                    continue
-                texts = [row.text for row in good]
-                read = classifier.evidence(texts) if evidence else [()] * len(texts)
-                answers = classifier.predict_proba(texts)
-                decided = classifier.task.decide(answers) if one_class else answers >= least
-                told = classifier.task.answers(decided, np.array(names)).tolist()
-                found = []
-                for row, yes, answer, values, said in zip(
-                    good, decided, told, answers.tolist(), read, strict=True
-                ):
-                    cells = [row.number, *([answer] if one_class else answer), *values]
+                if good:
+                    columns = _answers(classifier, [row.text for row in good], least, evidence)
                     if id_column is not None:
-                        cells.insert(1, row.id)
-                    cells += [
-                        text if y else None
-                        for text, y in zip(said, yes, strict=False)
-                        if y or not one_class
-                    ]
-                    found.append(dict(zip(kinds, cells, strict=True)))
-                write(found)
-                labelled += len(good)
+                        columns.insert(0, [row.id for row in good])
+                    columns.insert(0, [row.number for row in good])
+                    cells = zip(*columns, strict=True)
+                    write([dict(zip(kinds, row, strict=True)) for row in cells])
+                    labelled += len(good)
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
     return Outcome(labelled, tuple(skipped))
+
+
+def _answers(
+    classifier: ReleasedClassifier, texts: list[str], least: np.ndarray, evidence: bool
+) -> list[list[Any]]:
+    """Columns of decisions, probabilities and, if asked for, evidence, each [n]."""
+    task, probabilities = classifier.task, classifier.predict_proba(texts)
+    decided = task.decide(probabilities) if task.one_class else probabilities >= least
+    told = task.answers(decided, np.array(classifier.labels))
+    columns = [*([told] if task.one_class else told.T), *probabilities.T]
+    if evidence:
+        read = np.where(decided, np.array(classifier.evidence(texts), object), None)
+        columns += [read[decided]] if task.one_class else [*read.T]
+    return [column.tolist() for column in columns]
 
 
 def _thresholds(given: Mapping[str, Any], labels: tuple[str, ...]) -> np.ndarray:

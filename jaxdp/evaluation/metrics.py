@@ -94,10 +94,11 @@ def reliability(
     probabilities, and how many are positive.
 
     Args:
-        probabilities: [..., num_labels] in [0, 1].
-        labels: as many: 1, 0, or negative for unknown.
+        probabilities: [..., n, num_labels] in [0, 1].
+        labels: [n, num_labels]: 1, 0, or negative for unknown.
         task: see `models.tasks.TASKS`.
     """
+    labels = np.broadcast_to(labels, probabilities.shape)
     judged = TASKS[task].judged(probabilities, labels)
     p, positive = probabilities[judged].astype(np.float64), labels[judged] == 1
     bins = np.minimum((p * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)

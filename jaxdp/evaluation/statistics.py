@@ -24,15 +24,15 @@ _CHUNK = 2**23
 """Weights held at once: 32 MB."""
 
 
-def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of one value per seed, with Student's interval: what other seeds would give.
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean of one value per seed, with Student's 95 % interval: what other seeds would give.
 
     One seed tells nothing of others: its interval is (-inf, inf).
     """
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, -np.inf, np.inf
-    error = scipy.stats.sem(values) * scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+    error = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1)
     return mean, mean - float(error), mean + float(error)
 
 
@@ -40,25 +40,21 @@ def over_reports(
     ours: Sequence[np.ndarray],
     theirs: Sequence[np.ndarray],
     labels: np.ndarray,
-    *,
-    units: np.ndarray | None = None,
     draws: int = 2000,
-    confidence: float = 0.95,
 ) -> Interval:
-    """Difference of weighted F1, averaged over seeds, with a paired bootstrap interval: what the
-    same models would score on other test reports.
+    """Difference of weighted F1, averaged over seeds, with a paired bootstrap interval of 95 %:
+    what the same models would score on other test reports.
 
     Args:
         ours, theirs: per seed, probabilities [n, num_labels] for the same reports.
         labels: [n, num_labels]: 1, 0, or -1 for unknown.
-        units: [n] what is resampled as a whole; None: every report on its own.
         draws: resampled test sets.
     """
     both = np.stack([*ours, *theirs])
     estimate = f1_scores(both, labels)["weighted_f1"]
-    resampled = bootstrap_scores(both, labels, units=units, draws=draws)["weighted_f1"]
+    resampled = bootstrap_scores(both, labels, draws=draws)["weighted_f1"]
     sign = np.array([1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs))
-    return percentile_interval(sign @ estimate, sign @ resampled, confidence)
+    return percentile_interval(sign @ estimate, sign @ resampled)
 
 
 def f1_scores(
@@ -76,8 +72,7 @@ def f1_scores(
         [members, draws], or without weights [members]; "per_label" has num_labels as last axis.
     """
     counts = np.ones((1, len(labels))) if weights is None else weights
-    hits, decided, positive = _indicators(probabilities, labels)
-    scores = _f1(*(_count(counts, x) for x in (hits, decided, positive[None])))
+    scores = _f1(*(_count(counts, x) for x in _indicators(probabilities, labels)))
     return scores if weights is not None else {k: v[:, 0] for k, v in scores.items()}
 
 
@@ -89,37 +84,30 @@ def bootstrap_scores(
     draws: int = 10_000,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """`f1_scores` on `draws` resampled test sets, the same ones for every member: units are drawn
-    with replacement, as many as there are, each with all of its reports."""
-    units = np.arange(len(labels)) if units is None else np.unique(units, return_inverse=True)[1]
-    hits, decided, positive = _indicators(probabilities, labels)
-    parts = []
+    """`f1_scores` on `draws` resampled test sets, the same ones for every member: units [n] are
+    drawn with replacement, as many as there are, each with all of its reports; None: every report
+    is one."""
+    units, parts = _numbered(units, len(labels)), []
     for size, rng in _chunks(draws, len(labels), seed):
         drawn = rng.integers(0, units.max() + 1, (size, units.max() + 1))
         drawn += np.arange(size)[:, None] * (units.max() + 1)
         counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        weights = counts[:, units]
-        parts.append(_f1(*(_count(weights, x) for x in (hits, decided, positive[None]))))
+        parts.append(f1_scores(probabilities, labels, counts[:, units]))
     return {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
 
 
-def percentile_interval(
-    estimate: float, resampled: np.ndarray, confidence: float = 0.95
-) -> Interval:
-    """The middle `confidence` of [draws] resampled values, around the estimate itself."""
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail])
+def percentile_interval(estimate: float, resampled: np.ndarray) -> Interval:
+    """The middle 95 % of [draws] resampled values, around the estimate itself."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return float(estimate), float(low), float(high)
 
 
-def mean_over_seeds(resampled: np.ndarray, seed: int | None = None) -> np.ndarray:
-    """[draws] means of [seeds, draws] scores. With `seed`, seeds are resampled in each draw, too:
-    what other reports AND other seeds would give.
+def mean_over_seeds(resampled: np.ndarray, seed: int) -> np.ndarray:
+    """[draws] means of [seeds, draws] scores, of seeds that are resampled in each draw: what other
+    reports AND other seeds would give.
 
     Few seeds say little of others: resampled, S of them show only (S - 1) / S of their variance.
     """
-    if seed is None:
-        return resampled.mean(0)
     chosen = np.random.default_rng(seed).integers(0, len(resampled), resampled.shape)
     return np.take_along_axis(resampled, chosen, axis=0).mean(0)
 
@@ -150,12 +138,9 @@ def permutation_test(
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"paired sides must have one shape, not {ours.shape} and {theirs.shape}")
-    units = np.arange(len(labels)) if units is None else np.unique(units, return_inverse=True)[1]
-    positive, both = None, []
-    for side in (ours, theirs):
-        *indicators, positive = _indicators(side, labels)
-        both.append(indicators)
-    support = positive.sum(0)[None, None]
+    units = _numbered(units, len(labels))
+    (*a, positive), (*b, _) = (_indicators(side, labels) for side in (ours, theirs))
+    both, support = (a, b), positive.sum(1, keepdims=True)
     once = np.ones((1, len(labels)))
 
     def difference(a, b):
@@ -201,10 +186,14 @@ def hedges_g(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 
 def _indicators(probabilities, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(right positives, decisions for positive [members, n, L], positives [n, L]), as float32."""
-    known, positive = labels >= 0, labels == 1
-    decided = (probabilities >= DECISION_THRESHOLD) & known
-    return tuple(x.astype(np.float32) for x in (decided & positive, decided, positive))
+    """(right positives, decisions for positive [members, n, L], positives [1, n, L]), float32."""
+    decided, positive = (probabilities >= DECISION_THRESHOLD) & (labels >= 0), labels == 1
+    return tuple(x.astype(np.float32) for x in (decided & positive, decided, positive[None]))
+
+
+def _numbered(units: np.ndarray | None, n: int) -> np.ndarray:
+    """[n] the number of each report's unit, from 0 without gaps; None: every report's own."""
+    return np.arange(n) if units is None else np.unique(units, return_inverse=True)[1]
 
 
 def _count(weights: np.ndarray, indicators: np.ndarray) -> np.ndarray:
@@ -219,17 +208,15 @@ def _count(weights: np.ndarray, indicators: np.ndarray) -> np.ndarray:
 def _f1(hits, decided, support) -> dict[str, np.ndarray]:
     """F1 from counts [members, draws, L]; 0 where nothing is positive and nothing decided."""
 
-    def ratio(hits, both):
-        return 2 * hits / np.maximum(both, 1)
+    def ratio(part, whole):
+        return part / np.maximum(whole, 1)
 
-    per_label = ratio(hits, support + decided)
-    total = np.maximum(support.sum(-1), 1)
+    per_label = ratio(2 * hits, support + decided)
     return {
-        "weighted_f1": (per_label * support).sum(-1) / total,
-        "micro_f1": ratio(hits.sum(-1), (support + decided).sum(-1)),
+        "weighted_f1": ratio((per_label * support).sum(-1), support.sum(-1)),
+        "micro_f1": ratio(2 * hits.sum(-1), (support + decided).sum(-1)),
         "macro_f1": per_label.mean(-1),
-        "balanced_accuracy": (hits / np.maximum(support, 1)).sum(-1)
-        / np.maximum((support > 0).sum(-1), 1),
+        "balanced_accuracy": ratio(ratio(hits, support).sum(-1), (support > 0).sum(-1)),
         "per_label": per_label,
     }
 

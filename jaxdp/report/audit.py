@@ -2,14 +2,15 @@
 """What an audit leaves on disk: two figures, a short report, and the numbers as JSON."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from jaxdp.audit.config import AuditConfig
-from jaxdp.audit.run import HEADINGS, Finding, showings, summary
+from jaxdp.audit.run import HEADINGS, Finding
 from jaxdp.files import write_json
 
 from .draw import COLOURS, INK, SOFT, new_figure, styled
@@ -21,19 +22,21 @@ TITLES = {
 }
 
 
-def write_report(directory: Path, config: AuditConfig, findings: list[Finding]) -> None:
-    """audit.json, report.md, roc.png and epsilon.png in `directory`, which exists."""
-    write_json(directory / "audit.json", summary(config, findings))
+def write_report(directory: Path, summary: Mapping[str, Any], findings: list[Finding]) -> None:
+    """audit.json, report.md, roc.png and epsilon.png in `directory`, which exists; `summary` is
+    that of `audit.run`."""
+    write_json(directory / "audit.json", summary)
     roc_plot(findings).savefig(directory / "roc.png", dpi=150)
-    epsilon_plot(findings, config).savefig(directory / "epsilon.png", dpi=150)
+    bars = epsilon_plot(findings, summary["delta"], summary["confidence"])
+    bars.savefig(directory / "epsilon.png", dpi=150)
     text = render(
         "audit.md",
-        config=config,
+        config=summary["config"],
         headings=HEADINGS,
         rows=[finding.cells() for finding in findings],
         broken=dict.fromkeys(f.variant.name for f in findings if f.variant.broken),
-        showings=showings(findings),
-        rarer=f"{1 - config.audit.confidence:.2g}",
+        showings=summary["showings"],
+        rarer=f"{1 - summary['confidence']:.2g}",
     )
     (directory / "report.md").write_text(text, encoding="utf-8")
 
@@ -73,7 +76,7 @@ def roc_plot(findings: list[Finding]) -> Figure:
 
 
 @styled
-def epsilon_plot(findings: list[Finding], config: AuditConfig) -> Figure:
+def epsilon_plot(findings: list[Finding], delta: float, confidence: float) -> Figure:
     """Bars: what is proven. Lines: what is claimed."""
     figure, panels = _panels(findings, 7.4, 2.9)
     for ax, members in panels:
@@ -90,8 +93,6 @@ def epsilon_plot(findings: list[Finding], config: AuditConfig) -> Figure:
         ax.set_yticks(range(len(members)), [f.variant.name for f in members])
         ax.invert_yaxis()
         ax.set_xlim(0, 1.75 * max(f.bounds.epsilon for f in findings))
-        ax.set_xlabel(f"epsilon at delta {config.privacy.delta:g}")
-    figure.suptitle(
-        f"bars: lower bound at {config.audit.confidence:.0%} confidence; black: claimed epsilon"
-    )
+        ax.set_xlabel(f"epsilon at delta {delta:g}")
+    figure.suptitle(f"bars: lower bound at {confidence:.0%} confidence; black: claimed epsilon")
     return figure

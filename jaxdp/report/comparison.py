@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from jaxdp.peers.job import SIDES
@@ -67,11 +68,9 @@ def _f1_figure(summary: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str,
         rows = [row for row in summary if row["recipe"] == recipe]
         at = {row["epsilon"]: epsilons.index(row["epsilon"]) for row in rows}
         at = {e: x + (i - (len(series) - 1) / 2) * 0.6 / len(series) for e, x in at.items()}
-        mean, low, high = zip(*(row[side]["weighted_f1"] for row in rows), strict=True)
-        ends = [
-            [m - (m if end is None else end) for m, end in zip(mean, low, strict=True)],
-            [(m if end is None else end) - m for m, end in zip(mean, high, strict=True)],
-        ]
+        # An end that is None, of one seed, becomes not a number, and its bar nothing.
+        mean, low, high = np.array([row[side]["weighted_f1"] for row in rows], float).T
+        ends = np.nan_to_num([mean - low, high - mean])
         style = {"color": SIDE_COLOURS[side], "marker": "osD^v"[i // 2 % 5], "linestyle": ""}
         axes.errorbar(at.values(), mean, ends, capsize=4, label=f"{side}, {recipe}", **style)
         dots = [r for r in runs if (r["recipe"], r["side"]) == (recipe, side)]

@@ -142,10 +142,9 @@ def calibration(collection: Collection) -> Panel:
     for them; a line for each setting, and the diagonal, where the two agree."""
     even = tuple(Point(x, x, note="as often as was said") for x in (0.0, 1.0))
     lines = [Line("as often as said", COLOURS[-1], even)]
-    for i, setting in enumerate(collection.settings):
+    for i, (name, setting) in enumerate(zip(collection.names, collection.settings, strict=True)):
         counts, sums, positives = setting.reliability.T
         most = np.maximum(counts, 1)
-        name = collection.names[i]
         points = tuple(
             Point(p, share, note=f"{name}: said {p:.2f}, is {share:.2f}, {int(n):,} answers")
             for n, p, share in zip(counts, sums / most, positives / most, strict=True)
@@ -159,16 +158,14 @@ def calibration(collection: Collection) -> Panel:
 def training(report: SweepReport, collection: Collection) -> Panel:
     """Weighted F1 on validation reports over training steps; a colour for each setting."""
     lines, marks = [], {}
-    for i, setting in enumerate(collection.settings):
-        name = collection.names[i]
+    for i, (name, setting) in enumerate(zip(collection.names, collection.settings, strict=True)):
         for member in setting.members:
             config = report.members[member].config
             offset = config.head_stage.steps
             points = []
             for e in report.histories.get(member, []):
                 # With a head stage, that is stage 0, and the main stage begins after its steps.
-                main = e["stage"] > 0 or not offset
-                x = e["step"] + (offset if main else 0)
+                x = e["step"] + (offset if e["stage"] else 0)
                 note = f"{member}, step {x}: {e['weighted_f1']:.3f}"
                 points.append(Point(x, e["weighted_f1"], note=note))
             if points:

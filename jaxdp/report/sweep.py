@@ -2,7 +2,6 @@
 """A sweep as one self-contained page, and as figures for a paper."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jaxdp.dp.statement import rounded_up
-from jaxdp.sweep.analysis import Collection, SweepReport, flat
+from jaxdp.sweep.analysis import Collection, SweepReport
 
 from .draw import INK, new_figure, save, styled
 from .lines import calibration, curve, interval_text, training
@@ -25,7 +24,7 @@ _HIDDEN = {"run.dir", "run.name", "data.root", "data.cache", "teacher.path", "ru
 def sweep_page(report: SweepReport) -> str:
     """The HTML; deterministic for the same folder."""
     members, described = report.members, report.description["members"]
-    settings = {name: flat(member.config) for name, member in members.items()}
+    settings = {name: member.settings for name, member in members.items()}
     first = next(iter(settings.values()))
     fields = [f for f in first if f not in _HIDDEN]
     differ = [f for f in fields if len({str(s[f]) for s in settings.values()}) > 1]
@@ -34,7 +33,7 @@ def sweep_page(report: SweepReport) -> str:
         report=report,
         cards=_cards(report),
         collections=[_collection(report, c, i) for i, c in enumerate(report.collections)],
-        joints=[_joint(joint) for joint in report.description["joint"]],
+        joints=[joint | _told(joint) for joint in report.description["joint"]],
         outside=sum(m["epsilon"] is None for m in described.values()),
         seeded=any(m.config.run.research_seed is not None for m in members.values()),
         costs=_costs(report),
@@ -65,15 +64,12 @@ def _cards(report: SweepReport) -> list[tuple[str, str]]:
     return cards
 
 
-def _joint(joint: dict[str, Any]) -> dict[str, Any]:
+def _told(joint: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of a joint cost in other words."""
     epsilon = joint["epsilon"]
     claimed = epsilon is not None
     return {
-        "count": len(joint["members"]),
-        "source": joint["source"],
-        "unit": joint["unit"],
-        "epsilon": _epsilon(epsilon) if claimed else None,
-        "delta": f"{joint['delta']:g}",
+        "epsilon": rounded_up(epsilon) if claimed else None,
         "odds": rounded_up(math.exp(epsilon)) if claimed and epsilon < 700 else "more than 10^300",
         "mechanisms": [
             [name, f"{m['expected_batch_size'] / m['units']:.4g}"]
@@ -149,13 +145,15 @@ def _differences(collection: Collection) -> list[list[dict[str, Any]]]:
     names, cells = collection.names, {}
     for c in collection.comparisons:
         effect = "" if c.effect is None else f", Hedges' g over seeds {c.effect:+.1f}"
+        sure = c.adjusted_p <= 0.05
         for row, column, sign in ((c.row, c.column, 1), (c.column, c.row, -1)):
+            difference = f"{sign * c.difference:+.3f}"
             cells[row, column] = {
-                "text": f"{sign * c.difference:+.3f}",
+                "text": difference,
                 "small": f"p = {c.adjusted_p:.3f}" if c.adjusted_p >= 0.001 else "p < 0.001",
-                "class": "sure" if c.adjusted_p <= 0.05 else "",
-                "colours": (_SURE if c.adjusted_p <= 0.05 else "white", INK),
-                "tip": f"{names[row]} minus {names[column]}: {sign * c.difference:+.3f}, "
+                "class": "sure" if sure else "",
+                "colours": (_SURE if sure else "white", INK),
+                "tip": f"{names[row]} minus {names[column]}: {difference}, "
                 f"p {c.p:.2g}, after Holm {c.adjusted_p:.2g}{effect}",
             }
     blank = {"text": "", "small": "", "class": "none"}
@@ -196,22 +194,20 @@ def write_figures(report: SweepReport, folder: Path) -> list[Path]:
     """<figure>_<source>_<unit>.pdf and .png for each collection; the paths, PDFs first."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for collection in report.collections:
-        for name, figure in _figures(report, collection):
-            written += save(figure, folder / f"{name}_{collection.source}_{collection.unit}")
+    for c in report.collections:
+        figures = {
+            "curve": curve(c).figure(),
+            "labels": _grid(c, _labels(c)),
+            "calibration": calibration(c).figure(),
+        }
+        if c.comparisons:
+            about = "row minus column, weighted F1, and p (Holm); shaded at 0.05"
+            figures["differences"] = _grid(c, _differences(c), about)
+        if (steps := training(report, c)).lines:
+            figures["training"] = steps.figure()
+        for name, figure in figures.items():
+            written += save(figure, folder / f"{name}_{c.source}_{c.unit}")
     return sorted(written, key=lambda path: path.suffix)
-
-
-def _figures(report: SweepReport, collection: Collection) -> Iterator[tuple[str, Figure]]:
-    yield "curve", curve(collection).figure()
-    yield "labels", _grid(collection, _labels(collection))
-    if collection.comparisons:
-        about = "row minus column, weighted F1, and p (Holm); shaded at 0.05"
-        yield "differences", _grid(collection, _differences(collection), about)
-    yield "calibration", calibration(collection).figure()
-    steps = training(report, collection)
-    if steps.lines:
-        yield "training", steps.figure()
 
 
 @styled

@@ -6,8 +6,6 @@ also hold un-noised diagnostics. Neither ever holds a report's text or an id.
 """
 
 import contextlib
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp import recipe
+from jaxdp import recipe, runtime
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.inference import Watch, unwatched
@@ -46,8 +44,7 @@ def _epsilon(value: float | str | None) -> str:
 def peak_memory() -> str:
     """The most memory that this process has held so far, on the host and, where it says, on the
     fullest device."""
-    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-    parts = [f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"]
+    parts = [f"{runtime.peak_memory() / 1e9:.2f} GB"]
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     on_device = max(s.get("peak_bytes_in_use", 0) for s in stats)
     if on_device:

@@ -4,7 +4,6 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from jaxdp import dp
 from jaxdp.training.stages import RunPlan, plan_run
@@ -20,27 +19,16 @@ class JointCost:
     Attributes:
         members: names; those without privacy are not among them, and nothing covers those.
         delta: the smallest of theirs.
-        mechanisms: what they do together, for a ledger.
         epsilon: None where too little noise is left to claim anything.
+        mechanisms: what they do together, for a ledger.
     """
 
     source: str
     unit: str
     members: tuple[str, ...]
     delta: float
-    mechanisms: Mapping[str, dp.SubsampledGaussian]
     epsilon: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "source": self.source,
-            "unit": self.unit,
-            "members": list(self.members),
-            "delta": self.delta,
-            "epsilon": self.epsilon,
-            "mechanisms": {n: dataclasses.asdict(m) for n, m in self.mechanisms.items()},
-        }
+    mechanisms: Mapping[str, dp.SubsampledGaussian]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +38,11 @@ class SweepPlan:
     sweep: Sweep
     members: Mapping[str, Member]
     plans: Mapping[str, RunPlan]
-    groups: tuple[tuple[str, ...], ...]
+    groups: list[list[str]]
+
+    def group_of(self, name: str) -> int:
+        """The index of a member's group."""
+        return next(i for i, names in enumerate(self.groups) if name in names)
 
     def epsilon(self, name: str) -> float | None:
         """Of one member alone, at its own delta; None without privacy."""
@@ -58,20 +50,23 @@ class SweepPlan:
         delta = self.members[name].config.privacy.delta
         return dp.epsilon_pld(mechanisms, delta) if mechanisms else None
 
+    def private(self, index: int) -> list[str]:
+        """The members of a group that are trained with privacy."""
+        return [n for n in self.groups[index] if self.plans[n].mechanisms()]
+
     def group_mechanisms(self, index: int) -> dict[str, dp.SubsampledGaussian]:
         """What the private members of a group do together."""
-        each = {n: m for n in self.groups[index] if (m := self.plans[n].mechanisms())}
+        each = {name: self.plans[name].mechanisms() for name in self.private(index)}
         if self.sweep.share_sampling:
             return dp.joint_mechanisms(list(each.values()))
         return {f"{n}: {stage}": m for n, stages in each.items() for stage, m in stages.items()}
 
     def group_epsilon(self, index: int) -> float | None:
         """Of publishing all private members of a group; None where nothing can be claimed."""
-        private = [n for n in self.groups[index] if self.plans[n].mechanisms()]
+        private = self.private(index)
         if not private:
             return None
-        delta = min(self.members[n].config.privacy.delta for n in private)
-        return _claimable(self.group_mechanisms(index), delta)
+        return _claimable(self.group_mechanisms(index), self._delta(private))
 
     def joint_costs(self) -> list[JointCost]:
         """One for each collection and privacy unit. Groups draw their own samples, so they compose.
@@ -80,34 +75,36 @@ class SweepPlan:
         names are for people to add up.
         """
         found: dict[tuple, list[int]] = {}
-        for index, names in enumerate(self.groups):
-            config = self.members[names[0]].config
-            if any(self.plans[n].mechanisms() for n in names):
-                key = (config.data.source, config.data.root, config.privacy.unit)
-                found.setdefault(key, []).append(index)
+        for index, (first, *_) in enumerate(self.groups):
+            data, privacy = self.members[first].config.data, self.members[first].config.privacy
+            if self.private(index):
+                found.setdefault((data.source, data.root, privacy.unit), []).append(index)
         costs = []
         for (source, _, unit), indices in found.items():
-            private = [n for i in indices for n in self.groups[i] if self.plans[n].mechanisms()]
+            names = tuple(name for i in indices for name in self.private(i))
             mechanisms = {
                 f"group {i + 1}, {stage}": m
                 for i in indices
                 for stage, m in self.group_mechanisms(i).items()
             }
-            delta = min(self.members[n].config.privacy.delta for n in private)
+            delta = self._delta(names)
             epsilon = _claimable(mechanisms, delta)
-            costs.append(JointCost(source, unit, tuple(private), delta, mechanisms, epsilon))
+            costs.append(JointCost(source, unit, names, delta, epsilon, mechanisms))
         return costs
+
+    def _delta(self, names) -> float:
+        return min(self.members[name].config.privacy.delta for name in names)
 
 
 def plan_sweep(sweep: Sweep) -> SweepPlan:
     """Expands and calibrates a sweep; nothing is read or written.
 
     Raises:
-        ConfigError: see `expand` and `plan_run`; the message names the member.
+        ConfigError: see `expand` and `plan_run`.
     """
     members = expand(sweep)
     plans = {name: plan_run(member.config) for name, member in members.items()}
-    return SweepPlan(sweep, members, plans, tuple(map(tuple, groups(members))))
+    return SweepPlan(sweep, members, plans, groups(members))
 
 
 def _claimable(mechanisms: Mapping[str, dp.SubsampledGaussian], delta: float) -> float | None:

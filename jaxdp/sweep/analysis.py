@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxdp.config import Config
 from jaxdp.evaluation.metrics import reliability
 from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.evaluation.statistics import (
@@ -30,7 +29,7 @@ from jaxdp.run.directory import RunError
 from .directory import read_description, read_members
 from .history import evaluations, peak_memory, read_history, seconds
 from .members import Member
-from .paper import DATASETS
+from .paper import DATASETS, Place
 
 AVERAGES = (*F1_AVERAGES, "balanced_accuracy")
 _NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
@@ -41,7 +40,7 @@ class Setting:
     """Members that differ in their seed alone.
 
     Attributes:
-        source, model, mode, unit: as configured.
+        model, mode: as configured.
         recipe: what else tells it from others of these and the same epsilon; mostly nothing.
         epsilon: target; None without privacy.
         members: finished ones, by seed.
@@ -52,10 +51,8 @@ class Setting:
         seconds, peak_memory: mean and maximum over members; None if not recorded.
     """
 
-    source: str
     model: str
     mode: str
-    unit: str
     recipe: str
     epsilon: float | None
     members: tuple[str, ...]
@@ -95,7 +92,6 @@ class Collection:
     source: str
     unit: str
     reports: int
-    units: int
     task: str
     label_names: tuple[str, ...]
     support: np.ndarray
@@ -124,8 +120,8 @@ class Collection:
 class SweepReport:
     """All that the page and the figures show."""
 
-    name: str
     description: Mapping[str, Any]
+    """What sweep.json holds."""
     members: Mapping[str, Member]
     finished: tuple[str, ...]
     collections: tuple[Collection, ...]
@@ -152,121 +148,100 @@ def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
         n: TestPredictions.read(m.path / "private" / "test_predictions.npz")
         for n, m in done.items()
     }
-    recipes = _recipes({n: m.config for n, m in done.items()})
-    tested: dict[tuple, list[str]] = {}
+    tested: dict[tuple, list[Member]] = {}
     for name, member in done.items():
-        a = answers[name]
+        a, config = answers[name], member.config
         same = (a.reports.tobytes(), a.labels.tobytes(), a.units.tobytes(), a.label_names)
-        data, unit = member.config.data, member.config.privacy.unit
-        tested.setdefault((data.source, unit, data.task, same), []).append(name)
-    collections = tuple(
-        _collection(source, unit, task, {n: done[n] for n in names}, answers, recipes, draws)
-        for (source, unit, task, _), names in tested.items()
-    )
+        key = (config.data.source, config.privacy.unit, config.data.task, same)
+        tested.setdefault(key, []).append(member)
+    recipes = _recipes(done)
     histories = {n: evaluations(read_history(m.path)) for n, m in members.items()}
     return SweepReport(
-        name=description["name"],
         description=description,
         members=members,
         finished=tuple(done),
-        collections=collections,
+        collections=tuple(_collection(c, answers, recipes, draws) for c in tested.values()),
         histories={n: h for n, h in histories.items() if h},
         draws=draws,
     )
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Every setting by "section.field"."""
-    return {
-        f"{section}.{field}": value
-        for section, fields in config.to_dict().items()
-        for field, value in fields.items()
-    }
-
-
-def _place(config: Config) -> tuple:
-    model = config.model.backbone.rstrip("/").split("/")[-1]
-    return config.data.source, model, config.train.mode, config.privacy.unit, config.privacy.epsilon
-
-
-def _recipes(configs: Mapping[str, Config]) -> dict[str, str]:
-    """Member -> the settings that tell it from others of the same data, model, mode and epsilon;
-    none that follows from the phrasebook or those after it, as what a recipe has chosen does."""
-    settings = {name: flat(config) for name, config in configs.items()}
-    told = {name: _place(config) for name, config in configs.items()}
+def _recipes(members: Mapping[str, Member]) -> dict[str, str]:
+    """Member -> the settings that tell it from others of the same place in the table; none that
+    follows from the phrasebook or those after it, as what a recipe has chosen does."""
+    told = {name: Place.of(member.config) for name, member in members.items()}
     telling = []
-    fields = reversed(list(next(iter(settings.values()))))
+    fields = reversed(list(next(iter(members.values())).settings))
     for field in sorted(fields, key=lambda field: field != "warm_start.phrasebook"):
-        more = {name: (told[name], settings[name][field]) for name in told}
+        more = {name: (told[name], members[name].settings[field]) for name in told}
         if field not in _NOT_RECIPE and len(set(more.values())) > len(set(told.values())):
             telling.insert(0, field)
             told = more
     return {
-        name: ", ".join(f"{f.partition('.')[2].replace('_', ' ')} {own[f]}" for f in telling)
-        for name, own in settings.items()
+        name: ", ".join(
+            f"{f.partition('.')[2].replace('_', ' ')} {member.settings[f]}" for f in telling
+        )
+        for name, member in members.items()
     }
 
 
 def _collection(
-    source: str,
-    unit: str,
-    task: str,
-    members: Mapping[str, Member],
+    members: Sequence[Member],
     answers: Mapping[str, TestPredictions],
     recipes: Mapping[str, str],
     draws: int,
 ) -> Collection:
-    groups: dict[tuple, list[str]] = {}
-    for name, member in members.items():
-        groups.setdefault((*_place(member.config), recipes[name]), []).append(name)
+    """Of members that were tested on the same reports."""
+    config, first = members[0].config, answers[members[0].name]
+    task, labels, units = TASKS[config.data.task], first.labels, first.units
+    alike: dict[tuple[Place, str], list[Member]] = {}
+    for member in members:
+        alike.setdefault((Place.of(member.config), recipes[member.name]), []).append(member)
 
-    def order(item):
-        (_, model, mode, _, epsilon, recipe), _ = item
-        return model, mode, recipe, epsilon is None, epsilon or 0.0
+    def order(key):
+        place, recipe = key
+        return place.model, place.mode, recipe, place.epsilon is None, place.epsilon or 0.0
 
-    first = answers[next(iter(members))]
-    labels, units = first.labels, first.units
     settings, sides = [], []
-    for key, names in sorted(groups.items(), key=order):
-        names = sorted(names, key=lambda n: members[n].seed)
-        side = np.stack([answers[n].probabilities for n in names])
-        sides.append(TASKS[task].decide(side))
-        bins = reliability(side, np.broadcast_to(labels, side.shape), task)
-        settings.append(_setting(key, names, members, sides[-1], bins, labels, units, draws))
+    for place, recipe in sorted(alike, key=order):
+        repeated = sorted(alike[place, recipe], key=lambda member: member.seed)
+        probabilities = np.stack([answers[m.name].probabilities for m in repeated])
+        decided = task.decide(probabilities)
+        sides.append(decided)
+        estimate = f1_scores(decided, labels)
+        resampled = bootstrap_scores(decided, labels, units=units, draws=draws)
+        histories = [read_history(m.path) for m in repeated]
+        times = [t for h in histories if (t := seconds(h)) > 0]
+        peaks = [p for h in histories if (p := peak_memory(h)) is not None]
+        setting = Setting(
+            model=place.model,
+            mode=place.mode,
+            recipe=recipe,
+            epsilon=place.epsilon,
+            members=tuple(m.name for m in repeated),
+            scores={
+                average: percentile_interval(
+                    estimate[average].mean(), mean_over_seeds(resampled[average], seed=1)
+                )
+                for average in AVERAGES
+            },
+            seeds={average: over_seeds(estimate[average].tolist()) for average in AVERAGES},
+            per_label=estimate["per_label"].mean(0),
+            reliability=reliability(probabilities, labels, config.data.task),
+            seconds=float(np.mean(times)) if times else None,
+            peak_memory=max(peaks, default=None),
+        )
+        settings.append(setting)
     return Collection(
-        source=source,
-        unit=unit,
-        task=task,
+        source=config.data.source,
+        unit=config.privacy.unit,
+        task=config.data.task,
         reports=len(labels),
-        units=len(np.unique(units)),
         label_names=first.label_names,
         support=(labels == 1).sum(0),
         settings=tuple(settings),
         comparisons=tuple(_comparisons(sides, labels, units, draws)),
     )
-
-
-def _setting(key, names, members, side, bins, labels, units, draws) -> Setting:
-    source, model, mode, unit, epsilon, recipe = key
-    estimate = f1_scores(side, labels)
-    resampled = bootstrap_scores(side, labels, units=units, draws=draws)
-    histories = [read_history(members[n].path) for n in names]
-    peaks = [p for h in histories if (p := peak_memory(h)) is not None]
-    times = [t for h in histories if (t := seconds(h)) > 0]
-    return Setting(
-        source, model, mode, unit, recipe, epsilon, tuple(names),
-        scores={
-            average: percentile_interval(
-                estimate[average].mean(), mean_over_seeds(resampled[average], seed=1)
-            )
-            for average in AVERAGES
-        },
-        seeds={average: over_seeds(estimate[average].tolist()) for average in AVERAGES},
-        per_label=estimate["per_label"].mean(0),
-        reliability=bins,
-        seconds=float(np.mean(times)) if times else None,
-        peak_memory=max(peaks, default=None),
-    )  # fmt: skip
 
 
 def _comparisons(

@@ -24,7 +24,7 @@ def describe(plan: SweepPlan) -> dict[str, Any]:
         "share_sampling": plan.sweep.share_sampling,
         "members": {
             name: {
-                "group": next(i for i, g in enumerate(plan.groups) if name in g),
+                "group": plan.group_of(name),
                 "seed": member.seed,
                 "epsilon": plan.epsilon(name),
                 "noise_multipliers": {
@@ -35,10 +35,10 @@ def describe(plan: SweepPlan) -> dict[str, Any]:
             for name, member in plan.members.items()
         },
         "groups": [
-            {"members": list(names), "epsilon": plan.group_epsilon(i)}
+            {"members": names, "epsilon": plan.group_epsilon(i)}
             for i, names in enumerate(plan.groups)
         ],
-        "joint": [cost.to_dict() for cost in plan.joint_costs()],
+        "joint": [dataclasses.asdict(cost) for cost in plan.joint_costs()],
     }
 
 
@@ -61,42 +61,39 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def begin(plan: SweepPlan) -> None:
-    """Makes the folder, or checks that it is of the same sweep, and enters the ledger.
-
-    Nothing is done with the reports before, except that a ledger needs their fingerprint.
+    """Makes the folder, or checks that it is of the same sweep, and enters the ledger. Nothing is
+    done with the reports before, except that a ledger needs their fingerprint.
 
     Raises:
         RunError: the folder was begun with other members or settings; the message names them.
         LedgerError: the sweep would overdraw its budget.
     """
     folder = plan.sweep.path
-    private = folder / "private"
+    secret_file = folder / "private" / "secret.json"
     new = not (folder / "sweep.json").exists()
     if not new:
-        check_same(folder, plan)
-    private.mkdir(parents=True, exist_ok=True)
-    private.chmod(0o700)
-    if not (private / "secret.json").exists():
+        _require_same_sweep(folder, plan)
+    secret_file.parent.mkdir(parents=True, exist_ok=True)
+    secret_file.parent.chmod(0o700)
+    if not secret_file.exists():
         if not new:
-            raise RunError(f"{private / 'secret.json'} is missing; the sweep cannot be continued")
+            raise RunError(f"{secret_file} is missing; the sweep cannot be continued")
         secret = RunSecret.create(plan.sweep.research_seed)
-        write_json(private / "secret.json", {"secret": secret.root.hex()})
+        write_json(secret_file, {"secret": secret.root.hex()})
     if plan.sweep.ledger is not None:
         _enter_ledger(plan, new)
     if new:
         write_json(folder / "sweep.json", describe(plan))
 
 
-def check_same(folder: Path, plan: SweepPlan) -> None:
-    """RunError unless `folder` was begun with exactly these members."""
+def _require_same_sweep(folder: Path, plan: SweepPlan) -> None:
     started = read_members(folder)
-    missing, surplus = started.keys() - plan.members.keys(), plan.members.keys() - started.keys()
-    for names, what in ((missing, "no longer"), (surplus, "not yet")):
-        if names:
-            raise RunError(
-                f"{folder} was begun with other members: {sorted(names)[0]} is {what} among them; "
-                "choose another Sweep.name (what has been trained has been paid for)"
-            )
+    if other := sorted(started.keys() ^ plan.members.keys()):
+        what = "no longer" if other[0] in started else "not yet"
+        raise RunError(
+            f"{folder} was begun with other members: {other[0]} is {what} among them; choose "
+            "another Sweep.name (what has been trained has been paid for)"
+        )
     for name, member in started.items():
         require_same(folder / name, member.config, plan.members[name].config)
     if read_description(folder)["share_sampling"] != plan.sweep.share_sampling:
@@ -114,11 +111,12 @@ def require_same(path: Path, started: Config, now: Config) -> None:
 
 def sampling_root(folder: Path, group: int) -> bytes:
     """256 secret bits from which all members of a group draw their samples."""
+    file = folder / "private" / "secret.json"
     try:
-        content = json.loads((folder / "private" / "secret.json").read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         secret = RunSecret(bytes.fromhex(content["secret"]))
     except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"{folder / 'private' / 'secret.json'} is missing or damaged") from None
+        raise RunError(f"{file} is missing or damaged") from None
     return secret.subsecret(f"samples of group {group}")
 
 
@@ -130,16 +128,16 @@ def _enter_ledger(plan: SweepPlan, new: bool) -> None:
     secret = RunSecret(sampling_root(plan.sweep.path, -1))
     sweep_id = RunSecret(secret.subsecret(what)).public_id()
     budget = plan.sweep.total_budget
-    entered: list[tuple[str, str]] = []
+    entered = []
     try:
         for number, cost in enumerate(plan.joint_costs(), start=1):
+            run = f"{sweep_id}-{number}"
+            limit = None if budget is None else (budget, cost.delta)
             # Other sections of the same reports have another fingerprint: it counts for each.
             configs = [plan.members[name].config for name in cost.members]
             inputs = {json.dumps([vars(c.data), vars(c.teacher)]): c for c in configs}
-            for data in [load_inputs(c) for c in inputs.values()]:
+            for data in [load_inputs(c) for c in inputs.values()]:  # all, before any is entered
                 fingerprint = ledger.fingerprint(data.training_records())
-                limit = None if budget is None else (budget, cost.delta)
-                run = f"{sweep_id}-{number}"
                 ledger.plan(fingerprint, run, cost.mechanisms, total_budget=limit)
                 entered.append((fingerprint, run))
     except dp.LedgerError:
@@ -147,10 +145,3 @@ def _enter_ledger(plan: SweepPlan, new: bool) -> None:
             for fingerprint, run in entered:
                 ledger.give_up(fingerprint, run, {})
         raise
-
-
-def log_file(member: Member) -> Path:
-    """Where a member's console output goes."""
-    private = member.path / "private"
-    private.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return private / "log.txt"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long members will take: as long as others like them did, or a rough count of arithmetic."""
 
+import functools
 import re
-import time
-from collections.abc import Mapping
+import timeit
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +34,7 @@ def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
 
     Finished members of the same group tell better than arithmetic.
     """
-    speed, total = _speed(), 0.0
-    alone: dict[str, float | None] = {}
+    alone, total = {}, 0.0
     for names in plan.groups:
         members = [plan.members[name] for name in names]
         done = [read_history(member.path) for member in members]
@@ -43,28 +42,24 @@ def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
         measured = _Cost(0.0, float(np.mean(times))) if times else None
         for program in programs(members):
             for position, member in enumerate(program):
-                cost = measured or _cost(member.config, speed)
-                alone[member.name] = None if cost is None else cost.once + cost.steps
-                if cost is not None:
-                    total += cost.steps if position else cost.once + cost.steps
+                cost = measured or _cost(member.config)
+                alone[member.name] = cost and sum(cost)
+                if cost:
+                    total += cost.steps if position else sum(cost)
     return {name: alone[name] for name in plan.members}, total
 
 
 def estimate_run(config: Config) -> float | None:
     """Seconds for one run, as `estimate_seconds`."""
-    cost = _cost(config, _speed())
-    return None if cost is None else cost.once + cost.steps
+    cost = _cost(config)
+    return cost and sum(cost)
 
 
+@functools.cache
 def _speed() -> float:
-    """FLOP/s of a matrix product on the host."""
+    """FLOP/s of training on the host, from its best matrix product."""
     a = np.ones((1024, 1024), np.float32)
-    best = 0.0
-    for _ in range(10):
-        began = time.perf_counter()
-        a @ a
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - began))
-    return _EFFICIENCY * best
+    return _EFFICIENCY * 2 * 1024**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=10))
 
 
 class _Cost(NamedTuple):
@@ -74,14 +69,14 @@ class _Cost(NamedTuple):
     steps: float
 
 
-def _cost(config: Config, speed: float) -> _Cost | None:
+def _cost(config: Config) -> _Cost | None:
     """Multiplications and additions in dense layers, 24 H^2 per token and layer forwards, as many
-    again for what goes backwards past frozen weights, at `speed` a second."""
+    again for what goes backwards past frozen weights; None where the size is not known."""
     size = backbone_size(config.model.backbone)
     if size is None:
         return None
     layers, hidden = size
-    layer = 24 * hidden**2 * _FULL * config.data.max_length / speed  # seconds for a report
+    layer = 24 * hidden**2 * _FULL * config.data.max_length / _speed()  # seconds for a report
     units = config.privacy.units or config.train.expected_batch_size * config.train.steps
     once = _START + layer * layers * units  # features, and frozen layers' outputs
     start, mode = config.warm_start, config.train.mode
@@ -105,5 +100,4 @@ def backbone_size(backbone: str) -> tuple[int, int] | None:
     match = re.search(r"L-(\d+)_H-(\d+)", preset.hub_id if preset else backbone)
     if match:
         return int(match[1]), int(match[2])
-    names: Mapping[str, tuple[int, int]] = _SIZES
-    return next((size for part, size in names.items() if part in backbone), None)
+    return next((size for part, size in _SIZES.items() if part in backbone), None)

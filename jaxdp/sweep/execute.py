@@ -17,13 +17,7 @@ from jaxdp.run.train import Interrupted, train, train_members
 from jaxdp.runtime import prepare
 from jaxdp.training.members import CannotShare
 
-from .directory import (
-    log_file,
-    read_description,
-    read_members,
-    require_same,
-    sampling_root,
-)
+from .directory import read_description, read_members, require_same, sampling_root
 from .history import HistoryMonitor
 from .members import Member
 
@@ -38,16 +32,16 @@ def finished(member: Member) -> bool:
     """
     if not (member.path / "metrics.json").exists():
         return False
+    file = member.path / "config.json"
     try:
-        text = (member.path / "config.json").read_text(encoding="utf-8")
-        started = Config.from_dict(json.loads(text))
+        started = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        raise RunError(f"{member.path / 'config.json'} cannot be read") from None
+        raise RunError(f"{file} cannot be read") from None
     require_same(member.path, started, member.config)
     return True
 
 
-def run_group(folder: Path, index: int, interrupt: Interrupt, *, one_by_one: bool = False) -> None:
+def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
     """Trains what a group lacks in this process; what was interrupted is resumed. Each member is
     trained as `run.train.train` does, with the group's samples: see `programs`.
 
@@ -58,27 +52,38 @@ def run_group(folder: Path, index: int, interrupt: Interrupt, *, one_by_one: boo
     description, members = read_description(folder), read_members(folder)
     group = [members[name] for name in description["groups"][index]["members"]]
     root = sampling_root(folder, index) if description["share_sampling"] else None
-    alone = one_by_one or root is None
-    for number, program in enumerate(programs(group)):
-        lacking = [member for member in program if not finished(member)]
-        if not lacking:
-            continue
-        # What was begun one by one goes on like that.
-        begun = any((m.path / "private" / "checkpoints").exists() for m in lacking)
-        if len(program) > 1 and not alone and not begun:
-            states = folder / "private" / f"group{index}-{number}"
-            try:
-                _train_program(program, states, interrupt, root)
-                continue
-            except CannotShare:
-                pass
-        for member in lacking:
-            with log_file(member).open("a", encoding="utf-8") as log:
+    with contextlib.ExitStack() as logs:
+
+        def monitor(member: Member, sharing: int = 1) -> HistoryMonitor:
+            private = member.path / "private"
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            log = logs.enter_context((private / "log.txt").open("a", encoding="utf-8"))
+            return HistoryMonitor(private, log, sharing)
+
+        for number, program in enumerate(programs(group) if root else [[m] for m in group]):
+            lacking = [member for member in program if not finished(member)]
+            # What was begun one by one goes on like that.
+            begun = any((m.path / "private" / "checkpoints").exists() for m in lacking)
+            if lacking and len(program) > 1 and not begun:
+                monitors = [
+                    monitor(member, len(program)) if member in lacking else SilentMonitor()
+                    for member in program
+                ]
+                with contextlib.suppress(CannotShare):
+                    train_members(
+                        [member.config for member in program],
+                        folder=folder / "private" / f"group{index}-{number}",
+                        interrupt=interrupt,
+                        monitors=monitors,
+                        sampling_root=root,
+                    )
+                    continue
+            for member in lacking:
                 train(
                     member.config,
                     resume=True,
                     interrupt=interrupt,
-                    monitor=HistoryMonitor(member.path / "private", log),
+                    monitor=monitor(member),
                     sampling_root=root,
                 )
 
@@ -86,47 +91,23 @@ def run_group(folder: Path, index: int, interrupt: Interrupt, *, one_by_one: boo
 def programs(group: Sequence[Member]) -> list[list[Member]]:
     """The members of a group that one program can train: private ones, and the others, which draw
     with other probabilities and clip nothing. Secure noise is drawn for one member at a time."""
-    parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
     if any(member.config.privacy.secure_noise for member in group):
-        parts = [[member] for member in group]
+        return [[member] for member in group]
+    parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
     return [part for part in parts if part]
 
 
-def _train_program(
-    program: Sequence[Member], states: Path, interrupt: Interrupt, sampling_root: bytes
-) -> None:
-    with contextlib.ExitStack() as logs:
-        monitors = []
-        for member in program:
-            if finished(member):
-                monitors.append(SilentMonitor())
-                continue
-            log = logs.enter_context(log_file(member).open("a", encoding="utf-8"))
-            monitors.append(HistoryMonitor(member.path / "private", log, len(program)))
-        train_members(
-            [member.config for member in program],
-            folder=states,
-            interrupt=interrupt,
-            monitors=monitors,
-            sampling_root=sampling_root,
-        )
+def run_jobs(
+    folder: Path,
+    indices: Sequence[int],
+    executor: str,
+    options: dict[str, str],
+    interrupt: Interrupt,
+) -> list[str]:
+    """Trains each group in a job of its own, and waits; what went wrong with each that failed.
 
-
-def run_job(folder: str, index: int) -> bool:
-    """`run_group` as a job of its own process: False if it was asked to stop."""
-    prepare()
-    try:
-        with Interrupt() as interrupt:
-            run_group(Path(folder), index, interrupt)
-    except Interrupted:
-        return False
-    return True
-
-
-def submit(
-    folder: Path, indices: Sequence[int], executor: str, options: dict[str, str]
-) -> list["submitit.Job"]:  # noqa: F821
-    """One job for each group.
+    Where this process is asked to stop, jobs are cancelled. A scheduler gives them time to save;
+    local ones have a second, and go on from their last checkpoint next time.
 
     Args:
         executor: "local" runs them as processes of this machine, all at once; "slurm" queues them.
@@ -139,29 +120,16 @@ def submit(
         import submitit  # an extra
     except ImportError:
         raise RunError("--executor needs submitit: pip install 'jaxdp-text[cluster]'") from None
-    logs = folder / "private" / "jobs"
-    queue = submitit.AutoExecutor(folder=str(logs), cluster=executor)
+    queue = submitit.AutoExecutor(folder=str(folder / "private" / "jobs"), cluster=executor)
     # Jobs inherit the environment.
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    settings = {"name": "jaxdp-sweep", "timeout_min": 1440}  # submitit's own: 5
+    settings |= {name: int(text) if text.isdigit() else text for name, text in options.items()}
     try:
-        # submitit's own limit is 5 minutes.
-        settings = {"timeout_min": "1440"} | options
-        queue.update_parameters(name="jaxdp-sweep", **{k: _number(v) for k, v in settings.items()})
+        queue.update_parameters(**settings)
     except (NameError, TypeError, ValueError) as error:
         raise RunError(f"--executor_options: {error}") from None
-    return [queue.submit(run_job, str(folder), index) for index in indices]
-
-
-def _number(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def wait(jobs: Sequence, interrupt: Interrupt) -> list[str]:
-    """Waits for jobs; what went wrong with each that failed.
-
-    Where this process is asked to stop, jobs are cancelled. A scheduler gives them time to save;
-    local ones have a second, and go on from their last checkpoint next time.
-    """
+    jobs = [queue.submit(_job, str(folder), index) for index in indices]
     stopping = False
     while not all(job.done() for job in jobs):
         if interrupt.received is not None and not stopping:
@@ -169,9 +137,12 @@ def wait(jobs: Sequence, interrupt: Interrupt) -> list[str]:
             for job in jobs:
                 job.cancel(check=False)
         time.sleep(1)
-    errors = []
-    for job in jobs:
-        error = None if stopping else job.exception()
-        if error is not None:
-            errors.append(f"job {job.job_id}: {str(error).strip().splitlines()[-1]}")
-    return errors
+    errors = {job.job_id: None if stopping else job.exception() for job in jobs}
+    return [f"job {i}: {str(e).strip().splitlines()[-1]}" for i, e in errors.items() if e]
+
+
+def _job(folder: str, index: int) -> None:
+    """`run_group` in a process of its own."""
+    prepare()
+    with contextlib.suppress(Interrupted), Interrupt() as interrupt:
+        run_group(Path(folder), index, interrupt)

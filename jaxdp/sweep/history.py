@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a member leaves about its course: private/history.jsonl, for progress, curves and costs."""
 
+import contextlib
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 
+from jaxdp import runtime
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.metrics import scores
@@ -23,8 +23,8 @@ FILE = "history.jsonl"
 
 class HistoryMonitor(Monitor):
     """A `Monitor` that prints to a member's log, and appends to its history: the beginning of each
-    attempt, each evaluation on validation reports, and the end. Progress between evaluations is
-    written every few seconds.
+    attempt, each evaluation on validation reports, progress between them every few seconds, and
+    the end.
 
     Args:
         private: the member's folder.
@@ -66,23 +66,15 @@ class HistoryMonitor(Monitor):
         self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]
     ) -> None:
         super().finished(run, statement, metrics)
-        unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        self._append("finished", peak_memory=peak)
+        self._append("finished", peak_memory=runtime.peak_memory())
 
 
 def read_history(member: Path) -> list[dict[str, Any]]:
     """Events in order; a line that a kill cut short is left out."""
-    try:
-        lines = (member / "private" / FILE).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    events = []
-    for line in lines:
-        try:
+    file, events = member / "private" / FILE, []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
             events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return events
 
 

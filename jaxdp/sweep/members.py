@@ -2,6 +2,7 @@
 """A sweep file's contents, and the members and groups that it means."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -16,19 +17,19 @@ from ml_collections import config_dict
 from jaxdp.config import Config, ConfigError
 
 _MAY_DIFFER = {
-    ("centering", "l2_clip_norm"),
-    ("centering", "epsilon_share"),
-    ("data", "cache"),
-    ("head_stage", "epsilon_share"),
-    ("head_stage", "l2_clip_norm"),
-    ("head_stage", "learning_rate"),
-    ("head_stage", "noise_multiplier"),
-    ("privacy", "epsilon"),
-    ("privacy", "l2_clip_norm"),
-    ("privacy", "noise_multiplier"),
-    ("run", "name"),
-    ("run", "research_seed"),
-    ("train", "learning_rate"),
+    "centering.l2_clip_norm",
+    "centering.epsilon_share",
+    "data.cache",
+    "head_stage.epsilon_share",
+    "head_stage.l2_clip_norm",
+    "head_stage.learning_rate",
+    "head_stage.noise_multiplier",
+    "privacy.epsilon",
+    "privacy.l2_clip_norm",
+    "privacy.noise_multiplier",
+    "run.name",
+    "run.research_seed",
+    "train.learning_rate",
 }
 """Settings in which members of one group may differ: numbers that go into a step, and change
 neither its sample nor a shape."""
@@ -94,6 +95,15 @@ class Member:
     def path(self) -> Path:
         return Path(self.config.run.dir) / self.name
 
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by "section.field"."""
+        return {
+            f"{section}.{field}": value
+            for section, fields in self.config.to_dict().items()
+            for field, value in fields.items()
+        }
+
 
 def load_sweep(file: str) -> Sweep:
     """The sweep that a python file's get_sweep() returns; ConfigError if it has none."""
@@ -113,25 +123,23 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
     Raises:
         ConfigError: not of that form, no such grid or setting, or a setting that is an axis.
     """
+    bases = [grid.base.copy_and_resolve_references() for grid in sweep.grids]
     names = {grid.name for grid in sweep.grids}
-    grids = []
-    for grid in sweep.grids:
-        base = grid.base.copy_and_resolve_references()
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals:
-                raise ConfigError(f"{setting!r} must be section.field=value")
-            only, colon, field = name.rpartition(":")
-            if colon and only not in names:
-                raise ConfigError(f"{setting!r}: grids are {', '.join(sorted(names))}")
+    for setting in settings:
+        place, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"{setting!r} must be section.field=value")
+        only, colon, name = place.rpartition(":")
+        if colon and only not in names:
+            raise ConfigError(f"{setting!r}: grids are {', '.join(sorted(names))}")
+        for grid, base in zip(sweep.grids, bases, strict=True):
             if colon and only != grid.name:
                 continue
-            name = field
             if name in _fields_of(grid.axes):
                 raise ConfigError(f"config.{name} is an axis of {grid.name}: change the sweep file")
             _set(base, name, _parsed(text))
-        grids.append(dataclasses.replace(grid, base=base))
-    return dataclasses.replace(sweep, grids=tuple(grids))
+    grids = [dataclasses.replace(g, base=b) for g, b in zip(sweep.grids, bases, strict=True)]
+    return dataclasses.replace(sweep, grids=grids)
 
 
 def expand(sweep: Sweep) -> dict[str, Member]:
@@ -197,13 +205,8 @@ def groups(members: Mapping[str, Member]) -> list[list[str]]:
     only in epsilon, noise, clip norms, learning rates and seeds; in order of first appearance."""
     found: dict[str, list[str]] = {}
     for name, member in members.items():
-        fields = {
-            f"{section}.{field}": value
-            for section, values in member.config.to_dict().items()
-            for field, value in values.items()
-            if (section, field) not in _MAY_DIFFER
-        }
-        fields["centred"] = member.config.centering.l2_clip_norm is not None
+        fields = {f: value for f, value in member.settings.items() if f not in _MAY_DIFFER}
+        fields["centred"] = member.settings["centering.l2_clip_norm"] is not None
         found.setdefault(json.dumps(fields), []).append(name)
     return list(found.values())
 

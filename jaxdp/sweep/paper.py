@@ -2,11 +2,11 @@
 """The study's table (arXiv 2506.04450) filled with finished runs: weighted F1 by data, model and
 epsilon."""
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxdp.config import Config, ConfigError
 from jaxdp.run.directory import RunError
@@ -21,28 +21,28 @@ PUBLISHED = (
 MODELS = ("bert-medium", "bert-small", "albert-base-v2")
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished run: where it stands in the table, and its test score.
-
-    Attributes:
-        source, model: of data and backbone, as configured (of a directory, its last name).
-        unit: what is sampled and, with privacy, protected.
-        mode: what the main stage trained.
-        epsilon: the target; None without privacy.
-        weighted_f1: on the test split.
-    """
+class Place(NamedTuple):
+    """Where a run stands in a table."""
 
     source: str
     model: str
-    unit: str
+    """The backbone as configured; of a directory, its last name."""
     mode: str
+    """What the main stage trained."""
+    unit: str
+    """What is sampled and, with privacy, protected."""
     epsilon: float | None
-    weighted_f1: float
+    """The target; None without privacy."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Place":
+        model = config.model.backbone.rstrip("/").split("/")[-1]
+        privacy = config.privacy
+        return cls(config.data.source, model, config.train.mode, privacy.unit, privacy.epsilon)
 
 
-def read_results(runs: Path) -> list[Result]:
-    """All finished runs directly under a folder, by name.
+def read_results(runs: Path) -> list[tuple[Place, float]]:
+    """Weighted F1 on the test split of all finished runs directly under a folder, by name.
 
     Raises:
         RunError: there is no such folder, or a finished run in it cannot be read.
@@ -52,24 +52,16 @@ def read_results(runs: Path) -> list[Result]:
     return [_read(path.parent) for path in sorted(runs.glob("*/metrics.json"))]
 
 
-def _read(run: Path) -> Result:
+def _read(run: Path) -> tuple[Place, float]:
     try:
         config = Config.from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        score = float(metrics["test"]["weighted_f1"])
+        return Place.of(config), float(metrics["test"]["weighted_f1"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         raise RunError(f"{run}: config.json or metrics.json cannot be read") from None
-    return Result(
-        source=config.data.source,
-        model=config.model.backbone.rstrip("/").split("/")[-1],
-        unit=config.privacy.unit,
-        mode=config.train.mode,
-        epsilon=config.privacy.epsilon,
-        weighted_f1=score,
-    )
 
 
-def paper_table(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
+def paper_table(results: Iterable[tuple[Place, float]]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows of cells): one row for each data set, model, mode and unit; one column for
     each epsilon.
 
@@ -80,9 +72,8 @@ def paper_table(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
     cells: dict[tuple, dict[float | None, list[float]]] = {
         (source, model, "lora", "report"): {} for source in ("mimic", "ctrate") for model in MODELS
     }
-    for r in results:
-        row = cells.setdefault((r.source, r.model, r.mode, r.unit), {})
-        row.setdefault(r.epsilon, []).append(r.weighted_f1)
+    for (*row, epsilon), score in results:
+        cells.setdefault(tuple(row), {}).setdefault(epsilon, []).append(score)
     others = {e for row in cells.values() for e in row} - set(EPSILONS)
     columns = [None, *sorted({*EPSILONS[1:], *others}, reverse=True)]
     headings = ["data", "model", "trained", "unit"]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a sweep is, read from its members' folders: for the screen, whoever trains them."""
 
+import contextlib
 import dataclasses
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
@@ -16,7 +16,7 @@ from jaxdp.progress import Display
 from jaxdp.training.stages import RunPlan
 
 from .accounting import SweepPlan
-from .history import evaluations, peak_memory, read_history, seconds
+from .history import evaluations, read_history, seconds
 from .members import Member
 
 _HEAD_WORK = 0.01
@@ -25,97 +25,79 @@ _HEAD_WORK = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """A member's course so far.
-
-    Attributes:
-        state: "waiting", "begun" or "finished".
-        fraction: of its work that is done, roughly.
-        steps: taken, over all stages.
-        validation: weighted F1 at the last evaluation; None before.
-        test: weighted F1; None before the end.
-        epsilon: of the steps up to the last evaluation; None without privacy.
-        seconds: wall time, see `history.seconds`.
-        peak_memory: bytes; None before the end.
-    """
+    """A member's course so far."""
 
     state: str
+    """"waiting", "begun" or "finished"."""
     fraction: float
+    """Of its work that is done, roughly."""
     steps: int
+    """Taken, over all stages."""
     validation: float | None
+    """Weighted F1 at the last evaluation; None before."""
     test: float | None
+    """Weighted F1; None before the end."""
     epsilon: float | None
+    """Of the steps up to the last evaluation; None without privacy."""
     seconds: float
-    peak_memory: int | None
+    """Wall time, see `history.seconds`."""
 
 
 def status(member: Member, plan: RunPlan) -> Status:
     """Read from the member's folder; never fails on what is missing there."""
     events = read_history(member.path)
+    *_, last = ({}, *evaluations(events))
     done = [(e["stage"], e["step"]) for e in events if e["event"] in ("step", "evaluated")]
-    seen = evaluations(events)
-    last = seen[-1] if seen else {}
     stage, step = max(done, default=(0, 0))
     test = None
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError):
         metrics = json.loads((member.path / "metrics.json").read_text(encoding="utf-8"))
         test = metrics["test"]["weighted_f1"]
-    except (OSError, ValueError, KeyError):
-        pass
-    taken = [s.steps if i < stage else step * (i == stage) for i, s in enumerate(plan.stages)]
-    work = [
-        s.settings.expected_batch_size * (_HEAD_WORK if s.mode == "head" else 1)
-        for s in plan.stages
-    ]
-    whole = sum(w * s.steps for w, s in zip(work, plan.stages, strict=True))
-    part = sum(w * n for w, n in zip(work, taken, strict=True))
+    steps = part = whole = 0
+    for i, s in enumerate(plan.stages):
+        taken = s.steps if i < stage else step * (i == stage)
+        work = s.settings.expected_batch_size * (_HEAD_WORK if s.mode == "head" else 1)
+        steps, part, whole = steps + taken, part + work * taken, whole + work * s.steps
     return Status(
         state="finished" if test is not None else "begun" if events else "waiting",
         fraction=1.0 if test is not None else 0.95 * part / whole,  # evaluation comes after
-        steps=sum(taken),
+        steps=steps,
         validation=last.get("weighted_f1"),
         test=test,
         epsilon=last.get("epsilon"),
         seconds=seconds(events),
-        peak_memory=peak_memory(events),
     )
 
 
-class SweepProgress:
-    """A `Display`, and a line for each member that is finished."""
+@contextlib.contextmanager
+def watching(plan: SweepPlan, console: Console, every: float = 2.0) -> Iterator[None]:
+    """While this thread trains, another one looks into the members' folders from time to time, and
+    shows a `Display`, and a line for each member that is finished."""
+    began, stop = time.perf_counter(), threading.Event()
 
-    def __init__(self, plan: SweepPlan, console: Console):
-        self._plan = plan
-        self._console = console
-        self._display = Display(console, "sweep", len(plan.members))
-        self._began = time.perf_counter()
-        first = self._statuses()
-        self._at_start = self._done(first)
-        self._finished = {name for name, s in first.items() if s.state == "finished"}
-        if self._finished:
-            self._console.print(f"{len(self._finished)} members are finished already")
+    def statuses() -> dict[str, Status]:
+        return {name: status(member, plan.plans[name]) for name, member in plan.members.items()}
 
-    def _statuses(self) -> dict[str, Status]:
-        return {n: status(m, self._plan.plans[n]) for n, m in self._plan.members.items()}
+    first = statuses()
+    at_start = sum(s.fraction for s in first.values())
+    finished = {name for name, s in first.items() if s.state == "finished"}
+    if finished:
+        console.print(f"{len(finished)} members are finished already")
 
-    @staticmethod
-    def _done(statuses: dict[str, Status]) -> float:
-        return sum(s.fraction for s in statuses.values())
-
-    def look(self) -> None:
-        """Reads all members' folders and shows what has changed."""
-        statuses = self._statuses()
-        for name, s in statuses.items():
-            if s.state == "finished" and name not in self._finished:
-                self._finished.add(name)
+    def look(display: Display) -> None:
+        now = statuses()
+        for name, s in now.items():
+            if s.state == "finished" and name not in finished:
+                finished.add(name)
                 epsilon = "no privacy" if s.epsilon is None else f"epsilon {s.epsilon:.4g}"
-                self._console.print(
+                console.print(
                     f"{name}: test weighted F1 {s.test:.4f}, {epsilon}, {clock(s.seconds)}"
                 )
-        done = self._done(statuses)
-        gained, elapsed = done - self._at_start, time.perf_counter() - self._began
-        left = "" if gained < 0.02 else clock((len(statuses) - done) / gained * elapsed) + " left"
-        running = [(n, s) for n, s in statuses.items() if s.state == "begun"]
-        text = f"{len(self._finished)} of {len(statuses)} members, {left}"
+        done = sum(s.fraction for s in now.values())
+        gained, elapsed = done - at_start, time.perf_counter() - began
+        left = "" if gained < 0.02 else clock((len(now) - done) / gained * elapsed) + " left"
+        text = f"{len(finished)} of {len(now)} members, {left}"
+        running = [(n, s) for n, s in now.items() if s.state == "begun"]
         if running:
             # Of members in one program, the one that is best so far.
             name, s = max(running, key=lambda r: r[1].validation or 0.0)
@@ -123,26 +105,22 @@ class SweepProgress:
             spent = "" if s.epsilon is None else f", epsilon {s.epsilon:.3g}"
             at_once = f"{len(running)} at once, best " if len(running) > 1 else ""
             text += f"; {at_once}{name} step {s.steps}{f1}{spent}"
-        self._display.update(done, text)
+        display.update(done, text)
 
-    @contextmanager
-    def watching(self, every: float = 2.0) -> Iterator[None]:
-        """Looks from time to time, in a thread, while this one trains."""
-        stop = threading.Event()
+    with Display(console, "sweep", len(plan.members)) as display:
 
         def watch() -> None:
             while not stop.wait(every):
-                self.look()
+                look(display)
 
         thread = threading.Thread(target=watch, daemon=True)
-        with self._display:
-            thread.start()
-            try:
-                yield
-            finally:
-                stop.set()
-                thread.join()
-                self.look()
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            look(display)
 
 
 def clock(duration: float) -> str:
@@ -164,7 +142,7 @@ def plan_table(plan: SweepPlan, estimates: dict[str, float | None]) -> Table:
         epsilon, seconds = plan.epsilon(name), estimates[name]
         table.add_row(
             name,
-            str(1 + next(i for i, g in enumerate(plan.groups) if name in g)),
+            str(1 + plan.group_of(name)),
             ", ".join(noise) or "-",
             "none" if epsilon is None else f"{epsilon:.4g}",
             f"{member.config.privacy.delta:g}" if noise else "-",
@@ -178,9 +156,8 @@ def joint_lines(plan: SweepPlan) -> list[str]:
     lines = []
     shared = plan.sweep.share_sampling
     how = "sharing each step's sample" if shared else "each drawing its own samples"
-    for index, names in enumerate(plan.groups):
-        private = [n for n in names if plan.plans[n].mechanisms()]
-        if private:
+    for index in range(len(plan.groups)):
+        if private := plan.private(index):
             epsilon = _claim(plan.group_epsilon(index))
             lines.append(f"group {index + 1}, {len(private)} private members {how}: {epsilon}")
     for cost in plan.joint_costs():

@@ -50,8 +50,7 @@ def results_table(members: Mapping[str, Member]) -> pyarrow.Table:
             raise RunError(f"{file} cannot be read") from None
         settings = _settings(member)
         rows += [
-            {"member": name, "seed": member.seed, "label": label, "metric": metric}
-            | {"value": None if value is None else float(value)}
+            {"member": name, "seed": member.seed, "label": label, "metric": metric, "value": value}
             | settings
             for label, metric, value in values
         ]
@@ -60,29 +59,22 @@ def results_table(members: Mapping[str, Member]) -> pyarrow.Table:
 
 def write_results(folder: Path, table: pyarrow.Table) -> None:
     """results.parquet and results.csv."""
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
-    write_whole(folder / "results.parquet", buffer.getvalue())
-    buffer = io.BytesIO()
-    pyarrow.csv.write_csv(table, buffer)
-    write_whole(folder / "results.csv", buffer.getvalue())
+    writers = {"parquet": pyarrow.parquet.write_table, "csv": pyarrow.csv.write_csv}
+    for suffix, write in writers.items():
+        buffer = io.BytesIO()
+        write(table, buffer)
+        write_whole(folder / f"results.{suffix}", buffer.getvalue())
 
 
 def _settings(member: Member) -> dict[str, Any]:
-    return {
-        f"{section}.{field}": ",".join(value) if isinstance(value, tuple) else value
-        for section, fields in member.config.to_dict().items()
-        for field, value in fields.items()
-    }
+    """Of a column each: a list as one text."""
+    return {f: ",".join(v) if isinstance(v, tuple) else v for f, v in member.settings.items()}
 
 
 def _schema(members: Mapping[str, Member]) -> pyarrow.Schema:
     """Types by what any member has; text where none has anything."""
-    kinds = {float: pyarrow.float64(), int: pyarrow.int64(), bool: pyarrow.bool_()}
-    found = {"member": pyarrow.string(), "seed": pyarrow.int64(), "label": pyarrow.string()}
-    found |= {"metric": pyarrow.string(), "value": pyarrow.float64()}
-    for member in members.values():
-        for name, value in _settings(member).items():
-            if name not in found or value is not None:
-                found[name] = kinds.get(type(value), pyarrow.string())
-    return pyarrow.schema(found.items())
+    fixed = {"member": pyarrow.string(), "seed": pyarrow.int64(), "label": pyarrow.string()}
+    fixed |= {"metric": pyarrow.string(), "value": pyarrow.float64()}
+    settings = pyarrow.Table.from_pylist([_settings(member) for member in members.values()]).schema
+    found = [f.with_type(pyarrow.string()) if f.type == pyarrow.null() else f for f in settings]
+    return pyarrow.schema([*fixed.items(), *found])
