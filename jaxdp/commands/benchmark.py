@@ -3,9 +3,6 @@
 
     jaxdp benchmark --quick
     jaxdp benchmark --lengths=openi --json=speed.json
-    jaxdp benchmark --models=minilm-l6,bert-small --lengths=ct --batch=32 --rounds=5
-    jaxdp benchmark --memory --models=minilm-l6
-    jaxdp benchmark --startup
 
 All contenders fine-tune one backbone (MiniLM's real weights, the others' random) with the same LoRA
 and head, on the same reports: as long as Open-I's (at most 128 tokens) or as chest CT's (made up,
