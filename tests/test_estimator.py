@@ -163,6 +163,7 @@ def interrupted(monkeypatch, times=1):
 
 def test_ctrl_c_stops_and_the_same_call_goes_on(backbone, tmp_path, monkeypatch):
     X, Y, _ = collection()
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     kept = quick(backbone, random_state=3, run_dir=tmp_path / "kept")
@@ -175,7 +176,7 @@ def test_ctrl_c_stops_and_the_same_call_goes_on(backbone, tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, times=2)  # the second does not wait for the step
         quick(backbone).fit(X, Y)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert not list((tmp_path / "scratch").iterdir()) and not hasattr(kept, "classes_")
     with pytest.raises(Exception, match="started on other training reports"):
         kept.fit(X[::-1], Y)
