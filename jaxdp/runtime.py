@@ -6,9 +6,7 @@ import ctypes
 import functools
 import importlib.util
 import os
-import resource
 import sys
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -74,13 +72,3 @@ def free_memory_after_compiling() -> None:
 
     if trim:
         jax.monitoring.register_event_duration_secs_listener(compiled)
-
-
-def peak_memory() -> int:
-    """The most bytes of memory that this process has held so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would include the process that started this one
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -35,6 +35,7 @@ LEVELS = {
     "runtime": 1,
     "files": 0,
     "progress": 0,
+    "memory": 0,
 }
 ALONE = ("models", "dp")  # import nothing else of jaxdp, at any level
 NEED_TORCH = {

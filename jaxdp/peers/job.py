@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,12 +176,3 @@ class Outcome:
 def sampling_probability(mechanism: Mapping[str, Any]) -> float:
     """Of a mechanism in `Job.mechanisms`."""
     return mechanism["expected_batch_size"] / mechanism["units"]
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would include the process that started this one
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxdp.memory import peak_memory
+
 from .flops import step_flops
-from .job import Job, Outcome, peak_memory
+from .job import Job, Outcome
 
 
 class Side:

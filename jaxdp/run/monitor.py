@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp import recipe, runtime
+from jaxdp import memory, recipe
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.inference import Watch, unwatched
@@ -44,7 +44,7 @@ def _epsilon(value: float | str | None) -> str:
 def peak_memory() -> str:
     """The most memory that this process has held so far, on the host and, where it says, on the
     fullest device."""
-    parts = [f"{runtime.peak_memory() / 1e9:.2f} GB"]
+    parts = [f"{memory.peak_memory() / 1e9:.2f} GB"]
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     on_device = max(s.get("peak_bytes_in_use", 0) for s in stats)
     if on_device:

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from jaxdp import runtime
+from jaxdp import memory
 from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.metrics import scores
@@ -66,7 +66,7 @@ class HistoryMonitor(Monitor):
         self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]
     ) -> None:
         super().finished(run, statement, metrics)
-        self._append("finished", peak_memory=runtime.peak_memory())
+        self._append("finished", peak_memory=memory.peak_memory())
 
 
 def read_history(member: Path) -> list[dict[str, Any]]:
