@@ -93,7 +93,8 @@ class BertClassifier(ReportClassifier):
 
     prefix = "bert"
     names: ClassVar[Names] = Names()
-    layers_path: ClassVar[str] = "bert.encoder.layer"
+    layers_path: ClassVar[str] = "encoder.layer"
+    """In the backbone."""
     pooler_path: ClassVar[str] = "bert.pooler.dense"
     pooler_activation = staticmethod(jnp.tanh)
 
@@ -122,13 +123,13 @@ class BertClassifier(ReportClassifier):
         embeddings = Embeddings(cfg, sizes.width, sizes.eps, self.padding(cfg), rngs=rngs)
         place(self, f"{self.prefix}.embeddings", embeddings)
         layers = nnx.List(Layer(sizes, self.names, dtype, rngs=rngs) for _ in range(self.depth))
-        place(self, self.layers_path, layers)
+        place(self.backbone, self.layers_path, layers)
 
     def add_pooler(self, cfg, dtype, *, rngs):
         place(self, self.pooler_path, dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs))
 
     def apply_layer(self, index, x_LxH, length, rows):
-        layer = attrgetter(self.layers_path)(self)[index]
+        layer = attrgetter(self.layers_path)(self.backbone)[index]
         return apply_once_traced(layer, x_LxH, length, rows)
 
     def pool_first(self, x_H):
@@ -140,7 +141,6 @@ class RobertaClassifier(BertClassifier):
 
     prefix = "roberta"
     cls_names = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
-    layers_path = "roberta.encoder.layer"
     pooler_path = "pooler"
 
     @classmethod
@@ -162,7 +162,7 @@ class DistilBertClassifier(BertClassifier):
         narrowed="ffn.lin2",
         output_norm="output_layer_norm",
     )
-    layers_path = "distilbert.transformer.layer"
+    layers_path = "transformer.layer"
     pooler_path = "pooler"
     pooler_activation = staticmethod(jax.nn.relu)
 

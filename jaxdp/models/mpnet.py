@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MPNet, numerically that of transformers: BERT's layers, and attention that knows distances."""
+"""MPNet, numerically that of transformers: RoBERTa, and attention that knows distances."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .bert import BertClassifier, Names
+from .bert import Names, RobertaClassifier
 from .layers import apply_once_traced, place, table
 
 _PADDING = 1  # what positions are counted from, whatever config.json says
@@ -25,11 +25,11 @@ def buckets_of(distances: np.ndarray) -> np.ndarray:
     return (distances > 0) * half + np.where(n < exact, n, np.minimum(far, half - 1))
 
 
-class MPNetClassifier(BertClassifier):
-    """transformers' MPNetForSequenceClassification ("cls"), or the same pooled otherwise."""
+class MPNetClassifier(RobertaClassifier):
+    """transformers' MPNetForSequenceClassification ("cls"), or the same pooled otherwise. Its head
+    and its positions are RoBERTa's."""
 
     prefix = "mpnet"
-    cls_names = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
     lora_targets = ("q", "v")
     names = Names(
         query="attention.attn.q",
@@ -38,8 +38,6 @@ class MPNetClassifier(BertClassifier):
         attended="attention.attn.o",
         attended_norm="attention.LayerNorm",
     )
-    layers_path = "mpnet.encoder.layer"
-    pooler_path = "pooler"
 
     @classmethod
     def padding(cls, cfg):
