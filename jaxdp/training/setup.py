@@ -129,8 +129,6 @@ def build_model(
         model.window = (config.data.max_length, config.data.windows)
     add_adapters(config, model, rngs)
     if public:
-        # Several processes could disagree on what a folder holds.
-        folder = cache_directory() / "public_starts" if jax.process_count() == 1 else None
         warm_start(
             config,
             model,
@@ -138,7 +136,7 @@ def build_model(
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
-            folder=folder,
+            folder=_kept(cache_directory() / "public_starts"),
             watch=watch,
         )
     return model, report
@@ -166,10 +164,13 @@ def add_adapters(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> Non
 
 
 def cache_folder(config: Config) -> Path | None:
-    """Where frozen levels are kept; None if they are not: several processes could disagree on what
-    a folder holds."""
-    kept = config.data.cache is not None and jax.process_count() == 1
-    return Path(config.data.cache) if kept else None
+    """Where frozen levels are kept; None if they are not."""
+    return None if config.data.cache is None else _kept(Path(config.data.cache))
+
+
+def _kept(folder: Path) -> Path | None:
+    """None with several processes: they could disagree on what a folder holds."""
+    return folder if jax.process_count() == 1 else None
 
 
 def platform_defaults() -> PlatformDefaults:
