@@ -15,6 +15,5 @@ def get_config():
     config.train.steps = 300
     config.train.learning_rate = 2e-3
     config.train.schedule = "linear"
-    config.train.width_ratio = 1.35  # that of the private runs, whose public start it is
     config.run.name = "openi_nonprivate"
     return config

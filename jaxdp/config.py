@@ -36,12 +36,13 @@ class PlatformDefaults(NamedTuple):
 
     dtype: str
     microbatch_tokens: int
+    widths: int
 
 
-ON_CPU = PlatformDefaults("float32", 512)
+ON_CPU = PlatformDefaults("float32", 512, 8)
 """512 positions keep two cores busy and their arrays near the caches; fewer pad less at the end."""
-ON_ACCELERATOR = PlatformDefaults("bfloat16", 16_384)
-"""Some 5 GB of activations for a BERT-small."""
+ON_ACCELERATOR = PlatformDefaults("bfloat16", 16_384, 4)
+"""Some 5 GB of activations for a BERT-small; compiling takes longest there."""
 
 TASKS = ("multi-label", "multi-class")
 POLICY = one_of("zeros", "ones", "ignore")
@@ -51,7 +52,6 @@ MODES = ("lora", "lora-ffa", "head", "bitfit", "full")
 OPTIMIZER = one_of("adam", "sgd")
 SCHEDULE = one_of("constant", "linear", "cosine")
 LAYERS = Check("all or last:k with k at least 1", re.compile("all|last:0*[1-9][0-9]*").fullmatch)
-RATIO = Check("larger than 1 and finite", lambda ratio: 1 < ratio < math.inf)
 EPSILON = Check("positive, or None for training without privacy", lambda epsilon: epsilon > 0)
 SEED = Check("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)
 FOLDER = Check("a folder name without /", lambda n: n not in ("", ".", "..") and "/" not in n)
@@ -65,7 +65,6 @@ PLAIN = {
         "learning_rate": 1e-3,
         "schedule": "constant",
         "temperature": 1.0,
-        "width_ratio": 1.15,
     },
     "warm_start": {
         "normal": 0.35,
@@ -324,9 +323,9 @@ class TrainConfig(Settings, path="config.train"):
     microbatch_tokens: Annotated[int | None, at_least(16)] = None
     """Token positions that a device computes at once, padding included; memory grows with it. None
     is the platform's, see `PlatformDefaults`."""
-    width_ratio: Annotated[float | None, RATIO] = None
-    """A microbatch is as wide as its longest report needs, out of widths that are each so much
-    wider than the next: smaller pads less, larger compiles fewer programs."""
+    widths: Annotated[int | None, at_least(1)] = None
+    """A microbatch is as wide as its longest report needs, out of so many widths, which are chosen
+    by the reports' lengths: more pad less, fewer compile fewer programs. None is the platform's."""
 
     def __post_init__(self):
         self._fill(PLAIN["train"])

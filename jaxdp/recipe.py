@@ -79,7 +79,6 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     return found + [
         Choice("model", "label_dimensions", dimensions, "units x epsilon, and the phrasebook"),
         Choice("train", "mode", "head", "fewest numbers to noise"),
-        Choice("train", "width_ratio", 1.35, "layers run once, so programs cost more than padding"),
         Choice("train", "steps", 200, "of the head alone"),
         Choice("train", "expected_batch_size", float(units), "every unit at every step"),
         Choice("train", "schedule", "linear", "less noise at the end"),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdp.data.batching import Buckets
-
-SHAPES = st.tuples(st.integers(1, 600), st.integers(16, 4096))
+from jaxdp.data.batching import Buckets, any_lengths
 
 
 def microbatches(buckets, plan):
@@ -18,29 +18,54 @@ def microbatches(buckets, plan):
             yield width, plan.rows[start + k * rows : start + (k + 1) * rows]
 
 
-@given(SHAPES, st.sampled_from([1.15, 2.0, 4.0]))
-def test_shapes_cover_every_length(shape, ratio):
-    max_length, tokens = shape
-    buckets = Buckets.for_lengths(max_length, tokens, ratio)
-    assert len(buckets.widths) == len(buckets.rows)
-    # the widest is exactly the longest report: a wider one would waste, a narrower one cut
-    assert buckets.widths[0] == max_length
-    assert all(a > b for a, b in zip(buckets.widths, buckets.widths[1:], strict=False))
-    # rounding a report up to a width costs at most the ratio and 3 positions; short ones more
-    for wider, narrower in zip(buckets.widths, buckets.widths[1:], strict=False):
-        assert ratio * narrower <= wider <= ratio * (narrower + 4)
-    assert buckets.widths[-1] <= ratio * (max_length / 8 + 4)
-    assert min(buckets.rows) >= 1
-    # as many rows as the token budget allows, and never none
+def padded(lengths, widths):
+    """Positions that reports of these lengths take, each in the narrowest of the widths for it."""
+    return sum(min(width for width in widths if width >= length) for length in lengths)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 5))
+def test_no_other_widths_pad_less(lengths, count):
+    found = Buckets.for_lengths(np.array(lengths), 64, count).widths
+    longest = max(lengths)
+    assert found[0] == longest and len(found) <= count
+    assert all(a > b for a, b in itertools.pairwise(found))
+    narrower = range(4, longest, 4)
+    others = (
+        padded(lengths, (longest, *some))
+        for k in range(count)
+        for some in itertools.combinations(narrower, k)
+    )
+    assert padded(lengths, found) == min(others)
+
+
+@given(st.integers(1, 600), st.integers(16, 4096), st.integers(1, 8))
+def test_as_many_rows_as_positions_allow_and_never_none(longest, tokens, count):
+    buckets = Buckets.for_lengths(np.arange(1, longest + 1), tokens, count)
     assert list(buckets.rows) == [max(tokens // width, 1) for width in buckets.widths]
     assert buckets.for_features() == Buckets((1,), (buckets.widths[0] * buckets.rows[0],))
+
+
+@pytest.mark.parametrize("longest", [1, 3, 128, 2048])
+def test_where_lengths_are_unknown_widths_are_in_about_equal_ratios(longest):
+    lengths = any_lengths(longest)
+    assert lengths.min() >= 1 and lengths.max() == longest
+    widths = Buckets.for_lengths(lengths, 512, 8).widths
+    ratios = [wider / narrower for wider, narrower in itertools.pairwise(widths)]
+    if longest > 100:
+        assert len(widths) == 8 and 1.15 < min(ratios) and max(ratios) < 1.45
+
+
+def test_a_report_longer_than_all_widths_is_an_error():
+    with pytest.raises(ValueError, match="of 9 tokens, but at most 8 fit"):
+        Buckets((8, 4), (2, 4)).plan(np.arange(3), np.array([2, 9, 8], np.int32), 8)
 
 
 @st.composite
 def batches(draw):
     """(buckets, lengths of a data set, distinct sampled rows of it)."""
     max_length = draw(st.integers(1, 200))
-    buckets = Buckets.for_lengths(max_length, draw(st.integers(16, 2048)))
+    every = np.arange(1, max_length + 1)
+    buckets = Buckets.for_lengths(every, draw(st.integers(16, 2048)), draw(st.integers(1, 12)))
     # lengths that fill a bucket exactly are where off-by-one errors show
     length = st.one_of(st.integers(1, max_length), st.sampled_from(buckets.widths))
     lengths = draw(st.lists(length, min_size=1, max_size=80))
@@ -91,7 +116,7 @@ def test_capacity(batch):
 
 
 def test_empty_draw():
-    plan = Buckets.for_lengths(64, 256).plan(np.zeros(0, np.int64), np.array([5, 6], np.int32), 8)
+    plan = Buckets((64, 16), (4, 16)).plan(np.zeros(0, np.int64), np.array([5, 6], np.int32), 8)
     assert plan.counts.sum() == 0 and (plan.rows == -1).all()
 
 

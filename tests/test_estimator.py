@@ -41,7 +41,7 @@ QUICK = {
     "train.mode": "head",
     "train.steps": 3,
     "train.expected_batch_size": 20.0,
-    "train.width_ratio": 16.0,
+    "train.widths": 1,
     "run.devices": 1,
 }
 

@@ -17,6 +17,7 @@ from jaxdp.evaluation.label_file import label_file
 from jaxdp.models.tasks import TASKS
 
 LABELS = 3
+BUCKETS = Buckets((16, 8), (4, 8))
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def backbone(tmp_path):
 def evidence(backbone, queries):
     model = load(backbone, LABELS, "label-attention")
     model.label_attention.queries[...] = jnp.asarray(queries(model), jnp.float32)
-    return Evidence(model, load_tokenizer(backbone), 16, Buckets.for_lengths(16, 64))
+    return Evidence(model, load_tokenizer(backbone), 16, BUCKETS)
 
 
 def asks_for(backbone, *words):
@@ -72,7 +73,7 @@ def test_without_queries_the_longest_sentence_is_read_and_what_is_cut_off_is_not
 def test_another_pooling_has_no_evidence(backbone):
     model = load(backbone, LABELS, "mean")
     with pytest.raises(DataError, match="needs label attention; this release pools by mean"):
-        Evidence(model, load_tokenizer(backbone), 16, Buckets.for_lengths(16, 64))
+        Evidence(model, load_tokenizer(backbone), 16, BUCKETS)
 
 
 def test_only_labels_that_were_found_are_explained(tmp_path):

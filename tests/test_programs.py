@@ -48,7 +48,7 @@ def test_a_step_is_one_program_of_few_kernels(workspace, mode, widths, most):
     config = smoke_config(
         workspace,
         train__mode=mode,
-        train__width_ratio={1: 16.0, 2: 2.0}[widths],
+        train__widths=widths,
         data__max_length=16 // widths,
         lora__layers="all",
     )

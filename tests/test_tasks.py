@@ -482,7 +482,7 @@ def test_the_estimator_has_scikit_learns_multiclass(tmp_path):
     base = str(write_backbone(tmp_path / "backbone"))
     quick = {
         "train.mode": "head", "train.steps": 40, "train.expected_batch_size": 50.0,
-        "train.learning_rate": 0.2, "train.width_ratio": 16.0, "run.devices": 1,
+        "train.learning_rate": 0.2, "train.widths": 1, "run.devices": 1,
     }  # fmt: skip
     model = PrivateTextClassifier(
         epsilon=None, label_names=[20, 10, 0], recipe=None, max_length=16, backbone=base,

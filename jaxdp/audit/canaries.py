@@ -70,10 +70,13 @@ class GradientCanaries:
         return -np.einsum("mh,mh->m", self.features, kernel.T[self.columns]) / self.NORM
 
 
+RARE_TOKENS = 8
+
+
 def rare_reports(
     rng: np.random.Generator, count: int, tokens: Packed, vocabulary: int, num_labels: int
 ) -> tuple[Packed, np.ndarray]:
-    """Input canaries: eight positions of rare tokens, and labels that are coin flips.
+    """Input canaries: RARE_TOKENS positions of rare tokens, and labels that are coin flips.
 
     Rare are the half of the vocabulary that `tokens`, the honest reports, use least. First and last
     token are those of an honest report.
@@ -83,10 +86,10 @@ def rare_reports(
     """
     uses = np.bincount(tokens.values, minlength=vocabulary)
     rare = np.argsort(uses, kind="stable")[: vocabulary // 2]
-    ids = rng.choice(rare, (count, 8)).astype(tokens.values.dtype)
+    ids = rng.choice(rare, (count, RARE_TOKENS)).astype(tokens.values.dtype)
     ids[:, 0], ids[:, -1] = tokens.values[0], tokens.values[tokens.lengths[0] - 1]
     labels = rng.integers(0, 2, (count, num_labels), dtype=np.int8)
-    return Packed.from_lengths(ids.reshape(-1), np.full(count, 8)), labels
+    return Packed.from_lengths(ids.reshape(-1), np.full(count, RARE_TOKENS)), labels
 
 
 @dataclasses.dataclass(frozen=True)

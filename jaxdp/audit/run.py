@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxdp import dp
+from jaxdp.data.batching import Buckets
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.training.mesh import make_mesh
@@ -19,7 +20,7 @@ from jaxdp.training.trainer import StageMember, StageTrainer
 
 from .attack import gradient_scores, input_scores
 from .bound import Bounds, load_auditor, lower_bounds
-from .canaries import CanaryCollection
+from .canaries import RARE_TOKENS, CanaryCollection
 from .config import AuditConfig
 from .variants import Variant, all_variants
 
@@ -88,6 +89,7 @@ class Audit:
         secret: all randomness comes from it.
         model: untrained; runs train copies.
         collection: honest reports and canaries.
+        buckets: shapes to run in.
     """
 
     config: AuditConfig
@@ -95,6 +97,7 @@ class Audit:
     secret: RunSecret
     model: ReportClassifier
     collection: CanaryCollection
+    buckets: Buckets
 
     @classmethod
     def prepare(cls, config: AuditConfig) -> "Audit":
@@ -109,16 +112,17 @@ class Audit:
         secret = RunSecret.create(config.run.research_seed)
         inputs = load_inputs(config)
         model, _ = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
+        buckets = token_buckets(config, np.append(inputs.lengths, RARE_TOKENS))
         collection = CanaryCollection.build(
             inputs,
             model,
             _stream(secret, "canaries"),
             gradient_canaries=config.audit.gradient_canaries,
             input_canaries=config.audit.input_canaries,
-            buckets=token_buckets(config),
+            buckets=buckets,
             folder=cache_folder(config),
         )
-        return cls(config, stage, secret, model, collection)
+        return cls(config, stage, secret, model, collection, buckets)
 
     def trainer(
         self,
@@ -134,7 +138,7 @@ class Audit:
             frozen_layers=self.collection,
             labels=self.collection.labels,
             units=units,
-            token_buckets=token_buckets(self.config),
+            token_buckets=self.buckets,
             secure_noise=self.config.privacy.secure_noise,
             mesh=make_mesh(self.config.run.devices),
         )

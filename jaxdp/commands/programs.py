@@ -27,6 +27,7 @@ from jaxdp import dp
 from jaxdp.backbone import resolve_backbone
 from jaxdp.compiled import CHIPS, count, device_of, roofline
 from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError
+from jaxdp.data.batching import any_lengths
 from jaxdp.data.load import label_names
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
@@ -87,7 +88,8 @@ def programs(config: Config, device: jax.Device) -> Iterator[tuple[str, int, jax
     """(name, how many there are, one of them lowered for `device`)."""
     num_labels = len(label_names(config.data) or range(_LABELS))
     model, train, privacy = blank_model(config, num_labels), config.train, config.privacy
-    buckets, reports = token_buckets(config), min(privacy.units or _REPORTS, _REPORTS)
+    buckets = token_buckets(config, any_lengths(config.data.max_length * config.data.windows))
+    reports = min(privacy.units or _REPORTS, _REPORTS)
     mechanism = None
     if privacy.private:  # how much noise makes no difference
         batch, clip_norm = train.expected_batch_size, privacy.l2_clip_norm
@@ -123,7 +125,7 @@ def measure(config: Config, chip: str) -> list[dict[str, Any]]:
         extra = "cuda13" if CHIPS[chip].platform == "cuda" else "tpu"
         raise ConfigError(f'--chip={chip} needs pip install "jaxdp-text[{extra}]"') from None
     values, defaults = config.to_dict(), ON_CPU if chip == "cpu" else ON_ACCELERATOR
-    for section, field in (("model", "dtype"), ("train", "microbatch_tokens")):
+    for section, field in (("model", "dtype"), ("train", "microbatch_tokens"), ("train", "widths")):
         values[section][field] = values[section][field] or getattr(defaults, field)
     rows = []
     for name, number, lowered in programs(Config.from_dict(values), device):

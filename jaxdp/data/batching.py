@@ -24,6 +24,12 @@ class Plan(NamedTuple):
     """[buckets] int32: how many microbatches each bucket has."""
 
 
+def any_lengths(longest: int) -> np.ndarray:
+    """For `Buckets.for_lengths`, where they are not known: down to an eighth of the longest, all
+    scales alike, so that each width is about as much wider than the next."""
+    return np.geomspace(max(longest / 8, 1), longest, 1000).round().astype(np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Buckets:
     """The static shapes: `rows[i]` reports of `widths[i]` positions, widths descending.
@@ -35,17 +41,30 @@ class Buckets:
     rows: tuple[int, ...]
 
     @classmethod
-    def for_lengths(cls, max_length: int, tokens: int, ratio: float = 1.15) -> "Buckets":
-        """From max_length down to an eighth of it, each with about `tokens` positions.
+    def for_lengths(cls, lengths: np.ndarray, tokens: int, widths: int) -> "Buckets":
+        """At most so many widths, each with about `tokens` positions, that pad reports of these
+        lengths least: the longest length, and multiples of 4 below it.
 
-        Every width is 1 / ratio of the one before, rounded down to a multiple of 4: a report of any
-        length wastes as large a share of its positions (7 % at 1.15), where equal steps waste most
-        on short reports; and each width costs a program its compilation.
+        Each width costs a program its compilation, and saves padding only if it lies where the
+        lengths do.
         """
-        widths, least = [max_length], max(max_length // 8, 1)
-        while (narrower := int(widths[-1] / ratio) // 4 * 4) >= least:
-            widths.append(narrower)
-        return cls(tuple(widths), tuple(max(tokens // w, 1) for w in widths))
+        # Of reports sorted into widths rising from `grid[0]`, those up to grid[i] pad least if
+        # their widest is grid[i] and those before it pad least.
+        longest = int(lengths.max())
+        grid = np.append(np.arange(4, longest, 4), longest)
+        up_to = np.searchsorted(np.sort(lengths), grid, side="right")
+        least, before = grid * up_to, []
+        for _ in range(min(widths, len(grid)) - 1):
+            # [i, j]: the next narrower width than grid[i] is grid[j]; none, where j = i.
+            cost = least + grid[:, None] * (up_to[:, None] - up_to)
+            cost = np.where(np.tri(len(grid), dtype=bool), cost, np.inf)
+            before.append(cost.argmin(axis=1))
+            least = cost.min(axis=1)
+        chosen = [len(grid) - 1]
+        for narrower in reversed(before):
+            chosen.append(narrower[chosen[-1]])
+        found = np.unique(grid[chosen])[::-1].tolist()
+        return cls(tuple(found), tuple(max(tokens // width, 1) for width in found))
 
     def for_features(self) -> "Buckets":
         """For cached features, one position each."""
@@ -56,9 +75,12 @@ class Buckets:
 
         Raises:
             OverflowError: they need more than `capacity` slots; plan again with a larger one.
+            ValueError: one is longer than the widest.
         """
         order = reports[np.argsort(-lengths[reports], kind="stable")]
         ordered = lengths[order]
+        if (ordered > self.widths[0]).any():
+            raise ValueError(f"a report of {ordered[0]} tokens, but at most {self.widths[0]} fit")
         starts, counts = np.zeros(len(self.widths), np.int32), np.zeros(len(self.widths), np.int32)
         position = 0
         for i, rows in enumerate(self.rows):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from jaxdp.backbone import load_finetuned
 from jaxdp.data.arrays import texts_of
-from jaxdp.data.batching import Buckets
+from jaxdp.data.batching import Buckets, any_lengths
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.dp import statement_markdown
@@ -22,6 +22,8 @@ from jaxdp.models.tasks import TASKS, Task
 
 from .evidence import Evidence
 from .inference import Predictor
+
+_WIDTHS = 8
 
 
 class ReleasedClassifier:
@@ -61,7 +63,8 @@ class ReleasedClassifier:
         self.task: Task = TASKS[model.task]
         graphdef, *self._states = lora.split(model, "head")
         self._windows = 1 if model.window is None else model.window[1]
-        buckets = Buckets.for_lengths(self._max_length * self._windows, microbatch_tokens)
+        longest = any_lengths(self._max_length * self._windows)
+        buckets = Buckets.for_lengths(longest, microbatch_tokens, _WIDTHS)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
         self._evidence = cache(partial(Evidence, model, self._tokenizer, self._max_length, buckets))
 

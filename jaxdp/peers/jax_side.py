@@ -66,7 +66,8 @@ class OurTrainer(JaxSide):
             model = dataclasses.replace(job.config.model, dtype=dtype)
             job = dataclasses.replace(job, config=dataclasses.replace(job.config, model=model))
         self.job, config = job, job.config
-        self._model, buckets = load_model(job), token_buckets(config)
+        self._model = load_model(job)
+        buckets = token_buckets(config, np.append(job.train.lengths, job.test.lengths))
         mesh = make_mesh(config.run.devices)
         # The split that a stage calls validation is the one it can label.
         tokens = {"train": packed(job.train), "validation": packed(job.test)}

@@ -30,7 +30,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     _check(config, inputs.backbone)
     plan, secret = plan_run(config), RunSecret.create(config.run.research_seed)
     model, weights = build_model(config, inputs.backbone, inputs.dataset.label_names, secret)
-    buckets, secure = token_buckets(config), config.privacy.secure_noise
+    buckets, secure = token_buckets(config, inputs.lengths), config.privacy.secure_noise
     # The other side has no basis: what a public start has left as one is folded into the head, and
     # its centre taken from features as a released one is.
     center = np.zeros((), np.float32)

@@ -232,7 +232,7 @@ def train_stages(
             frozen_layers=frozen_layers,
             labels=inputs.labels,
             units=inputs.units,
-            token_buckets=token_buckets(config, len(runs)),
+            token_buckets=token_buckets(config, inputs.lengths, len(runs)),
             secure_noise=secure,
             mesh=make_mesh(config.run.devices, len(runs)),
             shard_frozen=config.model.shard_frozen,
@@ -279,7 +279,7 @@ def _frozen_layers(run: Run, model: ReportClassifier, inputs: Inputs) -> FrozenL
     frozen_layers = FrozenLayers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
-        token_buckets(config),
+        token_buckets(config, inputs.lengths),
         cache_folder(config),
         make_mesh(config.run.devices),
         run.monitor.watch("frozen layers"),

@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -45,6 +46,11 @@ class Inputs:
     units: PrivacyUnits
     """The training reports by privacy unit."""
     backbone: Backbone
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each report of all splits."""
+        return np.concatenate([tokens.lengths for tokens in self.tokens.values()])
 
     @property
     def num_labels(self) -> int:
@@ -132,7 +138,7 @@ def build_model(
         warm_start(
             config,
             model,
-            token_buckets(config),
+            partial(token_buckets, config),
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
@@ -190,13 +196,13 @@ def arithmetic(config: Config) -> str:
     return instead.get(jax.default_backend(), dtype) if dtype == "tensorfloat32" else dtype
 
 
-def token_buckets(config: Config, members: int = 1) -> Buckets:
-    """The microbatch shapes for whole reports; those that so many members compute at once hold as
-    many positions together as one member's, as far as a report can be no shorter."""
-    tokens = config.train.microbatch_tokens or platform_defaults().microbatch_tokens
-    ratio = config.train.width_ratio
-    longest = config.data.max_length * config.data.windows
-    return Buckets.for_lengths(longest, tokens // members, ratio)
+def token_buckets(config: Config, lengths: np.ndarray, members: int = 1) -> Buckets:
+    """The microbatch shapes for whole reports of these lengths; those that so many members compute
+    at once hold as many positions together as one member's, as far as a report can be no
+    shorter."""
+    here = platform_defaults()
+    tokens = config.train.microbatch_tokens or here.microbatch_tokens
+    return Buckets.for_lengths(lengths, tokens // members, config.train.widths or here.widths)
 
 
 def test_probabilities(
@@ -212,7 +218,7 @@ def test_probabilities(
         *(lora.split(model, config.train.trained) for model in models), strict=True
     )
     computed = 1 if config.train.trained == "head" else len(models)  # all layers are shared
-    buckets, tokens = token_buckets(config, computed), inputs.tokens["test"]
+    buckets, tokens = token_buckets(config, inputs.lengths, computed), inputs.tokens["test"]
     if len(models) == 1:
         return [Predictor(graphdefs[0], 0, buckets, mesh)(*adapters, *frozen, tokens, watch=watch)]
     frozen, axes = stack_differing(frozen)

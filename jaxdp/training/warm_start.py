@@ -9,7 +9,7 @@ head is then trained in private. It does the same again in a resumed run.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ _HEAD_RATE = 10.0
 def warm_start(
     config: Config,
     model: ReportClassifier,
-    buckets: Buckets,
+    shapes: Callable[[np.ndarray], Buckets],
     *,
     directory: Path,
     label_names: Sequence[str],
@@ -58,7 +58,7 @@ def warm_start(
 
     Args:
         model: with its adapters, if it has any.
-        buckets: shapes for token ids.
+        shapes: for the lengths of the made-up reports, those to run them in.
         directory: of the backbone.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
@@ -73,6 +73,7 @@ def warm_start(
     one_class = TASKS[model.task].one_class
     texts, labels = book.write_reports(settings.reports, label_names, shape, one_class=one_class)
     tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
+    buckets = shapes(tokens.lengths)
     mode = "lora" if settings.trains_adapters else "head"
     if model.pooling == "label-attention":
         mode += "+queries"

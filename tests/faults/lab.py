@@ -50,7 +50,7 @@ SETTINGS = {
         "steps": 20,
         "expected_batch_size": 15.0,
         "microbatch_tokens": 128,
-        "width_ratio": 16.0,
+        "widths": 1,
     },
     "privacy": {
         "epsilon": 2.0,

@@ -1082,11 +1082,18 @@ MUTANTS = [
         "test_warm_start.py::test_it_moves_the_head_alone_or_the_adapters_too_and_nothing_else",
     ),
     Mutant(
-        "widths in another ratio than the configured one",
+        "one width fewer than there could be",
         "data/batching.py",
-        "int(widths[-1] / ratio)",
-        "int(widths[-1] / 1.15)",
-        "test_batching.py::test_shapes_cover_every_length",
+        "range(min(widths, len(grid)) - 1)",
+        "range(min(widths, len(grid)) - 2)",
+        "test_batching.py::test_no_other_widths_pad_less",
+    ),
+    Mutant(
+        "a report cut to the widest shape",
+        "data/batching.py",
+        "if (ordered > self.widths[0]).any():",
+        "if False:",
+        "test_batching.py::test_a_report_longer_than_all_widths_is_an_error",
     ),
     Mutant(
         "a slot of one book filled from another's",
