@@ -14,10 +14,12 @@ from jaxdp.models.hub import download
 from jaxdp.models.merged import load_checkpoint
 from jaxdp.models.peft import load_adapter, read_adapter_info
 from jaxdp.models.presets import PRESETS, find_preset
-from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.pretrained import load_classifier, read_config
 from jaxdp.settings import ConfigError
 
 _MINILM = PRESETS["minilm-l6"].hub_id
+_SIZES = {"base": (12, 768), "clinical": (12, 768), "minilm-l6": (6, 384)}
+"""Layers and width, by part of a preset's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,19 @@ def resolve_backbone(
         usual_length=preset.max_length if preset else None,
         revision=revision,
     )
+
+
+def backbone_size(backbone: str) -> tuple[int, int] | None:
+    """(layers, width) of a backbone, without fetching anything."""
+    directory = Path(backbone).expanduser()
+    if directory.is_dir():
+        found = read_config(directory)
+        return found.num_hidden_layers, found.hidden_size
+    preset = find_preset(backbone)
+    match = re.search(r"L-(\d+)_H-(\d+)", preset.hub_id if preset else backbone)
+    if match:
+        return int(match[1]), int(match[2])
+    return next((size for part, size in _SIZES.items() if part in backbone), None)
 
 
 def _own_pooling(directory: Path) -> str:

@@ -444,6 +444,15 @@ class Config(Settings):
         if self.privacy.private:
             self._check_sampling()
 
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.dir) / self.run.name
+
+    def below(self, parent: Path) -> Self:
+        """With the run's folder in another one."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, dir=str(parent)))
+
     def _check_sampling(self) -> None:
         units = self.privacy.units
         self.require(

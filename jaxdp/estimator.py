@@ -158,7 +158,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
                 for path in release.rglob("*")
                 if path.is_file()
             }
-        self._release, self._base_model, self._loaded = files, config.model.backbone, None
+        self._release, self._base_model, self._loaded = files, str(self.backbone), None
         self.history_ = history
         self.classes_ = classes
         self.privacy_ = self._released().privacy

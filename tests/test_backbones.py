@@ -52,6 +52,7 @@ from jaxdp.run.monitor import Monitor, peak_memory
 from jaxdp.run.train import train
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model, load_inputs
+from jaxdp.training.stages import plan_run
 
 pytestmark = IGNORE_PEFT
 TEXTS = ["Heart size normal.", "No pleural effusion, lungs clear", "Small opacity in the left lung"]
@@ -195,12 +196,12 @@ def test_what_sentence_transformers_says_of_pooling_is_read(tmp_path, content, p
 
 def test_reports_beyond_the_usual_length_are_counted(workspace):
     config = smoke_config(workspace)
-    inputs = load_inputs(config)
+    inputs, plan = load_inputs(config), plan_run(config)
     lengths = np.concatenate([tokens.lengths for tokens in inputs.tokens.values()])
     for usual, count in ((6, (lengths > 6).sum()), (16, 0), (None, 0)):
         backbone = dataclasses.replace(inputs.backbone, usual_length=usual)
         console = Console(record=True, width=100, file=io.StringIO())
-        Monitor(console).loaded(config, dataclasses.replace(inputs, backbone=backbone))
+        Monitor(console).loaded(dataclasses.replace(inputs, backbone=backbone), plan)
         said = f"longer than the backbone's usual {usual} tokens: {count}"
         assert (said in console.export_text()) == (count > 0), said
 

@@ -18,9 +18,10 @@ from helpers_disk import Disk
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.run import checkpoint as checkpoint_module
-from jaxdp.run.checkpoint import Checkpoints, DamagedCheckpoint, Position
+from jaxdp.run.checkpoint import Checkpoints, DamagedCheckpoint, Position, furthest
 from jaxdp.run.directory import RunDirectory, RunError
 from jaxdp.run.give_up import give_up
+from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import plan_run
 from jaxdp.training.step import TrainState
 
@@ -105,7 +106,7 @@ def test_set_aside_leaves_the_one_before_and_remembers_how_far_it_was(tmp_path):
     checkpoints.save(Position(0, 2), state(2))
     checkpoints.set_aside(Position(0, 2))
     assert checkpoints.latest() == Position(0, 1)
-    assert checkpoints.furthest() == Position(0, 2)
+    assert furthest(tmp_path) == Position(0, 2)
     checkpoints.save(Position(0, 2), state(2))
     assert_identical(checkpoints.restore(Position(0, 2), state()), state(2))
 
@@ -134,7 +135,7 @@ def test_a_checkpoint_counts_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert_identical(Checkpoints(tmp_path, 1).restore(Position(0, 1), state()), state(1))
     # What was seen nowhere is written anew, and counts as a step that may have been taken.
-    assert checkpoints.furthest() == Position(0, 2)
+    assert furthest(tmp_path) == Position(0, 2)
     checkpoints.save(Position(0, 2), state(2))
     assert_identical(checkpoints.restore(Position(0, 2), state()), state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["0-2"]
@@ -177,6 +178,10 @@ def config(tmp_path, **run) -> Config:
     return Config.from_dict({"privacy": {"units": 1000}, "run": {"dir": str(tmp_path), **run}})
 
 
+def fresh() -> RunSecret:
+    return RunSecret.create(None)
+
+
 @pytest.fixture
 def open_run():
     """RunDirectory, closed in the end however the test ends."""
@@ -193,16 +198,16 @@ def open_run():
 
 def test_the_secret_is_kept_from_the_start_and_never_replaced(tmp_path, open_run):
     run = open_run(config(tmp_path), resume=False)
-    first = run.secret([b"report"])
+    first = run.secret(fresh(), [b"report"])
     assert not run.started and run.start() and run.started and not run.start()
     run.close()
     with pytest.raises(RunError, match="--resume"):
         open_run(config(tmp_path), resume=False)
     run = open_run(config(tmp_path), resume=True)
-    assert run.secret([b"report"]) == first
+    assert run.secret(fresh(), [b"report"]) == first
     for records in ([b"report", b""], [b"repor", b"t"], []):
         with pytest.raises(RunError, match="other training reports"):
-            run.secret(records)
+            run.secret(fresh(), records)
     run.close()
 
 
@@ -217,17 +222,17 @@ def test_a_run_is_held_by_one_at_a_time(tmp_path, open_run):
 @pytest.mark.parametrize("content", ["", "{}", '{"secret": "zz", "data": ""}', "[]"])
 def test_a_damaged_secret_stops_the_run(tmp_path, open_run, content):
     run = open_run(config(tmp_path), resume=False)
-    run.secret([])
+    run.secret(fresh(), [])
     run.start()
     (run.private / "secret.json").write_text(content)
     with pytest.raises(RunError, match="damaged"):
-        run.secret([])
+        run.secret(fresh(), [])
     run.close()
 
 
 def test_damaged_settings_stop_the_run(tmp_path, open_run):
     run = open_run(config(tmp_path), resume=False)
-    run.secret([])
+    run.secret(fresh(), [])
     run.start()
     run.close()
     (run.path / "config.json").write_text('{"run": {')
@@ -237,14 +242,14 @@ def test_damaged_settings_stop_the_run(tmp_path, open_run):
 
 def test_a_secret_with_a_changed_digit_stops_the_run(tmp_path, open_run):
     run = open_run(config(tmp_path), resume=False)
-    run.secret([])
+    run.secret(fresh(), [])
     run.start()
     file = run.private / "secret.json"
     content = json.loads(file.read_text())
     content["secret"] = f"{int(content['secret'], 16) ^ 1:064x}"
     file.write_text(json.dumps(content))
     with pytest.raises(RunError, match="damaged"):
-        run.secret([])
+        run.secret(fresh(), [])
     run.close()
 
 
@@ -260,7 +265,7 @@ def test_before_its_start_a_run_may_change_its_settings(tmp_path, open_run):
     open_run(config(tmp_path), resume=False).close()
     run = open_run(config(tmp_path, research_seed=3), resume=False)
     assert json.loads((run.path / "config.json").read_text())["run"]["research_seed"] == 3
-    run.secret([])
+    run.secret(fresh(), [])
     run.start()
     run.unstart()
     run.close()
@@ -287,7 +292,7 @@ def test_before_its_start_a_run_may_change_its_settings(tmp_path, open_run):
 def test_a_started_run_keeps_what_decides_its_result(tmp_path, open_run, section, field, value):
     before = config(tmp_path)
     run = open_run(before, resume=False)
-    run.secret([])
+    run.secret(fresh(), [])
     run.start()
     run.close()
     for name in ("checkpoint_every", "keep_checkpoints", "eval_every"):
@@ -303,7 +308,7 @@ def test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses(
 ):
     run = open_run(config(tmp_path), resume=False)
     disk = Disk(monkeypatch, run.private)
-    run.secret([])
+    run.secret(fresh(), [])
     run.start()
     file = run.private / "secret.json"
     assert disk.kept(file) == file.read_bytes() and not disk.torn
@@ -314,7 +319,7 @@ def test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved(tmp
     privacy = {"units": 1000, "noise_multiplier": 60.0}
     settings = Config.from_dict({"privacy": privacy, "run": {"dir": str(tmp_path)}})
     run, ledger = open_run(settings, resume=False), dp.Ledger(tmp_path / "ledger")
-    secret = run.secret([])
+    secret = run.secret(fresh(), [])
     run.start()
     planned = plan_run(settings).mechanisms()
     ledger.plan("data", secret.public_id(), planned)

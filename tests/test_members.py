@@ -33,9 +33,9 @@ from jaxdp.run.train import Interrupted
 from jaxdp.sweep import execute
 from jaxdp.sweep.accounting import plan_sweep
 from jaxdp.sweep.directory import begin
-from jaxdp.sweep.execute import programs, run_group
+from jaxdp.sweep.execute import run_group
 from jaxdp.sweep.history import read_history
-from jaxdp.sweep.members import expand
+from jaxdp.sweep.members import expand, programs
 from jaxdp.sweep.results import results_table
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.members import CannotShare, share_frozen, stack, stack_differing, unstack
@@ -352,7 +352,7 @@ def test_a_group_gives_each_member_what_it_gets_alone(workspace, public_start, m
             json.loads((m.path / "release" / "privacy.json").read_text()) for m in (member, other)
         ]
         assert statements[0] == statements[1]
-        assert statements[0]["epsilon"] == together.epsilon(name)
+        assert statements[0]["epsilon"] == together.plans[name].epsilon()
         answers = [np.load(m.path / "private" / "test_predictions.npz") for m in (member, other)]
         for key in answers[0]:
             if answers[0][key].dtype.kind == "f":

@@ -9,8 +9,8 @@ from helpers_training import REPOSITORY, run_script, smoke_settings
 
 from jaxdp.config import Config, inherit
 from jaxdp.run.directory import RunError
-from jaxdp.sweep.members import expand, load_sweep
-from jaxdp.sweep.paper import Place, paper_table, read_results
+from jaxdp.sweep.members import Place, expand, load_sweep
+from jaxdp.sweep.paper import paper_table, read_results
 
 SWEEP = str(REPOSITORY / "configs" / "sweep_paper.py")
 

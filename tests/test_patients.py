@@ -20,7 +20,7 @@ def told(workspace, patients, known=True, **changes):
     units = PrivacyUnits.of(data, config.privacy.unit)
     inputs = types.SimpleNamespace(dataset=data, units=units)
     plan = plan_run(config)
-    return patient_epsilons(config, plan, inputs), list(plan.mechanisms().values())
+    return patient_epsilons(plan, inputs), list(plan.mechanisms().values())
 
 
 def test_the_largest_and_the_median_patient(workspace):

@@ -134,7 +134,9 @@ def test_one_run_has_one_secret(both, tmp_path, shared):
     inputs = load_inputs(config)
     run = RunDirectory(config, resume=False)
     try:
-        secrets = both(lambda i: shared_secret(None if i else run, inputs, shared))
+        secrets = both(
+            lambda i: shared_secret(RunSecret.create(None, shared), None if i else run, inputs)
+        )
         expected = RunSecret(bytes.fromhex(run._new["secret"]), shared)
     finally:
         run.close()

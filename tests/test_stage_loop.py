@@ -12,12 +12,10 @@ from helpers_training import smoke_config, write_backbone
 
 from jaxdp import dp
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.run import finish as finish_module
 from jaxdp.run import train as whole
 from jaxdp.run.begin import Run, begin, shared_secret
 from jaxdp.run.checkpoint import Checkpoints, Position
 from jaxdp.run.directory import RunDirectory, RunError
-from jaxdp.run.finish import finish
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import SilentMonitor
 from jaxdp.run.processes import SharedInterrupt
@@ -104,7 +102,7 @@ class Lab:
         monkeypatch.setattr(whole, "mean_feature", mean_feature)
         self.plan = plan_run(self.config)
         self.checkpoints = NotedCheckpoints(tmp_path / "checkpoints", 2)
-        self.run = Run(self.config, self.plan, RunSecret.create(7), None, self)
+        self.run = Run("run", self.plan, RunSecret.create(7), None, self)
 
     # As a monitor.
     def built(self, *_):
@@ -129,7 +127,7 @@ class Lab:
             patch.setattr(SharedInterrupt, "received", received)
             stop = SharedInterrupt(self.interrupt, make_mesh(1))
             patch.setattr(whole, "begin", lambda *_: self.log.append(("start",)))
-            train_stages([self.run], self.inputs, self.checkpoints, stop)
+            train_stages(self.config, [self.run], self.inputs, self.checkpoints, stop)
 
     def noted(self, kind):
         """What was noted of one kind, in order."""
@@ -151,7 +149,7 @@ def spent(config, plan, done):
 
 def test_epsilon_is_of_every_step_taken_and_of_the_mean(lab):
     for done in (Position(0, 0), *ALL):
-        assert lab.run.epsilon(done) == spent(lab.config, lab.plan, done) > 0
+        assert lab.plan.epsilon(*done) == spent(lab.config, lab.plan, done) > 0
 
 
 def test_nothing_is_done_with_the_reports_before_the_start(lab):
@@ -214,7 +212,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_shown(lab):
 
 def inputs(patients="aabb", unit="patient", **changes):
     data = make_dataset(patients, **changes)
-    return setup.Inputs(data, {}, {}, 0, PrivacyUnits.of(data, unit), None)
+    return setup.Inputs(data, {}, {}, 0, PrivacyUnits.of(data, unit), None, 16)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +227,11 @@ def inputs(patients="aabb", unit="patient", **changes):
 )
 def test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only(tmp_path, other):
     with contextlib.closing(RunDirectory(smoke_config(tmp_path), resume=False)) as run:
-        secret = shared_secret(run, inputs(), None)
+        secret = shared_secret(RunSecret.create(None), run, inputs())
         run.start()
-        assert shared_secret(run, inputs(), None).root == secret.root
+        assert shared_secret(RunSecret.create(None), run, inputs()).root == secret.root
         with pytest.raises(RunError, match="other training reports"):
-            shared_secret(run, other, None)
+            shared_secret(RunSecret.create(None), run, other)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +249,7 @@ def test_training_reports_are_grouped_as_configured(tmp_path, monkeypatch, unit,
 
 @pytest.fixture
 def new_run(tmp_path):
-    """new_run(**changes): a run that has not started."""
+    """new_run(**changes): the settings of a run that has not started, and the run."""
     with contextlib.ExitStack() as opened:
 
         def new_run(**changes):
@@ -259,8 +257,8 @@ def new_run(tmp_path):
             config = smoke_config(tmp_path, **changes)
             directory = RunDirectory(config, resume=False)
             opened.enter_context(contextlib.closing(directory))
-            secret = shared_secret(directory, inputs(), None)
-            return Run(config, plan_run(config), secret, directory, SilentMonitor())
+            secret = shared_secret(RunSecret.create(None), directory, inputs())
+            return config, Run("run", plan_run(config), secret, directory, SilentMonitor())
 
         yield new_run
 
@@ -268,25 +266,25 @@ def new_run(tmp_path):
 def test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that(
     tmp_path, new_run, monkeypatch
 ):
-    run, planned = new_run(), dp.Ledger.plan
+    (_, run), planned, ledger = new_run(), dp.Ledger.plan, dp.Ledger(tmp_path / "ledger")
 
     def plan(*arguments, **options):
         assert run.directory.started
         planned(*arguments, **options)
 
     monkeypatch.setattr(dp.Ledger, "plan", plan)
-    begin(run, inputs())
-    (runs,) = dp.Ledger(tmp_path / "ledger").runs().values()
+    begin(run, inputs(), ledger)
+    (runs,) = ledger.runs().values()
     assert runs == {run.secret.public_id(): run.plan.mechanisms()}
 
 
-def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_run):
-    run = new_run(privacy__total_budget=1e-3)
+def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(tmp_path, new_run):
+    _, run = new_run()
     for started in (False, True):
         if started:
             run.directory.start()
         with pytest.raises(dp.LedgerError, match="over the total budget"):
-            begin(run, inputs())
+            begin(run, inputs(), dp.Ledger(tmp_path / "ledger"), total_budget=1e-3)
         assert run.directory.started is started
 
 
@@ -294,15 +292,15 @@ def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(new_
 
 
 def test_the_statement_is_of_what_ran_on_whom_and_with_which_noise(new_run, monkeypatch):
-    run, written = new_run(**RESTRICTED), []
-    monkeypatch.setattr(finish_module, "write_release", lambda *_, **o: written.append(o))
+    (config, run), written = new_run(**RESTRICTED), []
+    monkeypatch.setattr(whole, "write_release", lambda *_, **o: written.append(o))
     held_out = inputs(splits=["train", "train", "test", "test"])
-    finish(run, held_out, None, (), np.full((2, 2), 0.5, np.float32))
+    whole._finish(config, run, held_out, None, (), np.full((2, 2), 0.5, np.float32))
     (statement,) = (options["statement"] for options in written)
     assert [(m["stage"], m["steps"]) for m in statement["mechanisms"]] == [
         ("feature mean", 1), ("head stage", 4), ("main stage", 6),
     ]  # fmt: skip
-    assert statement["epsilon"] == spent(run.config, run.plan, ALL[-1])
+    assert statement["epsilon"] == spent(config, run.plan, ALL[-1])
     assert (statement["privacy_unit"], statement["max_reports_per_patient"]) == ("patient", 3)
     assert statement["seed_policy"] == "fixed-for-research"
     assert statement["noise_generator"].startswith("SHAKE-256")

@@ -168,8 +168,8 @@ def test_costs_are_the_accountants(tmp_path):
     joint = [m for i in (0, 1) for m in plan.group_mechanisms(i).values()]
     assert cost.epsilon == pytest.approx(dp.epsilon_pld(joint, DELTA), rel=1e-9)
     assert len(cost.members) == 4 and cost.delta == DELTA
-    assert cost.epsilon > 0.8 > plan.epsilon("tiny_eps0.5_rank2")
-    assert plan.epsilon("tiny_nonprivate_rank2") is None
+    assert cost.epsilon > 0.8 > plan.plans["tiny_eps0.5_rank2"].epsilon()
+    assert plan.plans["tiny_nonprivate_rank2"].epsilon() is None
 
     own = plan_sweep(dataclasses.replace(plan.sweep, share_sampling=False))
     (independent,) = own.joint_costs()
@@ -254,7 +254,7 @@ def test_a_sweep_trains_its_members_and_skips_them_then(workspace):
         assert f1 == test["weighted_f1"] and epsilon == member.config.privacy.epsilon
         assert kept[name, "normal", "f1"][0] == test["per_label"]["normal"]["f1"]
         statement = json.loads((member.path / "release" / "privacy.json").read_text())
-        assert statement["epsilon"] == plan.epsilon(name)
+        assert statement["epsilon"] == plan.plans[name].epsilon()
         s = status(member, plan.plans[name])
         assert (s.state, s.fraction, s.steps) == ("finished", 1.0, 10) and s.seconds > 0
         assert s.test == f1 and peak_memory(read_history(member.path)) > 10**7
@@ -330,15 +330,19 @@ def test_a_member_of_a_group_is_not_resumed_with_other_samples(workspace):
 def test_a_run_keeps_the_samples_it_was_started_with(tmp_path):
     config = smoke_config(tmp_path)
     shared = bytes(range(32))
+
+    def secret_of(run, sampling_root):
+        return run.secret(RunSecret.create(None, sampling_root), [b"a report"])
+
     run = RunDirectory(config, resume=False)
-    secret = run.secret([b"a report"], shared)
+    secret = secret_of(run, shared)
     run.start()
     run.close()
     with contextlib.closing(RunDirectory(config, resume=True)) as again:
-        assert again.secret([b"a report"], shared) == secret == again.stored_secret()[0]
+        assert secret_of(again, shared) == secret == again.stored_secret()[0]
         for other in (None, bytes(32)):
             with pytest.raises(RunError, match="other samples"):
-                again.secret([b"a report"], other)
+                secret_of(again, other)
     # Shared is the sampling, and nothing else.
     own = RunSecret(secret.root)
     assert secret.sampling_seed("s") == RunSecret(bytes(32), shared).sampling_seed("s")

@@ -327,8 +327,9 @@ def test_units_far_from_what_is_there_are_told(workspace, units, told):
     inputs = load_inputs(smoke_config(workspace))
     assert inputs.units.num_units == 93
     private = {"privacy__units": units} if units else {"privacy__epsilon": None}
+    noise = {"privacy__noise_multiplier": 60.0, "head_stage__noise_multiplier": 70.0}
     console = Console(record=True, width=200, file=io.StringIO())
-    Monitor(console).loaded(smoke_config(workspace, **private), inputs)
+    Monitor(console).loaded(inputs, plan_run(smoke_config(workspace, **noise, **private)))
     said = f"privacy.units is {units or 0:,}, but the training split has 93 reports"
     assert (said in console.export_text()) == told
 

@@ -10,8 +10,6 @@ and epsilon.png go to <config.run.dir>/<config.run.name>. Ends with status 1 if 
 its claim, or the attack is too weak to show what it has to.
 """
 
-from pathlib import Path
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +40,7 @@ def show(findings: list[Finding], delta: float, confidence: float, console: Cons
 def main() -> None:
     console = Console()
     config = AuditConfig.from_dict(_CONFIG.value.to_dict())
-    directory = Path(config.run.dir) / config.run.name
+    directory = config.path
     directory.mkdir(parents=True, exist_ok=True)
     with Display(console, "audit", status="starting") as display:
         findings = run_audit(config, lambda status: display.update(0, status))

@@ -17,18 +17,16 @@ JAX_PROCESS_ID are set.
 """
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
-from jaxdp import dp
 from jaxdp.config import Config
-from jaxdp.data.load import label_names
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor, SilentMonitor
+from jaxdp.run.preview import plan_lines, release_lines
 from jaxdp.run.processes import is_first, join
 from jaxdp.run.train import Interrupted, train
-from jaxdp.sweep.estimate import backbone_size, estimate_run
+from jaxdp.sweep.estimate import estimate_run
 from jaxdp.sweep.progress import clock
 from jaxdp.training.stages import plan_run
 
@@ -43,19 +41,8 @@ _PLAN = DEFINE.bool("plan", False, "Print what the run would do, cost and releas
 def show_plan(config: Config, console: Console) -> None:
     """All that is known of a run before it reads anything."""
     plan = plan_run(config)
-    Monitor(console).planned(config, plan)
-    mechanisms = list(plan.mechanisms().values())
-    labels, size = label_names(config.data), backbone_size(config.model.backbone)
-    trained = config.train.trained
-    if trained == "head" and labels and size:
-        width = config.model.label_dimensions or size[1]
-        trained = f"head of {len(labels)} x ({width} + 1) = {len(labels) * (width + 1):,} numbers"
-    lines = [f"trained in private: {trained}", "released: the adapter, its tokenizer and labels"]
-    if mechanisms:
-        cost, delta = dp.epsilon_pld(mechanisms, config.privacy.delta), config.privacy.delta
-        lines[1] += f"; and the statement: epsilon {cost:.4g} at delta {delta:g}"
-        lines[1] += f", per {config.privacy.unit}"
-    lines.append(f"to: {Path(config.run.dir) / config.run.name / 'release'}")
+    Monitor(console).planned(plan_lines(config, plan))
+    lines = release_lines(config, plan)
     if seconds := estimate_run(config):
         lines.append(f"time here: roughly {clock(seconds)}, right to a factor of three")
     for line in lines:

@@ -160,8 +160,7 @@ def training(report: SweepReport, collection: Collection) -> Panel:
     lines, marks = [], {}
     for i, (name, setting) in enumerate(zip(collection.names, collection.settings, strict=True)):
         for member in setting.members:
-            config = report.members[member].config
-            offset = config.head_stage.steps
+            offset, _ = report.members[member].steps
             points = []
             for e in report.histories.get(member, []):
                 # With a head stage, that is stage 0, and the main stage begins after its steps.

@@ -35,7 +35,7 @@ def sweep_page(report: SweepReport) -> str:
         collections=[_collection(report, c, i) for i, c in enumerate(report.collections)],
         joints=[joint | _told(joint) for joint in report.description["joint"]],
         outside=sum(m["epsilon"] is None for m in described.values()),
-        seeded=any(m.config.run.research_seed is not None for m in members.values()),
+        seeded=any(s["run.research_seed"] is not None for s in settings.values()),
         costs=_costs(report),
         differ=differ,
         settings=[
@@ -167,8 +167,7 @@ def _costs(report: SweepReport) -> list[list[Any]]:
     rows = []
     for collection in report.collections:
         for s in collection.settings:
-            config = report.members[s.members[0]].config
-            steps = config.head_stage.steps + config.train.steps
+            steps = sum(report.members[s.members[0]].steps)
             seconds = "-" if s.seconds is None else f"{s.seconds:,.0f}"
             memory = "-" if s.peak_memory is None else f"{s.peak_memory / 1e9:.2f}"
             name = f"{collection.title}: {s.series}, {s.level}"

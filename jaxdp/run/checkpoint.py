@@ -54,8 +54,8 @@ class Checkpoints:
     Orbax's manager is not used: it returns without an error where a step is there already, and
     deletes the old checkpoint before the new one is on disk.
 
-    Several processes call every method but `furthest` together, and get or raise the same. Process
-    0 alone reads and writes: each holds the whole state, so nothing has to be gathered.
+    Several processes call every method together, and get or raise the same. Process 0 alone reads
+    and writes: each holds the whole state, so nothing has to be gathered.
 
     Args:
         directory: created if missing; None on every process but the first.
@@ -96,7 +96,7 @@ class Checkpoints:
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number), str(path)) from None
             raise
-        kept = {self._path(p) for p in self._positions()[-self._keep :]}
+        kept = {self._path(p) for p in _positions(self._directory)[-self._keep :]}
         for other in set(self._directory.iterdir()) - kept:
             if other.is_dir() and other.suffix != _DAMAGED:
                 shutil.rmtree(other)
@@ -111,13 +111,9 @@ class Checkpoints:
 
     def latest(self) -> Position | None:
         """The newest checkpoint's position; None if there is none."""
-        found = processes.first(lambda: max(self._positions(), default=None))
+        found = processes.first(lambda: max(_positions(self._directory), default=None))
         (position,) = processes.from_first([np.array(found or (-1, -1))])
         return None if position[0] < 0 else Position(*position.tolist())
-
-    def furthest(self) -> Position | None:
-        """As `latest`, but counting damaged ones: how far the run ever got. On process 0."""
-        return max(self._positions(damaged=True), default=None)
 
     def restore(self, position: Position, like: TrainState) -> TrainState:
         """The state saved at `position`; `like` gives structure, shapes, dtypes, devices.
@@ -160,16 +156,20 @@ class Checkpoints:
     def _path(self, position: Position) -> Path:
         return self._directory / f"{position.stage}-{position.step}"
 
-    def _positions(self, damaged: bool = False) -> list[Position]:
-        """Ascending; with `damaged`, also those that were set aside or lack their hash."""
-        names = (
-            re.fullmatch(r"(\d+)-(\d+)(\.damaged)?", p.name) for p in self._directory.iterdir()
-        )
-        return sorted(
-            Position(int(name[1]), int(name[2]))
-            for name in names
-            if name and (damaged or (self._directory / name[0] / _DIGEST).exists() and not name[3])
-        )
+
+def furthest(directory: Path) -> Position | None:
+    """How far a run ever got by its checkpoints, damaged ones included; None if it has none."""
+    return max(_positions(directory, damaged=True), default=None)
+
+
+def _positions(directory: Path, damaged: bool = False) -> list[Position]:
+    """Ascending; with `damaged`, also those that were set aside or lack their hash."""
+    names = (re.fullmatch(r"(\d+)-(\d+)(\.damaged)?", p.name) for p in directory.glob("*"))
+    return sorted(
+        Position(int(name[1]), int(name[2]))
+        for name in names
+        if name and (damaged or (directory / name[0] / _DIGEST).exists() and not name[3])
+    )
 
 
 def _tensors(state: TrainState) -> dict[str, np.ndarray]:

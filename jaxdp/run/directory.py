@@ -5,7 +5,6 @@ import fcntl
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from jaxdp.config import Config
 from jaxdp.files import write_json
@@ -28,6 +27,40 @@ class RunError(RuntimeError):
     """A run directory that cannot be used; the message says what to do."""
 
 
+def read_config(run: Path) -> Config:
+    """What the run in that folder was started with, with run.dir as it is now: the folder may have
+    been moved.
+
+    Raises:
+        RunError: no run is there, or its config.json is damaged.
+    """
+    file = run / "config.json"
+    try:
+        config = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return config.below(run.resolve().parent)
+    except FileNotFoundError:
+        raise RunError(f"{run} holds no run: there is no config.json") from None
+    except (OSError, ValueError):
+        raise RunError(f"{file} is damaged") from None
+
+
+def require_same(run: Path, started: Config, now: Config) -> None:
+    """RunError, which names the fields, if settings differ in more than where and how often results
+    are written."""
+    before, after = started.to_dict(), now.to_dict()
+    changed = [
+        f"config.{section}.{field} = {value!r}"
+        for section, fields in before.items()
+        for field, value in fields.items()
+        if (section, field) not in _HARMLESS and after[section][field] != value
+    ]
+    if changed:
+        raise RunError(
+            f"{run} was started with other settings; it can only be resumed with the same "
+            + ", ".join(changed)
+        )
+
+
 class RunDirectory:
     """Paths of one run, held under an exclusive lock until `close` or the end of the process.
 
@@ -44,12 +77,11 @@ class RunDirectory:
     """
 
     def __init__(self, config: Config, *, resume: bool):
-        self.path = Path(config.run.dir) / config.run.name
+        self.path = config.path
         self.private = self.path / "private"
         self.release = self.path / "release"
         self.checkpoints = self.private / "checkpoints"
         self._secret_file = self.private / "secret.json"
-        self._research_seed = config.run.research_seed
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700, exist_ok=True)
@@ -69,26 +101,17 @@ class RunDirectory:
             raise
 
     def _begin_or_go_on(self, config: Config, resume: bool) -> None:
-        config_file = self.path / "config.json"
         if not self.started:
             if any(self.checkpoints.glob("*")):
                 self.require_started()
-            write_json(config_file, config.to_dict())
+            write_json(self.path / "config.json", config.to_dict())
             return
         if not resume:
             raise RunError(
                 f"{self.path} holds a run already; continue it with --resume, or choose another "
                 "config.run.name"
             )
-        try:
-            started = Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            raise RunError(f"{config_file} is damaged; the run cannot be continued") from None
-        if changed := differences(started, config):
-            raise RunError(
-                f"{self.path} was started with other settings; it can only be resumed with the "
-                "same " + ", ".join(f"config.{name} = {value!r}" for name, value in changed)
-            )
+        require_same(self.path, read_config(self.path), config)
 
     @property
     def started(self) -> bool:
@@ -104,25 +127,24 @@ class RunDirectory:
         """Whether the release bundle is complete: metrics.json is written after it."""
         return (self.path / "metrics.json").exists()
 
-    def secret(self, records: Iterable[bytes], sampling_root: bytes | None = None) -> RunSecret:
-        """The secret that the run was started with, or a new one for `start`.
+    def secret(self, new: RunSecret, records: Iterable[bytes]) -> RunSecret:
+        """The secret that the run was started with, or else `new`, for `start`.
 
         Args:
+            new: its sampling root must be that of a run that was started.
             records: what the run trains on. On other records, the noise must not be used again.
-            sampling_root: see `RunSecret`; must be what the run was started with, if it was.
 
         Raises:
-            RunError: records or `sampling_root` are not those the run was started with, or the
-                file is damaged.
+            RunError: records or sampling root are not those the run was started with, or the file
+                is damaged.
         """
         if not self.started:
-            secret = RunSecret(RunSecret.create(self._research_seed).root, sampling_root)
-            self._new = {"secret": secret.root.hex(), "data": secret.fingerprint(records)}
-            if sampling_root is not None:
-                self._new["sampling"] = sampling_root.hex()
-            return secret
+            self._new = {"secret": new.root.hex(), "data": new.fingerprint(records)}
+            if new.sampling_root is not None:
+                self._new["sampling"] = new.sampling_root.hex()
+            return new
         secret, data = self.stored_secret()
-        if secret.sampling_root != sampling_root:
+        if secret.sampling_root != new.sampling_root:
             raise RunError(
                 f"{self.path} was started with other samples: resume a member of a sweep with "
                 "jaxdp sweep, on its own directory"
@@ -161,14 +183,3 @@ class RunDirectory:
 
     def close(self) -> None:
         self._lock.close()
-
-
-def differences(started: Config, now: Config) -> list[tuple[str, Any]]:
-    """(field, value it was started with) of every setting that must not have changed."""
-    before, after = started.to_dict(), now.to_dict()
-    return [
-        (f"{section}.{field}", value)
-        for section, fields in before.items()
-        for field, value in fields.items()
-        if (section, field) not in _HARMLESS and after[section][field] != value
-    ]

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Giving a run up: the ledger then counts the steps it took instead of those it planned."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 from jaxdp import dp
-from jaxdp.config import Config
 from jaxdp.training.stages import plan_run
 
-from .checkpoint import Checkpoints, Position
-from .directory import RunDirectory, RunError
+from .checkpoint import Position, furthest
+from .directory import RunDirectory, RunError, read_config
 
 
 def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
@@ -24,12 +21,8 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
         RunError: no run is there, or it is finished, or in use.
         ConfigError, LedgerError: the run is not in the ledger, or not with these settings.
     """
-    try:
-        config = Config.from_dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise RunError(f"{path} holds no run") from None
-    place = dataclasses.replace(config.run, dir=str(path.resolve().parent))
-    run = RunDirectory(dataclasses.replace(config, run=place), resume=True)
+    config = read_config(path)
+    run = RunDirectory(config, resume=True)
     try:
         if run.finished or not run.started:
             raise RunError(f"{path}: only a run that was started and not finished can be given up")
@@ -37,7 +30,7 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
         data = next((data for data, runs in ledger.runs().items() if run_id in runs), None)
         if data is None:
             raise dp.LedgerError(f"{path} is not in {ledger.path}")
-        position = Checkpoints(run.checkpoints, config.run.keep_checkpoints).furthest()
+        position = furthest(run.checkpoints)
         ledger.give_up(data, run_id, plan_run(config).mechanisms(*position) if position else {})
         return position
     finally:

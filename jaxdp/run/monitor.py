@@ -15,8 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdp import memory, recipe
-from jaxdp.config import Config
+from jaxdp import memory
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.inference import Watch, unwatched
 from jaxdp.evaluation.metrics import scores
@@ -24,7 +23,7 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 from jaxdp.progress import Display
-from jaxdp.training.setup import Inputs, arithmetic
+from jaxdp.training.setup import Inputs
 from jaxdp.training.stages import RunPlan, Stage
 
 from .checkpoint import DamagedCheckpoint, Position
@@ -35,9 +34,7 @@ _UNITS_OFF = 0.05
 there are is private."""
 
 
-def _epsilon(value: float | str | None) -> str:
-    if value is None:
-        return "none (not private)"
+def _epsilon(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
@@ -80,27 +77,12 @@ class Monitor:
     def _say(self, text: str) -> None:
         self._console.print(f"[dim]{time.perf_counter() - self._began:6.1f} s[/]  {text}")
 
-    def planned(self, config: Config, plan: RunPlan) -> None:
-        """Noise is calibrated."""
-        target = config.privacy.epsilon if config.privacy.private else None
-        self._say(f"run [bold]{config.run.name}[/], target epsilon {_epsilon(target)}")
-        settings = config.to_dict()
-        for section, field, value, reason in recipe.choices(settings):
-            if config.train.recipe and settings[section][field] == value:
-                self._say(f"  by the recipe: {section}.{field} = {value} ({reason})")
-        self._say(f"  matrix products: {arithmetic(config)} on {jax.default_backend()}")
-        for stage in plan.stages:
-            self._say(f"  {stage.name}: {stage.mode}, {stage.steps} steps")
-        for name, m in plan.mechanisms().items():
-            self._say(
-                f"  {name}: expected batch {m.expected_batch_size:g} of {m.units:,} "
-                f"{config.privacy.unit}s, clip norm {m.l2_clip_norm:g}, noise multiplier "
-                f"{m.noise_multiplier:.4g}"
-            )
-        if config.privacy.private and config.run.research_seed is not None:
-            self._say("[yellow]research_seed is set: repeatable, and hence unprotected[/]")
+    def planned(self, lines: list[str]) -> None:
+        """Noise is calibrated; see `preview.plan_lines`."""
+        for line in lines:
+            self._say(line)
 
-    def loaded(self, config: Config, inputs: Inputs) -> None:
+    def loaded(self, inputs: Inputs, plan: RunPlan) -> None:
         """Reports are in memory."""
         sizes = ", ".join(f"{len(t):,} {split}" for split, t in inputs.tokens.items())
         self._say(f"{inputs.dataset.name}: {sizes} reports, {inputs.num_labels} labels")
@@ -108,16 +90,17 @@ class Monitor:
             self._say(f"  {what}: {count:,}")
         if inputs.cut:
             self._say(f"  reports cut to data.max_length: {inputs.cut:,}")
-        usual, window = inputs.backbone.usual_length, config.data.max_length
-        read = [t.lengths.clip(max=window) for t in inputs.tokens.values()]
+        usual = inputs.backbone.usual_length
+        read = [t.lengths.clip(max=inputs.max_length) for t in inputs.tokens.values()]
         if usual and (beyond := sum((lengths > usual).sum() for lengths in read)):
             self._say(f"  reports longer than the backbone's usual {usual} tokens: {beyond:,}")
         warnings = inputs.dataset.warnings()
-        published, there = config.privacy.units, inputs.units.num_units
-        if config.privacy.private and abs(there - published) > _UNITS_OFF * published:
+        mechanism, there = plan.stages[-1].mechanism, inputs.units.num_units
+        if mechanism and abs(there - mechanism.units) > _UNITS_OFF * mechanism.units:
             warnings.append(
-                f"privacy.units is {published:,}, but the training split has {there:,} "
-                f"{config.privacy.unit}s: steps see {there / published:.2g} times what is expected"
+                f"privacy.units is {mechanism.units:,}, but the training split has {there:,} "
+                f"{inputs.units.unit}s: steps see {there / mechanism.units:.2g} times what is "
+                "expected"
             )
         for warning in warnings:
             self._say(f"  [yellow]{warning}[/]")

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
-from jaxdp.evaluation.metrics import classification_metrics
+from jaxdp.evaluation.predictions import TestPredictions
+from jaxdp.files import write_json, write_whole
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.members import share_frozen
 from jaxdp.training.mesh import make_mesh
+from jaxdp.training.randomness import RunSecret, noise_generator, seed_policy
 from jaxdp.training.setup import (
     Inputs,
+    arithmetic,
     build_model,
     cache_folder,
     load_inputs,
@@ -30,25 +33,23 @@ from jaxdp.training.setup import (
     token_buckets,
 )
 from jaxdp.training.stages import plan_run
-from jaxdp.training.step import TrainState
 from jaxdp.training.trainer import StageMember, StageTrainer
+from jaxdp.training.warm_start import public_start
 
 from . import processes
-from .begin import Run, begin, open_directory, require_same_inputs, shared_secret, tell_patients
-from .checkpoint import Checkpoints, DamagedCheckpoint, Position
-from .directory import RunError
-from .finish import finish
+from .begin import Run, begin, require_same_inputs, shared_secret, tell_patients
+from .checkpoint import Checkpoints, DamagedCheckpoint, Position, furthest
+from .directory import RunDirectory, RunError
 from .interrupt import Interrupt
+from .loop import Interrupted, StageLoop
 from .monitor import Monitor, SilentMonitor
+from .preview import plan_lines
+from .release import write_release
 
-
-class Interrupted(Exception):
-    """Training was asked to stop; everything up to `position` is saved."""
-
-    def __init__(self, position: Position, epsilon: float | None):
-        self.position = position
-        self.epsilon = epsilon
-        super().__init__(position)
+_NOT_COVERED = (
+    "computed on held-out reports and not covered by the privacy guarantee; publish it only if "
+    "those reports are public"
+)
 
 
 def train(
@@ -84,7 +85,7 @@ def train(
         Interrupted: stopped by a signal, saved.
         FloatingPointError: the adapter is no longer finite.
     """
-    (result,) = _train(
+    (result,) = train_members(
         [config], [monitor], interrupt, sampling_root, resume=resume, dataset=dataset
     )
     return result
@@ -92,12 +93,14 @@ def train(
 
 def train_members(
     configs: Sequence[Config],
-    *,
-    folder: Path,
-    interrupt: Interrupt,
     monitors: Sequence[Monitor | SilentMonitor],
-    sampling_root: bytes,
-) -> None:
+    interrupt: Interrupt,
+    sampling_root: bytes | None,
+    *,
+    folder: Path | None = None,
+    resume: bool = True,
+    dataset: ReportDataset | None = None,
+) -> list[dict[str, Any]]:
     """Trains members of a group in one program, and finishes those that are not yet; each ends with
     the run directory that it would have alone.
 
@@ -109,61 +112,59 @@ def train_members(
     Args:
         configs: the members', which differ in numbers alone: all of them, also when some are
             finished, and in the same order as before. All private, or none; no secure noise.
-        folder: for the checkpoints, each of all members, or of none; private.
         sampling_root: of the group, see `RunSecret`.
+        folder: for the checkpoints, each of all members, or of none; private. None for a run that
+            is alone, and must not be finished.
+
+    Returns:
+        What `train` gives back, of each that was not finished.
 
     Raises:
         CannotShare: see `members.share_frozen`; nothing was done with the reports.
         Others: see `train`.
     """
-    if jax.process_count() > 1:
+    together = folder is not None
+    if together and jax.process_count() > 1:
         raise RunError("members are trained together by one process")
-    _train(configs, monitors, interrupt, sampling_root, resume=True, folder=folder)
-
-
-def _train(
-    configs: Sequence[Config],
-    monitors: Sequence[Monitor | SilentMonitor],
-    interrupt: Interrupt,
-    sampling_root: bytes | None,
-    *,
-    resume: bool,
-    folder: Path | None = None,
-    dataset: ReportDataset | None = None,
-) -> list[dict[str, Any]]:
-    """One run, or with a `folder` for the checkpoints of all those of several; what `train` gives
-    back, of each that was not finished."""
-    config = configs[0]
+    config = configs[0]  # what they share is read from the first
     plans = [plan_run(each) for each in configs]
     mesh = make_mesh(config.run.devices, len(configs))
     for each, plan, monitor in zip(configs, plans, monitors, strict=True):
-        monitor.planned(each, plan)
+        monitor.planned(plan_lines(each, plan))
     with contextlib.ExitStack() as held:
-        together = folder is not None
-        directories = processes.first(
-            lambda: [
-                open_directory(each, held, resume=resume, finished_too=together) for each in configs
-            ]
-        ) or [None] * len(configs)
+
+        def opened(config: Config) -> RunDirectory:
+            directory = RunDirectory(config, resume=resume)
+            held.callback(directory.close)
+            if directory.finished and not together:
+                raise RunError(
+                    f"{directory.path} is finished already; its results are in {directory.release}"
+                )
+            return directory
+
+        directories = processes.first(lambda: [opened(each) for each in configs])
+        directories = directories or [None] * len(configs)
         inputs = processes.on_all(lambda: load_inputs(config, dataset))
-        require_same_inputs(config, plans[0], inputs)
+        anywhere = dataclasses.replace(config.data, root=None, cache=None)  # paths may differ
+        require_same_inputs((dataclasses.replace(config, data=anywhere), plans[0]), inputs)
         runs = []
         for each, plan, directory, monitor in zip(
             configs, plans, directories, monitors, strict=True
         ):
-            monitor.loaded(each, inputs)
-            secret = shared_secret(directory, inputs, sampling_root)
-            runs.append(Run(each, plan, secret, directory, monitor))
+            monitor.loaded(inputs, plan)
+            new = RunSecret.create(each.run.research_seed, sampling_root)
+            secret = shared_secret(new, directory, inputs)
+            runs.append(Run(each.run.name, plan, secret, directory, monitor))
             tell_patients(runs[-1], inputs)
-        states = folder or (directories[0] and directories[0].checkpoints)
-        checkpoints = Checkpoints(states, config.run.keep_checkpoints)
-        if together and checkpoints.furthest() is not None:
+        if together and furthest(folder) is not None:
             for directory in directories:
                 directory.require_started()
+        states = folder or (directories[0] and directories[0].checkpoints)
+        checkpoints = Checkpoints(states, config.run.keep_checkpoints)
         stop = processes.SharedInterrupt(interrupt, mesh)
         while True:
             try:
-                models, weights = train_stages(runs, inputs, checkpoints, stop)
+                models, weights = train_stages(config, runs, inputs, checkpoints, stop)
                 break
             except DamagedCheckpoint as damage:
                 # The one before, or none at all, leads to the same result.
@@ -176,13 +177,16 @@ def _train(
                 config, models, inputs, mesh, monitors[0].watch("test split")
             )
         return [
-            finish(run, inputs, model, weights.initialised, probabilities)
-            for run, model, probabilities in zip(runs, models, predicted, strict=True)
+            _finish(each, run, inputs, model, weights.initialised, probabilities)
+            for each, run, model, probabilities in zip(
+                configs, runs, models, predicted, strict=True
+            )
             if run.directory is None or not run.directory.finished
         ]
 
 
 def train_stages(
+    config: Config,
     runs: Sequence[Run],
     inputs: Inputs,
     checkpoints: Checkpoints,
@@ -193,6 +197,9 @@ def train_stages(
     Runs `begin` once it is known that everything can be used, and before anything is done with the
     reports.
 
+    Args:
+        config: what the runs share.
+
     Returns:
         The trained models, and how they were loaded.
 
@@ -201,17 +208,17 @@ def train_stages(
         Interrupted, FloatingPointError: see `train`.
         CannotShare: see `members.share_frozen`.
     """
-    config, plan = runs[0].config, runs[0].plan
     saved = checkpoints.latest()
     position = saved or Position(0, 0)
+    secure, budget = config.privacy.secure_noise, config.privacy.total_budget
+    ledger = None if config.privacy.ledger is None else dp.Ledger(Path(config.privacy.ledger))
     # A public start and frozen layers may take minutes, and leave nothing half done.
-    with stop.raising(lambda: _interrupted(runs, saved)):
-        models, weights = processes.on_all(lambda: _build(runs, inputs))
+    with stop.raising(lambda: Interrupted.at(saved, runs)):
+        models, weights = processes.on_all(lambda: _build(config, runs, inputs))
         for run, model in zip(runs, models, strict=True):
             run.monitor.built(model, weights, config.train.trained)
-        processes.first(lambda: [begin(run, inputs) for run in runs])
-        frozen_layers = _frozen_layers(runs[0], models[0], inputs)
-    secure = config.privacy.secure_noise
+        processes.first(lambda: [begin(run, inputs, ledger, budget) for run in runs])
+        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)
     centers: list[Any] = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(models[0].feature_level)["train"]
@@ -222,7 +229,7 @@ def train_stages(
             for run in runs
         ]
         centers = processes.from_first(released)
-    for index in range(position.stage, len(plan.stages)):
+    for index in range(position.stage, len(runs[0].plan.stages)):
         members = [
             StageMember(run.plan.stages[index], model, run.secret, center)
             for run, model, center in zip(runs, models, centers, strict=True)
@@ -243,26 +250,37 @@ def train_stages(
         else:
             state = trainer.initial_state
             checkpoints.save(start, state)
-        loop = _StageLoop(runs, inputs, trainer, checkpoints, stop)
+        loop = StageLoop(
+            runs,
+            inputs,
+            trainer,
+            checkpoints,
+            stop,
+            task=config.data.task,
+            checkpoint_every=config.run.checkpoint_every,
+            eval_every=config.run.eval_every,
+        )
         with contextlib.ExitStack() as showing:
             for run in runs:
                 showing.enter_context(run.monitor.stage(run.directory, run.plan.stages, start))
             trainer.install(loop.run(start, state))
-    for run, model in zip(runs, models, strict=True):
+    for model in models:
         model.fold_basis()
-        model.divide_logits(run.config.train.temperature)
+        model.divide_logits(config.train.temperature)
     return models, weights
 
 
-def _build(runs: Sequence[Run], inputs: Inputs) -> tuple[list[ReportClassifier], LoadReport]:
+def _build(
+    config: Config, runs: Sequence[Run], inputs: Inputs
+) -> tuple[list[ReportClassifier], LoadReport]:
     models = []
     for run in runs:
-        if models and run.config.warm_start.phrasebook is not None:
+        if models and config.warm_start.phrasebook is not None:
             # A public start takes its time, and members do not differ in it.
             model = nnx.clone(models[0])
         else:
             model, weights = build_model(
-                run.config,
+                config,
                 inputs.backbone,
                 inputs.dataset.label_names,
                 run.secret,
@@ -273,9 +291,10 @@ def _build(runs: Sequence[Run], inputs: Inputs) -> tuple[list[ReportClassifier],
     return models, weights
 
 
-def _frozen_layers(run: Run, model: ReportClassifier, inputs: Inputs) -> FrozenLayers:
+def _frozen_layers(
+    config: Config, run: Run, model: ReportClassifier, inputs: Inputs
+) -> FrozenLayers:
     """With every level that the stages start from."""
-    config = run.config
     frozen_layers = FrozenLayers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
@@ -292,92 +311,54 @@ def _frozen_layers(run: Run, model: ReportClassifier, inputs: Inputs) -> FrozenL
     return frozen_layers
 
 
-def _interrupted(runs: Sequence[Run], saved: Position | None) -> Interrupted:
-    """To be raised where everything up to `saved` is on disk; of a run alone it says the cost."""
-    epsilon = runs[0].epsilon(saved) if saved is not None and len(runs) == 1 else None
-    return Interrupted(saved or Position(0, 0), epsilon)
+def _finish(
+    config: Config,
+    run: Run,
+    inputs: Inputs,
+    model: ReportClassifier,
+    initialised: Sequence[str],
+    probabilities: np.ndarray | None,
+) -> dict[str, Any]:
+    """Writes release/, then the test predictions, then metrics.json, which says that all is there.
 
+    Args:
+        initialised: parameters that were drawn at random because the checkpoint lacked them.
+        probabilities: [n, num_labels] of the model for the test split; None if there is none.
 
-@dataclasses.dataclass(frozen=True)
-class _StageLoop:
-    """The steps of one stage, with what has to happen between them."""
+    Returns:
+        The statement ("privacy") and the test metrics ("metrics").
+    """
+    statement = dp.privacy_statement(
+        run.plan.mechanisms(),
+        delta=run.plan.delta,
+        privacy_unit=config.privacy.unit,
+        seed_policy=seed_policy(config.run.research_seed),
+        noise_generator=noise_generator(config.privacy.secure_noise),
+        label_origin=inputs.dataset.label_origin,
+        max_reports_per_patient=config.privacy.max_reports_per_patient,
+        public_start=public_start(config.warm_start),
+    )
+    predictions, metrics = None, {"note": "there is no test split", "test": None}
+    if probabilities is not None:
+        predictions = TestPredictions.of(inputs.dataset, probabilities, config.privacy.unit)
+        metrics = {"note": _NOT_COVERED, "test": predictions.metrics(config.data.task)}
+    metrics["arithmetic"] = f"{arithmetic(config)} on {jax.default_backend()}"
 
-    runs: Sequence[Run]
-    inputs: Inputs
-    trainer: StageTrainer
-    checkpoints: Checkpoints
-    stop: processes.SharedInterrupt
+    def write() -> None:
+        write_release(
+            run.directory.release,
+            model,
+            config.train.mode,
+            backbone=inputs.backbone,
+            label_names=inputs.dataset.label_names,
+            max_length=inputs.max_length,
+            initialised=initialised,
+            statement=statement,
+        )
+        if predictions is not None:
+            write_whole(run.directory.private / "test_predictions.npz", predictions.to_bytes())
+        write_json(run.directory.path / "metrics.json", metrics)
 
-    def run(self, position: Position, state: TrainState) -> TrainState:
-        stage, every = self.trainer.stage, self.runs[0].config.run
-        if position.step and self._due(position.step):
-            # It is saved; whether it was also shown before a kill is not known.
-            self._show(position, self._evaluate(position, state))
-        unread = None
-        for step in range(position.step, stage.steps):
-            plan = self.trainer.plan(step)
-            state, diagnostics = self.trainer.step(state, step, plan)
-            # Reading what the device has computed waits for it: read one step late.
-            if unread:
-                self._stepped(*unread)
-            done = Position(position.stage, step + 1)
-            unread = (done, diagnostics, *self.trainer.describe(plan))
-            last = step + 1 == stage.steps
-            stop = self.stop.received()
-            evaluate = stop or self._due(step + 1)
-            if evaluate or (step + 1) % every.checkpoint_every == 0:
-                self._require_finite(state.adapters, done)
-                if evaluate:
-                    self._stepped(*unread)
-                    unread = None
-                    metrics = self._evaluate(done, state)
-                # Saved before it is shown: what people have seen is never taken back by a crash, so
-                # a run that is given up has released no more than its newest checkpoint.
-                self.checkpoints.save(done, state)
-            if evaluate:
-                self._show(done, metrics)
-            if stop and not last:
-                raise _interrupted(self.runs, done)
-        return state
-
-    def _due(self, step: int) -> bool:
-        """Whether there is an evaluation after so many steps."""
-        every = self.runs[0].config.run.eval_every
-        return step == self.trainer.stage.steps or step % every == 0
-
-    def _show(self, done: Position, metrics: list[dict[str, Any]]) -> None:
-        if not metrics:
-            return
-        for run, own in zip(self.runs, metrics, strict=True):
-            run.monitor.evaluated(done, own, run.epsilon(done))
-
-    def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:
-        read = jax.tree.map(np.asarray, diagnostics)
-        for run, own in zip(self.runs, self.trainer.each(read), strict=True):
-            run.monitor.stepped(done, own, reports, fill)
-
-    def _evaluate(self, done: Position, state: TrainState) -> list[dict[str, Any]]:
-        """Each run's metrics on the validation split; none at all where there is none."""
-        if "validation" not in self.inputs.tokens:
-            return []
-        probabilities = self.trainer.validation_probabilities(state)
-        self._require_finite(probabilities, done)
-        return [
-            classification_metrics(
-                own,
-                self.inputs.labels["validation"],
-                self.inputs.dataset.label_names,
-                run.config.data.task,
-            )
-            for run, own in zip(self.runs, self.trainer.each(probabilities), strict=True)
-        ]
-
-    def _require_finite(self, values: Any, done: Position) -> None:
-        """Of adapters, or of what they predict: after the noise, so that stopping tells nothing."""
-        for run, own in zip(self.runs, self.trainer.each(values), strict=True):
-            if not all(bool(jnp.isfinite(array).all()) for array in jax.tree.leaves(own)):
-                raise FloatingPointError(
-                    f"{run.config.run.name}: the adapter is no longer usable after step "
-                    f"{done.step}: it holds or predicts numbers that are not finite; lower the "
-                    "learning rate (this state was not saved)"
-                )
+    processes.first(write)
+    run.monitor.finished(run.directory, statement, metrics["test"])
+    return {"privacy": statement, "metrics": metrics}

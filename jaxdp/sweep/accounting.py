@@ -44,12 +44,6 @@ class SweepPlan:
         """The index of a member's group."""
         return next(i for i, names in enumerate(self.groups) if name in names)
 
-    def epsilon(self, name: str) -> float | None:
-        """Of one member alone, at its own delta; None without privacy."""
-        mechanisms = list(self.plans[name].mechanisms().values())
-        delta = self.members[name].config.privacy.delta
-        return dp.epsilon_pld(mechanisms, delta) if mechanisms else None
-
     def private(self, index: int) -> list[str]:
         """The members of a group that are trained with privacy."""
         return [n for n in self.groups[index] if self.plans[n].mechanisms()]
@@ -76,9 +70,8 @@ class SweepPlan:
         """
         found: dict[tuple, list[int]] = {}
         for index, (first, *_) in enumerate(self.groups):
-            data, privacy = self.members[first].config.data, self.members[first].config.privacy
             if self.private(index):
-                found.setdefault((data.source, data.root, privacy.unit), []).append(index)
+                found.setdefault(self.members[first].collection, []).append(index)
         costs = []
         for (source, _, unit), indices in found.items():
             names = tuple(name for i in indices for name in self.private(i))
@@ -93,7 +86,7 @@ class SweepPlan:
         return costs
 
     def _delta(self, names) -> float:
-        return min(self.members[name].config.privacy.delta for name in names)
+        return min(self.plans[name].delta for name in names)
 
 
 def plan_sweep(sweep: Sweep) -> SweepPlan:

@@ -28,8 +28,8 @@ from jaxdp.run.directory import RunError
 
 from .directory import read_description, read_members
 from .history import evaluations, peak_memory, read_history, seconds
-from .members import Member
-from .paper import DATASETS, Place
+from .members import Member, Place
+from .paper import DATASETS
 
 AVERAGES = (*F1_AVERAGES, "balanced_accuracy")
 _NOT_RECIPE = {"run.name", "run.dir", "run.research_seed", "privacy.epsilon", "data.cache"}
@@ -150,9 +150,9 @@ def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
     }
     tested: dict[tuple, list[Member]] = {}
     for name, member in done.items():
-        a, config = answers[name], member.config
+        a, place = answers[name], member.place
         same = (a.reports.tobytes(), a.labels.tobytes(), a.units.tobytes(), a.label_names)
-        key = (config.data.source, config.privacy.unit, config.data.task, same)
+        key = (place.source, place.unit, member.task, same)
         tested.setdefault(key, []).append(member)
     recipes = _recipes(done)
     histories = {n: evaluations(read_history(m.path)) for n, m in members.items()}
@@ -169,7 +169,7 @@ def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
 def _recipes(members: Mapping[str, Member]) -> dict[str, str]:
     """Member -> the settings that tell it from others of the same place in the table; none that
     follows from the phrasebook or those after it, as what a recipe has chosen does."""
-    told = {name: Place.of(member.config) for name, member in members.items()}
+    told = {name: member.place for name, member in members.items()}
     telling = []
     fields = reversed(list(next(iter(members.values())).settings))
     for field in sorted(fields, key=lambda field: field != "warm_start.phrasebook"):
@@ -192,11 +192,11 @@ def _collection(
     draws: int,
 ) -> Collection:
     """Of members that were tested on the same reports."""
-    config, first = members[0].config, answers[members[0].name]
-    task, labels, units = TASKS[config.data.task], first.labels, first.units
+    common, task, first = members[0].place, members[0].task, answers[members[0].name]
+    labels, units = first.labels, first.units
     alike: dict[tuple[Place, str], list[Member]] = {}
     for member in members:
-        alike.setdefault((Place.of(member.config), recipes[member.name]), []).append(member)
+        alike.setdefault((member.place, recipes[member.name]), []).append(member)
 
     def order(key):
         place, recipe = key
@@ -206,7 +206,7 @@ def _collection(
     for place, recipe in sorted(alike, key=order):
         repeated = sorted(alike[place, recipe], key=lambda member: member.seed)
         probabilities = np.stack([answers[m.name].probabilities for m in repeated])
-        decided = task.decide(probabilities)
+        decided = TASKS[task].decide(probabilities)
         sides.append(decided)
         estimate = f1_scores(decided, labels)
         resampled = bootstrap_scores(decided, labels, units=units, draws=draws)
@@ -227,15 +227,15 @@ def _collection(
             },
             seeds={average: over_seeds(estimate[average].tolist()) for average in AVERAGES},
             per_label=estimate["per_label"].mean(0),
-            reliability=reliability(probabilities, labels, config.data.task),
+            reliability=reliability(probabilities, labels, task),
             seconds=float(np.mean(times)) if times else None,
             peak_memory=max(peaks, default=None),
         )
         settings.append(setting)
     return Collection(
-        source=config.data.source,
-        unit=config.privacy.unit,
-        task=config.data.task,
+        source=common.source,
+        unit=common.unit,
+        task=task,
         reports=len(labels),
         label_names=first.label_names,
         support=(labels == 1).sum(0),

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdp import dp
-from jaxdp.config import Config
 from jaxdp.files import write_json
-from jaxdp.run.directory import RunError, differences
+from jaxdp.run.directory import RunError, require_same
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import load_inputs
 
@@ -26,7 +25,7 @@ def describe(plan: SweepPlan) -> dict[str, Any]:
             name: {
                 "group": plan.group_of(name),
                 "seed": member.seed,
-                "epsilon": plan.epsilon(name),
+                "epsilon": plan.plans[name].epsilon(),
                 "noise_multipliers": {
                     stage: m.noise_multiplier for stage, m in plan.plans[name].mechanisms().items()
                 },
@@ -44,12 +43,8 @@ def describe(plan: SweepPlan) -> dict[str, Any]:
 
 def read_members(folder: Path) -> dict[str, Member]:
     """The members that a sweep's folder was started with; RunError if there is no sweep."""
-    members = {}
-    for name, member in read_description(folder)["members"].items():
-        config = Config.from_dict(member["config"])
-        here = dataclasses.replace(config.run, dir=str(folder))  # it may have been moved
-        members[name] = Member(dataclasses.replace(config, run=here), member["seed"])
-    return members
+    described = read_description(folder)["members"]
+    return {name: Member.read(member, folder) for name, member in described.items()}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -100,15 +95,6 @@ def _require_same_sweep(folder: Path, plan: SweepPlan) -> None:
         raise RunError(f"{folder} was begun with the other Sweep.share_sampling")
 
 
-def require_same(path: Path, started: Config, now: Config) -> None:
-    """RunError, which names the fields, if settings differ in more than where and how often results
-    are written."""
-    changed = differences(started, now)
-    if changed:
-        fields = ", ".join(f"config.{name} = {value!r}" for name, value in changed)
-        raise RunError(f"{path} was started with other settings: there, {fields}")
-
-
 def sampling_root(folder: Path, group: int) -> bytes:
     """256 secret bits from which all members of a group draw their samples."""
     file = folder / "private" / "secret.json"
@@ -134,9 +120,9 @@ def _enter_ledger(plan: SweepPlan, new: bool) -> None:
             run = f"{sweep_id}-{number}"
             limit = None if budget is None else (budget, cost.delta)
             # Other sections of the same reports have another fingerprint: it counts for each.
-            configs = [plan.members[name].config for name in cost.members]
-            inputs = {json.dumps([vars(c.data), vars(c.teacher)]): c for c in configs}
-            for data in [load_inputs(c) for c in inputs.values()]:  # all, before any is entered
+            members = [plan.members[name] for name in cost.members]
+            configs = {member.reads: member.config for member in members}
+            for data in [load_inputs(c) for c in configs.values()]:  # all, before any is entered
                 fingerprint = ledger.fingerprint(data.training_records())
                 ledger.plan(fingerprint, run, cost.mechanisms, total_budget=limit)
                 entered.append((fingerprint, run))

@@ -2,23 +2,18 @@
 """How long members will take: as long as others like them did, or a rough count of arithmetic."""
 
 import functools
-import re
 import timeit
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxdp.backbone import backbone_size
 from jaxdp.config import Config
-from jaxdp.models.presets import find_preset
-from jaxdp.models.pretrained import read_config
 
 from .accounting import SweepPlan
-from .execute import programs
 from .history import read_history, seconds
+from .members import programs
 
-_SIZES = {"base": (12, 768), "clinical": (12, 768), "minilm-l6": (6, 384)}
-"""Layers and width, by part of a preset's name."""
 _FULL = 0.5
 """Mean report length over data.max_length, a guess."""
 _EFFICIENCY = 0.6
@@ -88,16 +83,3 @@ def _cost(config: Config) -> _Cost | None:
     if mode != "head":
         trained = layers - (config.lora.first_layer(layers) if mode.startswith("lora") else 0)
     return _Cost(once, layer * 2 * trained * config.train.expected_batch_size * config.train.steps)
-
-
-def backbone_size(backbone: str) -> tuple[int, int] | None:
-    """(layers, width) of a backbone, without fetching anything."""
-    directory = Path(backbone).expanduser()
-    if directory.is_dir():
-        found = read_config(directory)
-        return found.num_hidden_layers, found.hidden_size
-    preset = find_preset(backbone)
-    match = re.search(r"L-(\d+)_H-(\d+)", preset.hub_id if preset else backbone)
-    if match:
-        return int(match[1]), int(match[2])
-    return next((size for part, size in _SIZES.items() if part in backbone), None)

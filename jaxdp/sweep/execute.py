@@ -2,24 +2,22 @@
 """Training what a sweep still lacks: here, or as jobs of a scheduler."""
 
 import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdp.config import Config
-from jaxdp.run.directory import RunError
+from jaxdp.run.directory import RunError, read_config, require_same
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import SilentMonitor
 from jaxdp.run.train import Interrupted, train, train_members
 from jaxdp.runtime import prepare
 from jaxdp.training.members import CannotShare
 
-from .directory import read_description, read_members, require_same, sampling_root
+from .directory import read_description, read_members, sampling_root
 from .history import HistoryMonitor
-from .members import Member
+from .members import Member, programs
 
 EXECUTORS = ("inline", "local", "slurm")
 
@@ -32,18 +30,13 @@ def finished(member: Member) -> bool:
     """
     if not (member.path / "metrics.json").exists():
         return False
-    file = member.path / "config.json"
-    try:
-        started = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise RunError(f"{file} cannot be read") from None
-    require_same(member.path, started, member.config)
+    require_same(member.path, read_config(member.path), member.config)
     return True
 
 
 def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
     """Trains what a group lacks in this process; what was interrupted is resumed. Each member is
-    trained as `run.train.train` does, with the group's samples: see `programs`.
+    trained as `run.train.train` does, with the group's samples: see `members.programs`.
 
     Raises:
         Interrupted: asked to stop; everything is saved.
@@ -72,10 +65,10 @@ def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
                 with contextlib.suppress(CannotShare):
                     train_members(
                         [member.config for member in program],
+                        monitors,
+                        interrupt,
+                        root,
                         folder=folder / "private" / f"group{index}-{number}",
-                        interrupt=interrupt,
-                        monitors=monitors,
-                        sampling_root=root,
                     )
                     continue
             for member in lacking:
@@ -86,15 +79,6 @@ def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
                     monitor=monitor(member),
                     sampling_root=root,
                 )
-
-
-def programs(group: Sequence[Member]) -> list[list[Member]]:
-    """The members of a group that one program can train: private ones, and the others, which draw
-    with other probabilities and clip nothing. Secure noise is drawn for one member at a time."""
-    if any(member.config.privacy.secure_noise for member in group):
-        return [[member] for member in group]
-    parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
-    return [part for part in parts if part]
 
 
 def run_jobs(

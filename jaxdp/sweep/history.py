@@ -10,13 +10,13 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from jaxdp import memory
-from jaxdp.config import Config
 from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.metrics import scores
 from jaxdp.run.checkpoint import Position
 from jaxdp.run.directory import RunDirectory
 from jaxdp.run.monitor import Monitor
 from jaxdp.training.setup import Inputs
+from jaxdp.training.stages import RunPlan
 
 FILE = "history.jsonl"
 
@@ -45,8 +45,8 @@ class HistoryMonitor(Monitor):
         with self._file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def loaded(self, config: Config, inputs: Inputs) -> None:
-        super().loaded(config, inputs)  # from here on the run's lock is held
+    def loaded(self, inputs: Inputs, plan: RunPlan) -> None:
+        super().loaded(inputs, plan)  # from here on the run's lock is held
         self._append("attempt", members=self._members)
 
     def stepped(

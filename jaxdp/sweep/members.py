@@ -10,11 +10,11 @@ import math
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from jaxdp.config import Config, ConfigError
+from jaxdp.config import Config, ConfigError, DataConfig, TeacherConfig
 
 _MAY_DIFFER = {
     "centering.l2_clip_norm",
@@ -80,6 +80,26 @@ class Sweep:
         return Path(self.dir) / self.name
 
 
+class Place(NamedTuple):
+    """Where a run stands in a table."""
+
+    source: str
+    model: str
+    """The backbone as configured; of a directory, its last name."""
+    mode: str
+    """What the main stage trained."""
+    unit: str
+    """What is sampled and, with privacy, protected."""
+    epsilon: float | None
+    """The target; None without privacy."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Place":
+        model = config.model.backbone.rstrip("/").split("/")[-1]
+        privacy = config.privacy
+        return cls(config.data.source, model, config.train.mode, privacy.unit, privacy.epsilon)
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
     """One run of a sweep: `seed` counts repetitions of the same settings."""
@@ -87,13 +107,42 @@ class Member:
     config: Config
     seed: int
 
+    @classmethod
+    def read(cls, described: Mapping[str, Any], folder: Path) -> "Member":
+        """As sweep.json of that folder, which may have been moved, describes it."""
+        return cls(Config.from_dict(described["config"]).below(folder), described["seed"])
+
     @property
     def name(self) -> str:
         return self.config.run.name
 
     @property
     def path(self) -> Path:
-        return Path(self.config.run.dir) / self.name
+        return self.config.path
+
+    @property
+    def place(self) -> Place:
+        return Place.of(self.config)
+
+    @property
+    def task(self) -> str:
+        """See `models.tasks`."""
+        return self.config.data.task
+
+    @property
+    def reads(self) -> tuple[DataConfig, TeacherConfig]:
+        """What decides which reports and labels it is trained on."""
+        return self.config.data, self.config.teacher
+
+    @property
+    def collection(self) -> tuple[str, str | None, str]:
+        """(source, root, privacy unit), as configured: what joint costs are told apart by."""
+        return self.config.data.source, self.config.data.root, self.config.privacy.unit
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """(of the head stage, of the main stage)."""
+        return self.config.head_stage.steps, self.config.train.steps
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -209,6 +258,15 @@ def groups(members: Mapping[str, Member]) -> list[list[str]]:
         fields["centred"] = member.settings["centering.l2_clip_norm"] is not None
         found.setdefault(json.dumps(fields), []).append(name)
     return list(found.values())
+
+
+def programs(group: Sequence[Member]) -> list[list[Member]]:
+    """The members of a group that one program can train: private ones, and the others, which draw
+    with other probabilities and clip nothing. Secure noise is drawn for one member at a time."""
+    if any(member.config.privacy.secure_noise for member in group):
+        return [[member] for member in group]
+    parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
+    return [part for part in parts if part]
 
 
 def _fields_of(axes) -> list[str]:

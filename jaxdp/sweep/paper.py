@@ -6,10 +6,10 @@ import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from jaxdp.config import Config, ConfigError
-from jaxdp.run.directory import RunError
+from jaxdp.run.directory import RunError, read_config
+
+from .members import Place
 
 EPSILONS = (None, 10.0, 1.0, 0.1, 0.01)
 """The study's; None is without privacy."""
@@ -19,26 +19,6 @@ PUBLISHED = (
     "version 0.89, and 0.96 for full fine-tuning. CT-RATE 0.78 without and 0.59 with privacy."
 )
 MODELS = ("bert-medium", "bert-small", "albert-base-v2")
-
-
-class Place(NamedTuple):
-    """Where a run stands in a table."""
-
-    source: str
-    model: str
-    """The backbone as configured; of a directory, its last name."""
-    mode: str
-    """What the main stage trained."""
-    unit: str
-    """What is sampled and, with privacy, protected."""
-    epsilon: float | None
-    """The target; None without privacy."""
-
-    @classmethod
-    def of(cls, config: Config) -> "Place":
-        model = config.model.backbone.rstrip("/").split("/")[-1]
-        privacy = config.privacy
-        return cls(config.data.source, model, config.train.mode, privacy.unit, privacy.epsilon)
 
 
 def read_results(runs: Path) -> list[tuple[Place, float]]:
@@ -54,10 +34,9 @@ def read_results(runs: Path) -> list[tuple[Place, float]]:
 
 def _read(run: Path) -> tuple[Place, float]:
     try:
-        config = Config.from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        return Place.of(config), float(metrics["test"]["weighted_f1"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return Place.of(read_config(run)), float(metrics["test"]["weighted_f1"])
+    except (OSError, ValueError, KeyError, TypeError, RunError):
         raise RunError(f"{run}: config.json or metrics.json cannot be read") from None
 
 

@@ -137,15 +137,15 @@ def plan_table(plan: SweepPlan, estimates: dict[str, float | None]) -> Table:
     for column in ("member", "group", "noise multipliers", "epsilon", "delta", "time, rough"):
         left = column == "member"
         table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for name, member in plan.members.items():
+    for name in plan.members:
         noise = [f"{m.noise_multiplier:.4g}" for m in plan.plans[name].mechanisms().values()]
-        epsilon, seconds = plan.epsilon(name), estimates[name]
+        epsilon, seconds = plan.plans[name].epsilon(), estimates[name]
         table.add_row(
             name,
             str(1 + plan.group_of(name)),
             ", ".join(noise) or "-",
             "none" if epsilon is None else f"{epsilon:.4g}",
-            f"{member.config.privacy.delta:g}" if noise else "-",
+            f"{plan.plans[name].delta:g}" if noise else "-",
             "unknown" if seconds is None else clock(seconds),
         )
     return table
@@ -185,7 +185,7 @@ def winner_lines(plan: SweepPlan) -> list[str]:
         best = max(scores, key=scores.get)
         lines += [
             f"best on validation: {best}, weighted F1 {scores[best]:.4f} (test "
-            f"{found[best].test:.4f}; alone epsilon {plan.epsilon(best):.4g})",
+            f"{found[best].test:.4f}; alone epsilon {plan.plans[best].epsilon():.4g})",
             f"publishing the best of these {len(cost.members)} costs {_claim(cost.epsilon)} at "
             f"delta {cost.delta:g} per {cost.unit}; the validation reports that chose it are not "
             "covered",

@@ -28,13 +28,12 @@ class RunSecret:
     is the run's own root."""
 
     @classmethod
-    def create(cls, research_seed: int | None) -> "RunSecret":
+    def create(cls, research_seed: int | None, sampling_root: bytes | None = None) -> "RunSecret":
         """From the operating system's entropy, or from a public seed for repeatable research."""
         if research_seed is None:
-            return cls(os.urandom(32))
-        return cls(
-            hashlib.blake2b(b"jaxdp research seed %d" % research_seed, digest_size=32).digest()
-        )
+            return cls(os.urandom(32), sampling_root)
+        seed = b"jaxdp research seed %d" % research_seed
+        return cls(hashlib.blake2b(seed, digest_size=32).digest(), sampling_root)
 
     def _derive(self, stream: str, size: int, root: bytes | None = None) -> bytes:
         return hashlib.blake2b(stream.encode(), key=root or self.root, digest_size=size).digest()

@@ -46,6 +46,8 @@ class Inputs:
     units: PrivacyUnits
     """The training reports by privacy unit."""
     backbone: Backbone
+    max_length: int
+    """Tokens that the backbone reads at once: data.max_length."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -106,7 +108,7 @@ def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
         config.privacy.unit,
         max_reports_per_patient=config.privacy.max_reports_per_patient,
     )
-    return Inputs(dataset, tokens, labels, cut, units, backbone)
+    return Inputs(dataset, tokens, labels, cut, units, backbone, config.data.max_length)
 
 
 def build_model(

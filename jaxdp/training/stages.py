@@ -38,11 +38,13 @@ class RunPlan:
     """All mechanisms of a run, in order.
 
     Attributes:
+        delta: at which what they cost is stated.
         centering: the release of the mean feature, before the first stage; None if there is none,
             or without privacy.
         stages: at least the main stage.
     """
 
+    delta: float
     centering: dp.SubsampledGaussian | None
     stages: tuple[Stage, ...]
 
@@ -61,6 +63,11 @@ class RunPlan:
             done[planned.name] = planned.mechanism.replace(steps=steps)
         return done
 
+    def epsilon(self, stage: int | None = None, step: int = 0) -> float | None:
+        """Of those `mechanisms`; None without privacy."""
+        mechanisms = list(self.mechanisms(stage, step).values())
+        return dp.epsilon_pld(mechanisms, self.delta) if mechanisms else None
+
 
 def plan_run(config: Config) -> RunPlan:
     """The run's mechanisms, noise calibrated so that together they meet privacy.epsilon.
@@ -78,7 +85,7 @@ def plan_run(config: Config) -> RunPlan:
         stages = [Stage("main stage", main.trained, main, None)]
         if head.steps:
             stages.insert(0, Stage("head stage", "head", head, None))
-        return RunPlan(None, tuple(stages))
+        return RunPlan(privacy.delta, None, tuple(stages))
 
     def calibrated(batch, steps, clip_norm, *, share=1.0, fixed=None, others=()):
         mechanism = dp.SubsampledGaussian(
@@ -112,7 +119,7 @@ def plan_run(config: Config) -> RunPlan:
                 fixed=head.noise_multiplier,
             )
             stages.append(Stage("head stage", "head", head, mechanism))
-        before = list(RunPlan(centering, tuple(stages)).mechanisms().values())
+        before = list(RunPlan(privacy.delta, centering, tuple(stages)).mechanisms().values())
         mechanism = calibrated(
             main.expected_batch_size,
             main.steps,
@@ -121,8 +128,8 @@ def plan_run(config: Config) -> RunPlan:
             others=before,
         )
         stages.append(Stage("main stage", main.trained, main, mechanism))
-        plan = RunPlan(centering, tuple(stages))
-        total = dp.epsilon_pld(list(plan.mechanisms().values()), privacy.delta)
+        plan = RunPlan(privacy.delta, centering, tuple(stages))
+        total = plan.epsilon()
     except ValueError as error:
         raise ConfigError(f"config.privacy: {error}") from None
     if total > privacy.epsilon:

@@ -13,9 +13,9 @@ LEDGER, SECURE, JOINT = "dp/ledger.py", "dp/secure_noise.py", "dp/joint.py"
 STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training/randomness.py"
 CHECKPOINT, RUNDIR = "run/checkpoint.py", "run/directory.py"
 FILES = "files.py"
-TRAIN, BEGIN = "run/train.py", "run/begin.py"
-START = "        processes.first(lambda: [begin(run, inputs) for run in runs])\n"
-FROZEN = "        frozen_layers = _frozen_layers(runs[0], models[0], inputs)\n"
+TRAIN, BEGIN, RUN_LOOP = "run/train.py", "run/begin.py", "run/loop.py"
+START = "        processes.first(lambda: [begin(run, inputs, ledger, budget) for run in runs])\n"
+FROZEN = "        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)\n"
 STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "run/processes.py"
@@ -977,7 +977,7 @@ MUTANTS = [
     Mutant(
         "a member resumed with samples of its own",
         RUNDIR,
-        "if secret.sampling_root != sampling_root:",
+        "if secret.sampling_root != new.sampling_root:",
         "if False:",
         "test_sweep.py::test_a_run_keeps_the_samples_it_was_started_with",
     ),
@@ -1055,7 +1055,7 @@ MUTANTS = [
     ),
     Mutant(
         "the statement keeps quiet about a public start",
-        "run/finish.py",
+        TRAIN,
         "public_start=public_start(config.warm_start),",
         "public_start=None,",
         "test_warm_start.py::test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from",
@@ -1198,7 +1198,7 @@ MUTANTS = [
     Mutant(
         "a head keeps how sure it was",
         TRAIN,
-        "        model.divide_logits(run.config.train.temperature)\n",
+        "        model.divide_logits(config.train.temperature)\n",
         "",
         "test_stage_loop.py::test_in_the_end_the_head_is_an_ordinary_one_and_its_logits_are_divided_once",
     ),
@@ -1347,8 +1347,8 @@ MUTANTS = [
     Mutant(
         "a secret of 64 bits",
         RANDOMNESS,
-        "cls(os.urandom(32))",
-        "cls(os.urandom(8) * 4)",
+        "cls(os.urandom(32), ",
+        "cls(os.urandom(8) * 4, ",
         "test_randomness.py::test_the_secret_is_256_bits_of_the_operating_system",
     ),
     Mutant(
@@ -1531,28 +1531,28 @@ MUTANTS = [
     # As a run goes on: what is told is what was spent, and it is saved before.
     Mutant(
         "a stopped run tells one step less",
-        BEGIN,
-        "self.plan.mechanisms(done.stage, done.step)",
-        "self.plan.mechanisms(done.stage, max(done.step - 1, 0))",
+        STAGES,
+        "self.mechanisms(stage, step).values()",
+        "self.mechanisms(stage, max(step - 1, 0)).values()",
         "test_stage_loop.py::test_epsilon_is_of_every_step_taken_and_of_the_mean",
     ),
     Mutant(
         "the step that was just taken is not counted",
-        TRAIN,
+        RUN_LOOP,
         "done = Position(position.stage, step + 1)",
         "done = Position(position.stage, step)",
         STOPPED,
     ),
     Mutant(
         "a stop does not save",
-        TRAIN,
+        RUN_LOOP,
         "evaluate = stop or self._due(step + 1)",
         "evaluate = self._due(step + 1)",
         STOPPED,
     ),
     Mutant(
         "shown before it is saved",
-        TRAIN,
+        RUN_LOOP,
         "                    metrics = self._evaluate(done, state)\n",
         "                    metrics = self._evaluate(done, state)\n"
         "                    self._show(done, metrics)\n",
@@ -1581,7 +1581,7 @@ MUTANTS = [
     ),
     Mutant(
         "an adapter that is not finite is saved",
-        TRAIN,
+        RUN_LOOP,
         "                self._require_finite(state.adapters, done)\n",
         "",
         "test_stage_loop.py::test_a_state_that_is_not_finite_is_neither_saved_nor_shown",
@@ -1603,8 +1603,8 @@ MUTANTS = [
     Mutant(
         "the ledger is told of a part of the run",
         BEGIN,
-        "            run.plan.mechanisms(),\n",
-        "            run.plan.mechanisms(0, 0),\n",
+        "mechanisms = run.plan.mechanisms()",
+        "mechanisms = run.plan.mechanisms(0, 0)",
         "test_stage_loop.py::test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that",
     ),
     Mutant(
@@ -1616,9 +1616,9 @@ MUTANTS = [
     ),
     Mutant(
         "a run given up counts without what was set aside",
-        "run/give_up.py",
-        ".furthest()",
-        ".latest()",
+        CHECKPOINT,
+        "_positions(directory, damaged=True)",
+        "_positions(directory)",
         "test_checkpoint.py::test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved",
     ),
     Mutant(
@@ -1644,21 +1644,21 @@ MUTANTS = [
     ),
     Mutant(
         "the statement names another unit",
-        "run/finish.py",
+        TRAIN,
         "privacy_unit=config.privacy.unit,",
         'privacy_unit="report",',
         STATED,
     ),
     Mutant(
         "the statement is of a part of the run",
-        "run/finish.py",
+        TRAIN,
         "        run.plan.mechanisms(),\n",
         "        run.plan.mechanisms(0, 0),\n",
         STATED,
     ),
     Mutant(
         "the statement names another generator",
-        "run/finish.py",
+        TRAIN,
         "noise_generator(config.privacy.secure_noise)",
         "noise_generator(False)",
         STATED,
@@ -1766,7 +1766,7 @@ MUTANTS = [
         "the old checkpoint goes before the new one is there",
         CHECKPOINT,
         "            self._require_room(tensors)\n",
-        "            for old in self._positions():\n"
+        "            for old in _positions(self._directory):\n"
         "                shutil.rmtree(self._path(old))\n",
         "test_checkpoint.py::test_the_one_before_is_in_force_until_the_new_one_is_there",
     ),

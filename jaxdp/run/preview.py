@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will do, in words; nothing is read for that."""
+
+import jax
+
+from jaxdp import recipe
+from jaxdp.backbone import backbone_size
+from jaxdp.config import Config
+from jaxdp.data.load import label_names
+from jaxdp.training.setup import arithmetic
+from jaxdp.training.stages import RunPlan
+
+
+def plan_lines(config: Config, plan: RunPlan) -> list[str]:
+    """How it trains, for `Monitor.planned`."""
+    epsilon, unit = config.privacy.epsilon, config.privacy.unit
+    target = "none (not private)" if epsilon is None else f"{epsilon:.4g}"
+    lines = [f"run [bold]{config.run.name}[/], target epsilon {target}"]
+    settings = config.to_dict()
+    for section, field, value, reason in recipe.choices(settings) if config.train.recipe else ():
+        if settings[section][field] == value:
+            lines.append(f"  by the recipe: {section}.{field} = {value} ({reason})")
+    lines.append(f"  matrix products: {arithmetic(config)} on {jax.default_backend()}")
+    lines += [f"  {stage.name}: {stage.mode}, {stage.steps} steps" for stage in plan.stages]
+    lines += [
+        f"  {name}: expected batch {m.expected_batch_size:g} of {m.units:,} {unit}s, clip norm "
+        f"{m.l2_clip_norm:g}, noise multiplier {m.noise_multiplier:.4g}"
+        for name, m in plan.mechanisms().items()
+    ]
+    if epsilon is not None and config.run.research_seed is not None:
+        lines.append("[yellow]research_seed is set: repeatable, and hence unprotected[/]")
+    return lines
+
+
+def release_lines(config: Config, plan: RunPlan) -> list[str]:
+    """What it trains in private, and what leaves."""
+    labels, size = label_names(config.data), backbone_size(config.model.backbone)
+    trained = plan.stages[-1].mode
+    if trained == "head" and labels and size:
+        width = config.model.label_dimensions or size[1]
+        trained = f"head of {len(labels)} x ({width} + 1) = {len(labels) * (width + 1):,} numbers"
+    released, epsilon = "released: the adapter, its tokenizer and labels", plan.epsilon()
+    if epsilon is not None:
+        released += f"; and the statement: epsilon {epsilon:.4g} at delta {plan.delta:g}"
+        released += f", per {config.privacy.unit}"
+    return [f"trained in private: {trained}", released, f"to: {config.path / 'release'}"]
