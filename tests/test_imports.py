@@ -2,11 +2,14 @@
 """Who may import whom, read from the source; and that torch is not needed to import anything."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from jaxdp.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 # Downhill only: a package imports packages of a lower level. Equal levels do not know each other.
@@ -101,6 +104,58 @@ def test_no_import_cycles_between_modules():
         for m in leaves:
             del graph[m]
     assert not graph, f"cycle among {sorted(graph)}"
+
+
+SECTIONS = {
+    field.name: {name for name in dir(field.default) if not name.startswith("_")}
+    for field in dataclasses.fields(Config)
+}
+SECTION_TYPES = {type(field.default).__name__ for field in dataclasses.fields(Config)}
+MOST_READERS = 24
+"""Files that may know which settings there are; others are given the values that they need."""
+
+
+def reads_settings(source: str) -> bool:
+    """Whether it names a section's type, a section of something called config, or a section's
+    field; whoever makes a `Config`, or hands one on, does not."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("config"):
+            if SECTION_TYPES & {alias.name for alias in node.names}:
+                return True
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = node.value
+        name = getattr(owner, "id", getattr(owner, "attr", ""))
+        if node.attr in SECTIONS and name.endswith("config"):
+            return True
+        if isinstance(owner, ast.Attribute) and node.attr in SECTIONS.get(owner.attr, ()):
+            return True
+    return False
+
+
+def test_few_files_know_the_settings():
+    files = [path for path in sources() if path.parts[-2:] != ("jaxdp", "config.py")]
+    readers = [module_name(path) for path in files if reads_settings(path.read_text("utf-8"))]
+    assert len(readers) <= MOST_READERS, sorted(readers)
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("def f(config):\n    return config.privacy.delta", True),
+        ("def f(member):\n    return member.config.privacy", True),
+        ("def f(each):\n    return each.run.name", True),
+        ("from jaxdp.config import DataConfig", True),
+        ("from .config import TrainConfig", True),
+        (
+            "from jaxdp.config import Config\nconfig = Config.from_dict({})\nprint(config.path)",
+            False,
+        ),
+        ("def f(run, inputs):\n    return run.plan.delta, inputs.units.unit", False),
+    ],
+)
+def test_the_reader_of_settings_sees_every_form(source, reads):
+    assert reads_settings(source) is reads
 
 
 def test_every_package_has_a_level():
