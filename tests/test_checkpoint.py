@@ -18,7 +18,7 @@ from helpers_disk import Disk
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.run import checkpoint as checkpoint_module
-from jaxdp.run.checkpoint import Checkpoints, DamagedCheckpoint, Position, furthest
+from jaxdp.run.checkpoint import Checkpoints, Position, furthest
 from jaxdp.run.directory import RunDirectory, RunError
 from jaxdp.run.give_up import give_up
 from jaxdp.training.randomness import RunSecret
@@ -79,11 +79,11 @@ def test_a_checkpoint_that_is_damaged_anywhere_is_refused(tmp_path):
             damaged.append(bytes(changed))
         for content in damaged:
             path.unlink() if content is None else path.write_bytes(content)
-            with pytest.raises(DamagedCheckpoint, match="stage 1 step 4"):
+            with pytest.raises(RunError, match="1-4 is damaged"):
                 checkpoints.restore(position, state())
         path.write_bytes(whole)
     (tmp_path / "1-4" / "more").touch()
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(RunError, match="1-4 is damaged"):
         checkpoints.restore(position, state())
     (tmp_path / "1-4" / "more").unlink()
     assert_identical(checkpoints.restore(position, state()), state())
@@ -93,20 +93,25 @@ def test_a_checkpoint_of_another_position_or_shape_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(Position(0, 1), state())
     other = TrainState({**state().adapters, "a": jnp.zeros((5, 3))}, state().optimizer)
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(RunError, match="0-1 holds another state"):
         checkpoints.restore(Position(0, 1), other)
     (tmp_path / "0-1").rename(tmp_path / "0-2")
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(RunError, match="0-2 is damaged"):
         checkpoints.restore(Position(0, 2), state())
 
 
-def test_set_aside_leaves_the_one_before_and_remembers_how_far_it_was(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(Position(0, 1), state(1))
-    checkpoints.save(Position(0, 2), state(2))
-    checkpoints.set_aside(Position(0, 2))
+def test_damaged_ones_are_set_aside_for_the_one_before_and_count_as_how_far_it_was(tmp_path):
+    told = []
+    checkpoints = Checkpoints(tmp_path, 3, told.append)
+    for step in (1, 2, 3):
+        checkpoints.save(Position(0, step), state(step))
+    assert checkpoints.latest() == Position(0, 3) and not told
+    for step in (2, 3):
+        (tmp_path / f"0-{step}" / "more").touch()
     assert checkpoints.latest() == Position(0, 1)
-    assert furthest(tmp_path) == Position(0, 2)
+    assert told == [Position(0, 3), Position(0, 2)]
+    assert furthest(tmp_path) == Position(0, 3)
+    assert checkpoints.latest() == Position(0, 1) and len(told) == 2
     checkpoints.save(Position(0, 2), state(2))
     assert_identical(checkpoints.restore(Position(0, 2), state()), state(2))
 
@@ -331,6 +336,7 @@ def test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved(tmp
     checkpoints = Checkpoints(run.checkpoints, keep=2)
     for step in (3, 5):
         checkpoints.save(Position(0, step), state())
-    checkpoints.set_aside(Position(0, 5))  # damaged, but it has been seen all the same
+    (run.checkpoints / "0-5" / "more").touch()  # damaged, but it has been seen all the same
+    assert checkpoints.latest() == Position(0, 3)
     assert give_up(run.path, ledger) == Position(0, 5)
     assert counted() == {"main stage": planned["main stage"].replace(steps=5)}

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from jaxdp.training.mesh import put
 from jaxdp.training.step import TrainState
 
 from . import processes
+from .directory import RunError
 
 _DIGEST = "blake2b"
 """File in each checkpoint: hash of the rest of it."""
@@ -32,14 +34,6 @@ class Position(NamedTuple):
     """Index of the stage that is running, or was last."""
     step: int
     """Steps of it that are done."""
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint is not what was saved."""
-
-    def __init__(self, position: Position):
-        self.position = position
-        super().__init__(f"the checkpoint of stage {position.stage} step {position.step}")
 
 
 class Checkpoints:
@@ -60,10 +54,16 @@ class Checkpoints:
     Args:
         directory: created if missing; None on every process but the first.
         keep: how many of the newest to keep.
+        damaged: told of each that `latest` sets aside.
     """
 
-    def __init__(self, directory: Path | None, keep: int):
-        self._keep = keep
+    def __init__(
+        self,
+        directory: Path | None,
+        keep: int,
+        damaged: Callable[[Position], None] = lambda position: None,
+    ):
+        self._keep, self._damaged = keep, damaged
         processes.first(lambda: self._open(directory))
 
     def _open(self, directory: Path) -> None:
@@ -110,48 +110,51 @@ class Checkpoints:
                 os.posix_fallocate(file.fileno(), 0, room)
 
     def latest(self) -> Position | None:
-        """The newest checkpoint's position; None if there is none."""
-        found = processes.first(lambda: max(_positions(self._directory), default=None))
+        """The newest checkpoint's position; None if there is none. Those that are damaged are
+        renamed first: the one before leads to the same result."""
+        found = processes.first(self._latest)
         (position,) = processes.from_first([np.array(found or (-1, -1))])
         return None if position[0] < 0 else Position(*position.tolist())
+
+    def _latest(self) -> Position | None:
+        for position in reversed(_positions(self._directory)):
+            if self._sound(position):
+                return position
+            path = self._path(position)
+            shutil.rmtree(path.with_suffix(_DAMAGED), ignore_errors=True)
+            path.rename(path.with_suffix(_DAMAGED))
+            self._damaged(position)
+        return None
+
+    def _sound(self, position: Position) -> bool:
+        """Whether its files are what was saved."""
+        path = self._path(position)
+        try:
+            return (path / _DIGEST).read_text() == _digest(position, path)
+        except (FileNotFoundError, ValueError):
+            return False
 
     def restore(self, position: Position, like: TrainState) -> TrainState:
         """The state saved at `position`; `like` gives structure, shapes, dtypes, devices.
 
         Raises:
-            DamagedCheckpoint: the folder does not hold such a state, whole and unchanged.
+            RunError: the folder does not hold such a state, whole and unchanged.
         """
         found = processes.first(lambda: self._read(position, like))
-        (damaged,) = processes.from_first([np.array(found is None)])
-        if damaged:
-            raise DamagedCheckpoint(position)
         values = processes.from_first(found or list(_tensors(like).values()))
         leaves, treedef = jax.tree.flatten(like)
         return jax.tree.unflatten(treedef, map(_leaf, values, leaves))
 
-    def _read(self, position: Position, like: TrainState) -> list[np.ndarray] | None:
-        """The arrays of the state; None if they are not those that were saved, or not like it."""
+    def _read(self, position: Position, like: TrainState) -> list[np.ndarray]:
+        """The arrays of the state."""
         path, wanted = self._path(position), _tensors(like)
-        try:
-            sound = (path / _DIGEST).read_text() == _digest(position, path)
-        except (FileNotFoundError, ValueError):
-            sound = False
-        if not sound:
-            return None
+        if not self._sound(position):
+            raise RunError(f"{path} is damaged; resume once more, from the one before")
         found = self._orbax.restore(path)
         found |= {name: value for name, value in wanted.items() if not value.size}
         if _types(found) != _types(wanted):
-            return None
+            raise RunError(f"{path} holds another state than this version's; resume with the other")
         return [np.asarray(found[name]) for name in wanted]
-
-    def set_aside(self, position: Position) -> None:
-        """Renames a damaged checkpoint, so that the one before it is the latest."""
-        processes.first(lambda: self._set_aside(self._path(position)))
-
-    def _set_aside(self, path: Path) -> None:
-        aside = path.with_suffix(_DAMAGED)
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
 
     def _path(self, position: Position) -> Path:
         return self._directory / f"{position.stage}-{position.step}"

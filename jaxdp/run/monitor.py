@@ -26,7 +26,7 @@ from jaxdp.progress import Display
 from jaxdp.training.setup import Inputs
 from jaxdp.training.stages import RunPlan, Stage
 
-from .checkpoint import DamagedCheckpoint, Position
+from .checkpoint import Position
 from .directory import RunDirectory
 
 _UNITS_OFF = 0.05
@@ -135,9 +135,12 @@ class Monitor:
         if weights.initialised:
             self._say(f"  initialised at random: {', '.join(weights.initialised)}")
 
-    def set_aside(self, damage: DamagedCheckpoint) -> None:
+    def set_aside(self, saved: Position) -> None:
         """A checkpoint was unusable."""
-        self._say(f"[yellow]{damage} is damaged and set aside; going on from the one before[/]")
+        self._say(
+            f"[yellow]the checkpoint of stage {saved.stage} step {saved.step} is damaged and set "
+            "aside; going on from the one before[/]"
+        )
 
     @contextlib.contextmanager
     def stage(
