@@ -305,7 +305,7 @@ def test_a_folder_belongs_to_one_sweep(tmp_path):
     for changed, message in (
         (dataclasses.replace(sweep, seeds=3), "tiny_eps0.5_seed2 is not yet among them"),
         (dataclasses.replace(sweep, seeds=1), "was begun with other members"),
-        (override(sweep, ["train.learning_rate=0.5"]), "the same config.train.learning_rate = 0.001"),
+        (override(sweep, ["train.learning_rate=0.5"]), "same config.train.learning_rate = 0.001"),
         (dataclasses.replace(sweep, share_sampling=False), "the other Sweep.share_sampling"),
     ):
         with pytest.raises(RunError, match=message):

@@ -14,7 +14,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import build_model, cache_folder, load_inputs, token_buckets
+from jaxdp.training.setup import build_model, keeping, load_inputs, token_buckets
 from jaxdp.training.stages import Stage, plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
 
@@ -120,7 +120,7 @@ class Audit:
             gradient_canaries=config.audit.gradient_canaries,
             input_canaries=config.audit.input_canaries,
             buckets=buckets,
-            folder=cache_folder(config),
+            folder=keeping(config.data.cache),
         )
         return cls(config, stage, secret, model, collection, buckets)
 

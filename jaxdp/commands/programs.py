@@ -38,7 +38,7 @@ from jaxdp.models.presets import PUBLISHED_SIZES, find_preset
 from jaxdp.models.pretrained import MODELS, as_config, read_config
 from jaxdp.training.frozen_layers import FrozenLayers, advancing
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import add_adapters, token_buckets
+from jaxdp.training.setup import configure, token_buckets
 from jaxdp.training.stages import Stage
 from jaxdp.training.trainer import StageMember, StageTrainer
 
@@ -74,8 +74,7 @@ def blank_model(config: Config, num_labels: int) -> ReportClassifier:
         sizes = read_config(resolve_backbone(name, revision=config.model.revision).directory)
     dtype = config.model.dtype if config.model.dtype == "bfloat16" else None
     model = MODELS[sizes.model_type](sizes, num_labels, pooling, dtype, rngs=nnx.Rngs(0))
-    model.precision = config.model.dtype
-    add_adapters(config, model, nnx.Rngs(0))
+    configure(config, model, nnx.Rngs(0))
     if config.warm_start.phrasebook is not None:
         width, kept = sizes.hidden_size, config.model.label_dimensions
         by_label = (num_labels,) if pooling == "label-attention" else ()

@@ -27,7 +27,7 @@ from jaxdp.training.setup import (
     Inputs,
     arithmetic,
     build_model,
-    cache_folder,
+    keeping,
     load_inputs,
     test_probabilities,
     token_buckets,
@@ -38,7 +38,7 @@ from jaxdp.training.warm_start import public_start
 
 from . import processes
 from .begin import Run, begin, require_same_inputs, shared_secret, tell_patients
-from .checkpoint import Checkpoints, DamagedCheckpoint, Position, furthest
+from .checkpoint import Checkpoints, Position, furthest
 from .directory import RunDirectory, RunError
 from .interrupt import Interrupt
 from .loop import Interrupted, StageLoop
@@ -160,17 +160,13 @@ def train_members(
             for directory in directories:
                 directory.require_started()
         states = folder or (directories[0] and directories[0].checkpoints)
-        checkpoints = Checkpoints(states, config.run.keep_checkpoints)
+        checkpoints = Checkpoints(
+            states,
+            config.run.keep_checkpoints,
+            lambda damaged: [monitor.set_aside(damaged) for monitor in monitors],
+        )
         stop = processes.SharedInterrupt(interrupt, mesh)
-        while True:
-            try:
-                models, weights = train_stages(config, runs, inputs, checkpoints, stop)
-                break
-            except DamagedCheckpoint as damage:
-                # The one before, or none at all, leads to the same result.
-                checkpoints.set_aside(damage.position)
-                for monitor in monitors:
-                    monitor.set_aside(damage)
+        models, weights = train_stages(config, runs, inputs, checkpoints, stop)
         predicted = [None] * len(runs)
         if "test" in inputs.tokens:
             predicted = test_probabilities(
@@ -204,7 +200,6 @@ def train_stages(
         The trained models, and how they were loaded.
 
     Raises:
-        DamagedCheckpoint: of the newest one.
         Interrupted, FloatingPointError: see `train`.
         CannotShare: see `members.share_frozen`.
     """
@@ -299,7 +294,7 @@ def _frozen_layers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config, inputs.lengths),
-        cache_folder(config),
+        keeping(config.data.cache),
         make_mesh(config.run.devices),
         run.monitor.watch("frozen layers"),
     )

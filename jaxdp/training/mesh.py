@@ -86,11 +86,6 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def to_host(tree: Any) -> Any:
-    """The arrays, whole on all devices, as NumPy arrays of this process."""
-    return jax.tree.map(np.asarray, tree)
-
-
 def frozen_specs(frozen: Any, mesh: Mesh) -> Any:
     """For each frozen array: shared out over `data` along its longest axis that divides evenly."""
     devices = mesh.shape[DATA]

@@ -30,8 +30,6 @@ from .mesh import make_mesh
 from .randomness import RunSecret
 from .warm_start import warm_start
 
-ADAPTER_MODES = ("lora", "lora-ffa")
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inputs:
@@ -131,11 +129,7 @@ def build_model(
         dtype=dtype if dtype == "bfloat16" else None,
         rngs=rngs,
     )
-    model.task = config.data.task
-    model.precision = dtype
-    if config.data.windows > 1:
-        model.window = (config.data.max_length, config.data.windows)
-    add_adapters(config, model, rngs)
+    configure(config, model, rngs)
     if public:
         warm_start(
             config,
@@ -144,19 +138,24 @@ def build_model(
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
-            folder=_kept(cache_directory() / "public_starts"),
+            folder=keeping(cache_directory() / "public_starts"),
             watch=watch,
         )
     return model, report
 
 
-def add_adapters(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> None:
-    """Fresh ones, where config.lora puts them and something trains them.
+def configure(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> None:
+    """Task, precision, windows, and fresh adapters where config.lora puts them and something trains
+    them; in place.
 
     Raises:
         ConfigError: config.lora names no layer.
     """
-    if config.train.mode not in ADAPTER_MODES and not config.warm_start.trains_adapters:
+    model.task = config.data.task
+    model.precision = compute_dtype(config)
+    if config.data.windows > 1:
+        model.window = (config.data.max_length, config.data.windows)
+    if not config.train.mode.startswith("lora") and not config.warm_start.trains_adapters:
         return
     try:
         lora.add_lora(
@@ -171,14 +170,10 @@ def add_adapters(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> Non
         raise ConfigError(f"config.{str(error).removeprefix('config.')}") from None
 
 
-def cache_folder(config: Config) -> Path | None:
-    """Where frozen levels are kept; None if they are not."""
-    return None if config.data.cache is None else _kept(Path(config.data.cache))
-
-
-def _kept(folder: Path) -> Path | None:
-    """None with several processes: they could disagree on what a folder holds."""
-    return folder if jax.process_count() == 1 else None
+def keeping(folder: str | Path | None) -> Path | None:
+    """The folder, if there is one; None with several processes: they could disagree on what it
+    holds."""
+    return None if folder is None or jax.process_count() > 1 else Path(folder)
 
 
 def platform_defaults() -> PlatformDefaults:

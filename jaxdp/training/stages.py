@@ -81,13 +81,10 @@ def plan_run(config: Config) -> RunPlan:
             multipliers exceed it.
     """
     head, main, privacy = config.head_stage, config.train, config.privacy
-    if not privacy.private:
-        stages = [Stage("main stage", main.trained, main, None)]
-        if head.steps:
-            stages.insert(0, Stage("head stage", "head", head, None))
-        return RunPlan(privacy.delta, None, tuple(stages))
 
     def calibrated(batch, steps, clip_norm, *, share=1.0, fixed=None, others=()):
+        if not privacy.private:
+            return None
         mechanism = dp.SubsampledGaussian(
             units=privacy.units,
             expected_batch_size=batch,
@@ -99,40 +96,29 @@ def plan_run(config: Config) -> RunPlan:
             return mechanism
         return dp.calibrate_noise(mechanism, share * privacy.epsilon, privacy.delta, others=others)
 
+    def stage(name, mode, settings, clip_norm, **noise):
+        batch, steps = settings.expected_batch_size, settings.steps
+        return Stage(name, mode, settings, calibrated(batch, steps, clip_norm, **noise))
+
     centering, stages = None, []
     try:
-        # Before the stages' own shares of it are calibrated, which takes seconds.
-        dp.require_target(privacy.epsilon)
-        if config.centering.l2_clip_norm is not None:
-            centering = calibrated(
-                privacy.units,
-                1,
-                config.centering.l2_clip_norm,
-                share=config.centering.epsilon_share,
-            )
+        if privacy.private:
+            # Before the stages' own shares of it are calibrated, which takes seconds.
+            dp.require_target(privacy.epsilon)
+        mean = config.centering
+        if mean.l2_clip_norm is not None:
+            centering = calibrated(privacy.units, 1, mean.l2_clip_norm, share=mean.epsilon_share)
         if head.steps:
-            mechanism = calibrated(
-                head.expected_batch_size,
-                head.steps,
-                head.l2_clip_norm,
-                share=head.epsilon_share,
-                fixed=head.noise_multiplier,
-            )
-            stages.append(Stage("head stage", "head", head, mechanism))
-        before = list(RunPlan(privacy.delta, centering, tuple(stages)).mechanisms().values())
-        mechanism = calibrated(
-            main.expected_batch_size,
-            main.steps,
-            privacy.l2_clip_norm,
-            fixed=privacy.noise_multiplier,
-            others=before,
-        )
-        stages.append(Stage("main stage", main.trained, main, mechanism))
+            noise = {"share": head.epsilon_share, "fixed": head.noise_multiplier}
+            stages.append(stage("head stage", "head", head, head.l2_clip_norm, **noise))
+        before = RunPlan(privacy.delta, centering, tuple(stages)).mechanisms().values()
+        noise = {"fixed": privacy.noise_multiplier, "others": list(before)}
+        stages.append(stage("main stage", main.trained, main, privacy.l2_clip_norm, **noise))
         plan = RunPlan(privacy.delta, centering, tuple(stages))
         total = plan.epsilon()
     except ValueError as error:
         raise ConfigError(f"config.privacy: {error}") from None
-    if total > privacy.epsilon:
+    if privacy.private and total > privacy.epsilon:
         raise ConfigError(
             f"config.privacy.epsilon is {privacy.epsilon:g}, but the fixed noise multipliers cost "
             f"{total:.4g}; raise them, or let them be calibrated (None)"

@@ -25,7 +25,7 @@ from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
 from .members import member_specs, stack, stack_differing, unstack
-from .mesh import MEMBER, WHOLE, frozen_specs, place, to_host
+from .mesh import MEMBER, WHOLE, frozen_specs, place
 from .randomness import RunSecret
 from .stages import Stage, make_optimizer
 from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
@@ -196,7 +196,8 @@ class StageTrainer:
 
     def install(self, state: TrainState) -> None:
         """Writes the trained parameters into the models."""
-        for member, own in zip(self._members, self.each(to_host(state.adapters)), strict=True):
+        trained = self.each(jax.device_get(state.adapters))
+        for member, own in zip(self._members, trained, strict=True):
             adapters = jax.tree.map(jnp.asarray, own)
             nnx.update(member.model, _shift_head(adapters, -member.center))
 

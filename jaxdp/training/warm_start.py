@@ -36,7 +36,7 @@ from jaxdp.models.pretrained import load_classifier
 from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
-from .mesh import DATA, place, to_host
+from .mesh import DATA, place
 from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 _HEAD_RATE = 10.0
@@ -246,7 +246,7 @@ def _train(
             state, _ = train_step(state, (frozen, np.int32(step)), data, plan, math.inf)
             jax.block_until_ready(state)  # no queue of steps with collectives in them
             stepped(1)
-    return jax.tree.map(jnp.asarray, to_host(state.adapters))
+    return jax.tree.map(jnp.asarray, jax.device_get(state.adapters))
 
 
 def add_state_noise(key: jax.Array, x_LxH: jax.Array, length: jax.Array, scale: float) -> jax.Array:

@@ -743,7 +743,7 @@ MUTANTS = [
     Mutant(
         "checkpoints not checked",
         CHECKPOINT,
-        "        if not sound:\n",
+        "        if not self._sound(position):\n",
         "        if False:\n",
         "test_checkpoint.py::test_a_checkpoint_that_is_damaged_anywhere_is_refused",
     ),
@@ -939,10 +939,10 @@ MUTANTS = [
         "test_processes.py::test_a_stop_is_known_one_step_later_and_keeps_its_signal",
     ),
     Mutant(
-        "a damaged checkpoint goes to the other processes",
+        "a checkpoint is read by process 0 for itself alone",
         CHECKPOINT,
-        "        if damaged:\n            raise DamagedCheckpoint(position)\n",
-        "",
+        "values = processes.from_first(found or list(_tensors(like).values()))",
+        "values = found or list(_tensors(like).values())",
         "test_processes.py::test_process_0_reads_the_checkpoint_for_both",
     ),
     # Sweeps: what members cost together, and what that rests on.
@@ -1447,15 +1447,15 @@ MUTANTS = [
     Mutant(
         "the head stage clips as the main stage",
         STAGES,
-        "                head.l2_clip_norm,",
-        "                privacy.l2_clip_norm,",
+        "head, head.l2_clip_norm,",
+        "head, privacy.l2_clip_norm,",
         OWN_NUMBERS,
     ),
     Mutant(
         "the mean is clipped as the main stage",
         STAGES,
-        "                config.centering.l2_clip_norm,",
-        "                privacy.l2_clip_norm,",
+        "privacy.units, 1, mean.l2_clip_norm,",
+        "privacy.units, 1, privacy.l2_clip_norm,",
         OWN_NUMBERS,
     ),
     Mutant(
@@ -1475,8 +1475,8 @@ MUTANTS = [
     Mutant(
         "fixed noise may exceed the target",
         STAGES,
-        "    if total > privacy.epsilon:",
-        "    if False:",
+        "private and total > privacy.epsilon:",
+        "False:",
         "test_stages.py::test_unreachable_targets_are_refused_before_data_is_read[changes0-cost]",
     ),
     Mutant(
@@ -1895,7 +1895,7 @@ MUTANTS = [
     Mutant(
         "tensorfloat32 that is float32",
         "training/setup.py",
-        "    model.precision = dtype\n",
+        "    model.precision = compute_dtype(config)\n",
         "",
         "test_precision.py::test_every_product_of_a_step_is_in_what_was_asked_for"
         "[cls-lora-tensorfloat32]",
