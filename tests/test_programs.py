@@ -7,7 +7,7 @@ import pytest
 from helpers_training import smoke_config
 from helpers_xla import AS_USERS_DO
 
-from jaxdp.commands.programs import measure
+from jaxdp.commands.programs import blank_model, measure
 from jaxdp.compiled import Chip, count, roofline
 from jaxdp.config import ConfigError
 
@@ -58,6 +58,12 @@ def test_a_step_is_one_program_of_few_kernels(workspace, mode, widths, most):
     }
     for name, kernels in most.items():
         assert 0.8 * kernels < rows[name]["kernels"] <= kernels, name
+
+
+def test_the_model_is_the_configured_one(workspace):
+    changes = dict(model__pooling="mean", model__dtype="bfloat16", data__windows=2)
+    model = blank_model(smoke_config(workspace, **changes), 3)
+    assert model.window == (16, 2) and model.precision == "bfloat16"
 
 
 def test_a_chip_without_its_compiler_is_said_in_a_line(workspace, monkeypatch):

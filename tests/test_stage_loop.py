@@ -42,6 +42,7 @@ class Lab:
         self.log, self.interrupt, self.fails_at, lab = [], Interrupt(), None, self
         self.inputs = types.SimpleNamespace(
             tokens={"validation": None},
+            lengths=np.full(2, 16),
             units=UNITS,
             labels={"validation": np.ones((2, 1), np.int8)},
             dataset=types.SimpleNamespace(label_names=("normal",)),

@@ -32,7 +32,7 @@ def read_config(run: Path) -> Config:
     been moved.
 
     Raises:
-        RunError: no run is there, or its config.json is damaged.
+        RunError: no run is there, or its config.json cannot be used.
     """
     file = run / "config.json"
     try:
@@ -40,8 +40,8 @@ def read_config(run: Path) -> Config:
         return config.below(run.resolve().parent)
     except FileNotFoundError:
         raise RunError(f"{run} holds no run: there is no config.json") from None
-    except (OSError, ValueError):
-        raise RunError(f"{file} is damaged") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged, or of another version: {error}") from None
 
 
 def require_same(run: Path, started: Config, now: Config) -> None:
