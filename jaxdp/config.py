@@ -173,8 +173,8 @@ class ModelConfig(Settings, path="config.model"):
     rounds to 10 bits and a TPU splits into two bfloat16; or "bfloat16". Norms, sums and noise stay
     float32. None is the platform's, see `PlatformDefaults`."""
     shard_frozen: bool = False
-    """Share the frozen weights out over the devices, and gather each where it is used: less memory
-    on each, more traffic between them."""
+    """Share the frozen weights out over the devices, and gather them for each step: less memory
+    between steps, more traffic."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -30,7 +30,7 @@ from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
 from jaxdp.run.train import Interrupted, train
 from jaxdp.training.frozen_layers import FrozenLayers
-from jaxdp.training.mesh import DATA, WHOLE, frozen_specs, is_sharded, make_mesh, place
+from jaxdp.training.mesh import DATA, WHOLE, frozen_specs, make_mesh, place
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
 from jaxdp.training.step import TrainState, make_train_step
@@ -218,7 +218,7 @@ def test_prediction_and_frozen_levels_have_the_bits_of_one_device(backbone, toke
     alone = Predictor(graphdef, 1, BUCKETS)(adapters, frozen, levels[0])
     mesh = make_mesh(8)
     specs = frozen_specs(frozen, mesh)
-    assert is_sharded(specs)
+    assert any(DATA in spec for spec in jax.tree.leaves(specs))
     for weights in (frozen, place(frozen, mesh, specs)):
         shared = Predictor(graphdef, 1, BUCKETS, mesh)(adapters, weights, levels[0])
         np.testing.assert_array_equal(shared, alone)
@@ -331,4 +331,4 @@ def test_only_large_arrays_that_divide_are_shared_out():
     arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     specs = frozen_specs(arrays, mesh)
     assert specs == {"large": P(None, DATA), "odd": P(), "small": P(), "first": P(DATA, None)}
-    assert is_sharded(specs) and not is_sharded(frozen_specs(arrays, make_mesh(1)))
+    assert set(frozen_specs(arrays, make_mesh(1)).values()) == {P()}

@@ -244,15 +244,14 @@ def test_a_resumed_step_repeats_itself_exactly():
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("in_step", [False, True])
-def test_shares_of_four_devices_are_disjoint_complete_and_as_large(in_step):
+def test_shares_of_four_devices_are_disjoint_complete_and_as_large():
     """Each device's share by itself, on this one device; the mesh adds them up."""
     adapters, frozen, data = problem()
     # A report of which no label is known has no gradient, and would not be counted.
     data = data._replace(labels=jnp.maximum(data.labels, 0))
     share_sum = make_share_sum(loss_fn, clipped_gradient_sum, BUCKETS)
-    share = jax.jit(functools.partial(share_sum, devices=4, in_step=in_step))
-    whole = jax.jit(functools.partial(share_sum, device=0, devices=1, in_step=False))
+    share = jax.jit(functools.partial(share_sum, devices=4))
+    whole = jax.jit(functools.partial(share_sum, device=0, devices=1))
     for batch in BATCHES:
         plan = BUCKETS.plan(np.asarray(batch, int), np.asarray(data.reports.lengths), CAPACITY)
         shares = [share(adapters, frozen, data, plan, CLIP, device=d) for d in range(4)]
@@ -269,7 +268,7 @@ def test_shares_of_four_devices_are_disjoint_complete_and_as_large(in_step):
         ]
         taken = (norms[:, starts] > 0).sum(axis=1)
         assert taken.sum() == len(starts)
-        assert np.ptp(taken) <= (len(BUCKETS.rows) if in_step else 1)
+        assert np.ptp(taken) <= 1
 
 
 @pytest.mark.usefixtures("float64")

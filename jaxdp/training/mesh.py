@@ -6,12 +6,10 @@ step reads is whole on every device, but for frozen weights, which may be shared
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -100,28 +98,14 @@ def frozen_specs(frozen: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, frozen)
 
 
-def is_sharded(specs: Any) -> bool:
-    """Whether any of the arrays is not whole everywhere."""
-    leaves = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P))
-    return any(DATA in spec for spec in leaves)
+def gathered(arrays: Any, specs: Any) -> Any:
+    """Inside `jax.shard_map`: the arrays, whole on every device where `specs` share them out."""
+    if specs == WHOLE:
+        return arrays
 
-
-def gathering(loss_fn: Callable[..., jax.Array], specs: Any) -> Callable[..., jax.Array]:
-    """The loss on frozen weights that are shared out: each is gathered where it is used, and again
-    in the backward pass, so that XLA need not keep all of them whole at once."""
-
-    def gather(array, spec):
+    def one(array, spec):
         if DATA not in spec:
             return array
-        whole = jax.lax.all_gather(array, DATA, axis=spec.index(DATA), tiled=True)
-        return checkpoint_name(whole, "gathered")
+        return jax.lax.all_gather(array, DATA, axis=spec.index(DATA), tiled=True)
 
-    def loss(adapters, frozen, *report):
-        def on_whole(adapters, frozen, *report):
-            frozen = jax.tree.map(gather, frozen, specs)
-            return loss_fn(adapters, frozen, *report)
-
-        policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
-        return jax.checkpoint(on_whole, policy=policy)(adapters, frozen, *report)
-
-    return loss
+    return jax.tree.map(one, arrays, specs)

@@ -15,7 +15,7 @@ from jaxdp.data.batching import Buckets, Plan
 from jaxdp.data.packed import Packed
 from jaxdp.dp.clipping import ClipDiagnostics
 
-from .mesh import DATA, WHOLE, gathering, is_sharded
+from .mesh import DATA, WHOLE, gathered
 
 
 class TrainState(NamedTuple):
@@ -63,18 +63,16 @@ def make_share_sum(
     """The gradient sum of one device's share of a logical batch; arguments as `make_train_step`.
 
     Returns:
-        share_sum(adapters, frozen, data, plan, l2_clip_norm, device=, devices=, in_step=) -> (sum
-        like adapters, diagnostics [capacity], zero where another device's reports stand).
+        share_sum(adapters, frozen, data, plan, l2_clip_norm, device=, devices=) -> (sum like
+        adapters, diagnostics [capacity], zero where another device's reports stand).
 
         Device number `device` of `devices` takes every devices-th microbatch of the plan, counted
         over all buckets, so that shares differ by at most one microbatch, padding is that of one
-        device, and every microbatch is summed as on one device. With `in_step`, for a loss with
-        collectives in it, all devices run the same loops: counted within each bucket, and the
-        devices that are left over in a bucket's last round compute padding.
+        device, and every microbatch is summed as on one device.
     """
 
     def share_sum(
-        adapters, frozen, data: LabelledData, plan: Plan, l2_clip_norm, *, device, devices, in_step
+        adapters, frozen, data: LabelledData, plan: Plan, l2_clip_norm, *, device, devices
     ):
         def loss(adapters, *report):
             return loss_fn(adapters, frozen, *report)
@@ -84,15 +82,13 @@ def make_share_sum(
         diagnostics = ClipDiagnostics(*(jnp.zeros(plan.rows.shape) for _ in range(2)))
         before = jnp.cumsum(plan.counts) - plan.counts
         for i, (width, rows) in enumerate(zip(buckets.widths, buckets.rows, strict=True)):
-            first = device if in_step else (device - before[i]) % devices
+            first = (device - before[i]) % devices
             # A trip count, not a shape: how full a bucket is differs from step to step.
-            trips = (plan.counts[i] - (0 if in_step else first) + devices - 1) // devices
+            trips = (plan.counts[i] - first + devices - 1) // devices
 
             def microbatch(j, carry, i=i, width=width, rows=rows, first=first):
-                k = first + j * devices
-                start = plan.starts[i] + k * rows
+                start = plan.starts[i] + (first + j * devices) * rows
                 index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
-                index = jnp.where(k < plan.counts[i], index, -1)
                 values, lengths = data.reports.gather(index, width)
                 if data.center is not None:
                     values = values - data.center
@@ -122,18 +118,18 @@ def make_share_sum(
 
 def sum_over_devices(share_sum: Callable, mesh: Mesh, frozen_specs: Any) -> Callable:
     """(adapters, frozen, data, plan, l2_clip_norm) -> what `share_sum` gives, summed over the mesh
-    axis `data`.
+    axis `data`; frozen weights that are shared out are gathered first, once for the step.
 
     Whole microbatches are dealt out, not the rows of each: as many rounds as padding allows, no
     collective within them, and ONE all-reduce per step, of the sum and the diagnostics together.
     Rows dealt out would need n times wider microbatches, which at 64 devices hold a whole logical
     batch and pad all of it to the longest report.
     """
-    in_step = is_sharded(frozen_specs)
 
-    def on_one_device(*arguments):
+    def on_one_device(adapters, frozen, *arguments):
+        frozen = gathered(frozen, frozen_specs)
         device, devices = jax.lax.axis_index(DATA), mesh.shape[DATA]
-        share = share_sum(*arguments, device=device, devices=devices, in_step=in_step)
+        share = share_sum(adapters, frozen, *arguments, device=device, devices=devices)
         flat, unravel = ravel_pytree(share)
         return unravel(jax.lax.psum(flat, DATA))
 
@@ -178,11 +174,9 @@ def make_train_step(
         rate (in the state), what of the frozen weights was drawn at random, center, clip norm. So
         `jax.vmap` of this step over a leading axis of those trains them together.
     """
-    if is_sharded(frozen_specs):
-        loss_fn = gathering(loss_fn, frozen_specs)
     share_sum = make_share_sum(loss_fn, gradient_sum, buckets)
     if mesh is None:
-        batch_sum = partial(share_sum, device=0, devices=1, in_step=False)
+        batch_sum = partial(share_sum, device=0, devices=1)
     else:
         batch_sum = sum_over_devices(share_sum, mesh, frozen_specs)
 

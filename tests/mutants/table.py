@@ -809,8 +809,8 @@ MUTANTS = [
     Mutant(
         "reports counted twice where microbatches overlap",
         STEP,
-        "start = plan.starts[i] + k * rows",
-        "start = plan.starts[i] + k * (rows - 1)",
+        "start = plan.starts[i] + (first + j * devices) * rows",
+        "start = plan.starts[i] + (first + j * devices) * (rows - 1)",
         LOOP,
     ),
     Mutant(
@@ -876,22 +876,22 @@ MUTANTS = [
     Mutant(
         "a round that does not fill all devices left out",
         STEP,
-        "first) + devices - 1) // devices",
-        "first)) // devices",
+        "first + devices - 1) // devices",
+        "first) // devices",
         SHARES,
     ),
     Mutant(
-        "devices that are left over repeat other reports",
+        "weights that are shared out are taken for whole",
         STEP,
-        "index = jnp.where(k < plan.counts[i], index, -1)",
-        "index = jnp.where(True, index, -1)",
-        SHARES,
+        "frozen = gathered(frozen, frozen_specs)",
+        "pass",
+        "on_devices.py::test_frozen_weights_may_be_shared_out",
     ),
     Mutant(
         "one collective for each microbatch",
         STEP,
         "jax.tree.map(jnp.add, total, part[0])",
-        "jax.tree.map(lambda t, p: t + (jax.lax.pmean(p, DATA) if in_step is False and devices > 1 "
+        "jax.tree.map(lambda t, p: t + (jax.lax.pmean(p, DATA) if devices > 1 "
         "else p), total, part[0])",
         "on_devices.py::test_a_step_has_one_collective_of_the_adapters_size_outside_of_its_loops",
     ),
@@ -1475,8 +1475,8 @@ MUTANTS = [
     Mutant(
         "fixed noise may exceed the target",
         STAGES,
-        "private and total > privacy.epsilon:",
-        "False:",
+        "if privacy.private and total > privacy.epsilon:",
+        "if False:",
         "test_stages.py::test_unreachable_targets_are_refused_before_data_is_read[changes0-cost]",
     ),
     Mutant(
