@@ -27,7 +27,7 @@ class RunError(RuntimeError):
     """A run directory that cannot be used; the message says what to do."""
 
 
-def read_config(run: Path) -> Config:
+def stored_config(run: Path) -> Config:
     """What the run in that folder was started with, with run.dir as it is now: the folder may have
     been moved.
 
@@ -111,7 +111,7 @@ class RunDirectory:
                 f"{self.path} holds a run already; continue it with --resume, or choose another "
                 "config.run.name"
             )
-        require_same(self.path, read_config(self.path), config)
+        require_same(self.path, stored_config(self.path), config)
 
     @property
     def started(self) -> bool:

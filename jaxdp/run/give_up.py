@@ -7,7 +7,7 @@ from jaxdp import dp
 from jaxdp.training.stages import plan_run
 
 from .checkpoint import Position, furthest
-from .directory import RunDirectory, RunError, read_config
+from .directory import RunDirectory, RunError, stored_config
 
 
 def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
@@ -21,7 +21,7 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
         RunError: no run is there, or it is finished, or in use.
         ConfigError, LedgerError: the run is not in the ledger, or not with these settings.
     """
-    config = read_config(path)
+    config = stored_config(path)
     run = RunDirectory(config, resume=True)
     try:
         if run.finished or not run.started:

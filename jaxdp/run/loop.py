@@ -53,12 +53,7 @@ class StageLoop:
     eval_every: int
 
     def run(self, position: Position, state: TrainState) -> TrainState:
-        """The state after the last step.
-
-        Raises:
-            Interrupted: asked to stop, and saved.
-            FloatingPointError: the adapter is no longer finite.
-        """
+        """The state after the last step; Interrupted and FloatingPointError as `train.train`."""
         stage = self.trainer.stage
         if position.step and self._due(position.step):
             # It is saved; whether it was also shown before a kill is not known.

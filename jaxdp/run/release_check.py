@@ -15,7 +15,7 @@ import safetensors
 from jaxdp import dp
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
-from jaxdp.models.checkpoints import Description, WeightsError, read_json, read_tensors
+from jaxdp.models.checkpoints import Description, WeightsError, first_of, read_json, read_tensors
 from jaxdp.models.classifier import HEAD
 from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, WEIGHTS, torch_class
 from jaxdp.models.pretrained import read_config
@@ -143,7 +143,7 @@ class _Bundle:
         allowed = needed | {"adapter", code} | {f"adapter/{name}" for name in TOKENIZER_FILES}
         found = {str(path.relative_to(self.release)): path for path in self.release.rglob("*")}
         if surplus := sorted(found.keys() - allowed):
-            raise ReleaseError(f"does not belong in a release: {', '.join(surplus[:8])}")
+            raise ReleaseError(f"does not belong in a release: {first_of(surplus)}")
         if missing := sorted(needed - found.keys()):
             raise ReleaseError(f"missing: {', '.join(missing)}")
         if odd := [n for n, p in found.items() if p.is_symlink() or p.is_dir() != (n == "adapter")]:
@@ -300,8 +300,7 @@ class _Bundle:
         noised = isinstance(read_json(self.release / "privacy.json")["epsilon"], float | int)
         lora = {name for name in changed if name.startswith("LoRA")}
         if same and (noised or (lora and lora <= set(same))):
-            more = f" and {len(same) - 4} more" if len(same) > 4 else ""
-            raise ReleaseError(f"unchanged by training: {', '.join(same[:4])}{more}")
+            raise ReleaseError(f"unchanged by training: {first_of(same, 4)}")
         return f"{len(changed) - len(same)} of {len(changed)} updates are not zero"
 
     def tokenizer(self) -> str:

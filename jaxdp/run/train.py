@@ -133,8 +133,8 @@ def train_members(
         monitor.planned(plan_lines(each, plan))
     with contextlib.ExitStack() as held:
 
-        def opened(config: Config) -> RunDirectory:
-            directory = RunDirectory(config, resume=resume)
+        def opened(own: Config) -> RunDirectory:
+            directory = RunDirectory(own, resume=resume)
             held.callback(directory.close)
             if directory.finished and not together:
                 raise RunError(
@@ -191,17 +191,10 @@ def train_stages(
     """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
 
     Runs `begin` once it is known that everything can be used, and before anything is done with the
-    reports.
-
-    Args:
-        config: what the runs share.
+    reports. `config` says what the runs share.
 
     Returns:
         The trained models, and how they were loaded.
-
-    Raises:
-        Interrupted, FloatingPointError: see `train`.
-        CannotShare: see `members.share_frozen`.
     """
     saved = checkpoints.latest()
     position = saved or Position(0, 0)
@@ -214,7 +207,7 @@ def train_stages(
             run.monitor.built(model, weights, config.train.trained)
         processes.first(lambda: [begin(run, inputs, ledger, budget) for run in runs])
         frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)
-    centers: list[Any] = [0.0] * len(runs)
+    centers = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(models[0].feature_level)["train"]
         released = [
@@ -319,9 +312,6 @@ def _finish(
     Args:
         initialised: parameters that were drawn at random because the checkpoint lacked them.
         probabilities: [n, num_labels] of the model for the test split; None if there is none.
-
-    Returns:
-        The statement ("privacy") and the test metrics ("metrics").
     """
     statement = dp.privacy_statement(
         run.plan.mechanisms(),

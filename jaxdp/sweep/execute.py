@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdp.run.directory import RunError, read_config, require_same
+from jaxdp.run.directory import RunError, require_same, stored_config
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import SilentMonitor
 from jaxdp.run.train import Interrupted, train, train_members
@@ -30,7 +30,7 @@ def finished(member: Member) -> bool:
     """
     if not (member.path / "metrics.json").exists():
         return False
-    require_same(member.path, read_config(member.path), member.config)
+    require_same(member.path, stored_config(member.path), member.config)
     return True
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxdp.run.directory import RunError, read_config
+from jaxdp.run.directory import RunError, stored_config
 
 from .members import Place
 
@@ -35,7 +35,7 @@ def read_results(runs: Path) -> list[tuple[Place, float]]:
 def _read(run: Path) -> tuple[Place, float]:
     try:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        return Place.of(read_config(run)), float(metrics["test"]["weighted_f1"])
+        return Place.of(stored_config(run)), float(metrics["test"]["weighted_f1"])
     except (OSError, ValueError, KeyError, TypeError, RunError):
         raise RunError(f"{run}: config.json or metrics.json cannot be read") from None
 
