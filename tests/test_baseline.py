@@ -137,11 +137,11 @@ def test_a_step_without_reports_is_noise_of_the_right_size(bert, method):
     start = trainer.adapters()
     trainer.step([])
     moved = np.concatenate([(x - start[n]).ravel() for n, x in trainer.adapters().items()])
-    mechanism, train = bert.mechanisms[MAIN], bert.config.train
+    mechanism = bert.mechanisms[MAIN]
     stddev = mechanism["noise_multiplier"] * mechanism["l2_clip_norm"] / 16.0
     # The standard error of a standard deviation is 1 / sqrt(2 n), here 0.02.
     assert len(moved) > 1000
-    assert moved.std() / train.learning_rate == pytest.approx(stddev, rel=0.09)
+    assert moved.std() / bert.stage.learning_rate == pytest.approx(stddev, rel=0.09)
     assert trainer._engine.accountant.history == [(mechanism["noise_multiplier"], 16.0 / 96, 1)]
 
 
@@ -253,7 +253,7 @@ def test_loss_and_schedules_are_ours():
 
 
 def test_a_job_comes_back_from_disk(job):
-    back = Job.read(job.adapter.parent)
+    back = Job.read(job.write())
     for field in dataclasses.fields(Job):
         a, b = getattr(job, field.name), getattr(back, field.name)
         if field.name in ("train", "test"):

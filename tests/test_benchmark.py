@@ -19,15 +19,16 @@ from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.models.tasks import multilabel_loss
-from jaxdp.peers.benchmark import draw, rotated, run_rounds
-from jaxdp.peers.contenders import CONTENDERS, USUAL
+from jaxdp.peers.benchmark import Rounds, draw, rotated
+from jaxdp.peers.contenders import CONTENDERS, TORCH, USUAL
 from jaxdp.peers.flops import step_flops
-from jaxdp.peers.inputs import as_long_as_ct, repeated, write_job, write_random_model
+from jaxdp.peers.inputs import as_long_as_ct, repeated, write_random_model
 from jaxdp.peers.jax_privacy_side import JaxPrivacy
 from jaxdp.peers.jax_side import OurTrainer
 from jaxdp.peers.job import Job, Reports
 from jaxdp.peers.machine import choose, environment
 from jaxdp.peers.side import Side
+from jaxdp.peers.start import benchmark_job, reports_of
 from jaxdp.peers.startup import measure
 from jaxdp.peers.summary import HEADER, Record, ratio, rows, spread, summarise
 from jaxdp.peers.torch_side import TorchTrainer
@@ -107,7 +108,16 @@ def job(inputs, tmp_path_factory) -> Job:
     }
     write_random_model(folder / "model", encoder, inputs.num_labels, "mean")
     backbone = Backbone("model", folder / "model", "mean")
-    job = write_job(repeated(inputs, 16), backbone, 512, 16, "all", folder / "job")
+    train, test = (reports_of(inputs, split) for split in ("train", "test"))
+    job = benchmark_job(
+        dataclasses.replace(inputs, backbone=backbone),
+        repeated(train, 16 * len(train)),
+        test,
+        batch=512,
+        max_length=16,
+        layers="all",
+        folder=folder / "job",
+    )
     lengths = np.random.default_rng(0).lognormal(np.log(5), 0.6, len(job.train))
     lengths = np.clip(lengths, 3, 16).astype(np.int32)
     ids = np.random.default_rng(1).integers(0, 97, lengths.sum()).astype(np.int32)
@@ -177,19 +187,11 @@ def test_one_failure_leaves_the_others_running(job, tmp_path):
     """Without a mechanism JAX-Privacy has nothing to clip by; ours trains without privacy."""
     few = dataclasses.replace(job.train.take(np.arange(40)))
     plain = dataclasses.replace(job, mechanisms={}, train=few, test=few)
-    plain.write(job.adapter.parent)
-    said = []
-    records = {"jax-privacy": Record(), "ghost-fixed": Record(error="no job"), "ours": Record()}
-    run_rounds(
-        records,
-        {"all": job.adapter.parent},
-        tmp_path,
-        platform="cpu",
-        rounds=2,
-        tune=True,
-        profile=tmp_path / "trace",
-        report=said.append,
-    )
+    here = plain.write()
+    records = {"jax-privacy": Record(job=here), "ghost-fixed": Record(error="no job")}
+    records["ours"] = Record(job=here)
+    rounds = Rounds("cpu", 2, True, lambda line: None, profile=tmp_path / "trace")
+    rounds.run(records, tmp_path)
     assert records["jax-privacy"].error == "KeyError: 'main stage'"
     assert records["ghost-fixed"] == Record(error="no job")
     ours = records["ours"]
@@ -221,12 +223,17 @@ def answer(seconds: float, reports: int = 10, **changes) -> dict:
 def test_ratios_are_of_the_same_round_and_then_their_median():
     """The machine was four times slower in the last round; the ratios do not see it."""
     records = {
-        "ours": Record(1.0, first=answer(3.0), steps=[answer(s) for s in (1.0, 1.0, 4.0)]),
+        "ours": Record(
+            setup_seconds=1.0, first=answer(3.0), steps=[answer(s) for s in (1.0, 1.0, 4.0)]
+        ),
         "opacus-fixed": Record(
-            2.0, first=answer(2.0), steps=[answer(s) for s in (2.0, 3.0, 8.4)], tried={"16": 1.0}
+            setup_seconds=2.0,
+            first=answer(2.0),
+            steps=[answer(s) for s in (2.0, 3.0, 8.4)],
+            tried={"16": 1.0},
         ),
         "opacus-dynamic": Record(
-            2.0, first=answer(2.0), steps=[answer(s) for s in (1.0, 1.6, 8.0)]
+            setup_seconds=2.0, first=answer(2.0), steps=[answer(s) for s in (1.0, 1.6, 8.0)]
         ),
         "ghost-fixed": Record(error="NotImplementedError: shared layers"),
     }
@@ -247,7 +254,7 @@ def test_ratios_are_of_the_same_round_and_then_their_median():
     assert cells[2][4:6] == ["1.60 (1.00-2.00) x", ">= 1.7, missed"]
     assert cells[0][1:3] == ["cpu", "float32"] and cells[0][HEADER.index("device GB")] == ""
     there = {"device_memory": 2 * 10**9, "settings": {"device": "H100", "arithmetic": "bfloat16"}}
-    on_device = Record(1.0, first=answer(3.0), steps=[answer(1.0, **there)])
+    on_device = Record(setup_seconds=1.0, first=answer(3.0), steps=[answer(1.0, **there)])
     table = summarise({"ours": on_device, "opacus-fixed": on_device}, matmul=8.0)
     cells = rows(table)[1]
     assert cells[1:3] == ["H100", "bfloat16"] and cells[HEADER.index("device GB")] == "2.00"
@@ -255,15 +262,16 @@ def test_ratios_are_of_the_same_round_and_then_their_median():
 
 
 def test_lengths_are_as_described(inputs):
-    many = repeated(inputs, 30)
-    assert many.units.num_units == len(many.tokens["train"]) == len(many.labels["train"])
-    long = as_long_as_ct(many).tokens["train"]
-    assert len(long) == len(many.tokens["train"]) > 2000
+    train = reports_of(inputs, "train")
+    many = repeated(train, 30 * len(train) - 1)
+    assert len(many) == 30 * len(train) == len(many.labels)
+    long = as_long_as_ct(many)
+    assert len(long) == len(many) > 2000
     assert 285 < np.median(long.lengths) < 315 and long.lengths.max() == 512
     assert 0.11 < np.mean(long.lengths == 512) < 0.18
-    assert len(long.values) == long.lengths.sum()
-    once = repeated(inputs, 1).tokens["train"]
-    assert np.array_equal(once.values, inputs.tokens["train"].values)
+    assert len(long.ids) == long.lengths.sum()
+    once = repeated(train, 1)
+    assert np.array_equal(once.ids, inputs.tokens["train"].values)
 
 
 def test_every_contender_has_a_baseline_and_a_side():
@@ -296,7 +304,7 @@ def test_who_takes_part_and_how_depends_on_the_platform():
     said = {"opacus-bf16": "bfloat16", "torch-bf16": "autocast"}
     assert len(on_gpu) > len(on_cpu) > 12
     for name, options in on_gpu.items():
-        dtype = "tensorfloat32" if CONTENDERS[name].side == "torch_side" else None
+        dtype = "tensorfloat32" if CONTENDERS[name].side == TORCH else None
         dtype = "tensorfloat32" if name == "ours-tf32" else said.get(name, dtype)
         assert options.get("dtype") == dtype, name
     theirs = [o for o in on_gpu.values() if "device" in o]

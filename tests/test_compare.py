@@ -9,61 +9,55 @@ from helpers_data import answers
 from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
-from jaxdp.peers.job import SIDES, Job, Outcome
-from jaxdp.peers.runs import Pair, summarise
+from jaxdp.peers.job import SIDES, Job
+from jaxdp.peers.runs import run_of, summarise
 from jaxdp.report.comparison import write_page
 
 pytestmark = IGNORE_PEFT
 
 
-def outcome(probabilities, seconds: float) -> Outcome:
-    return Outcome(
-        setup_seconds=1.0,
-        first_step_seconds=2.0,
-        later_seconds=seconds,
-        reports=[10, 20, 30],
-        peak_memory=10**9,
-        epsilon={"pld": 1.0},
-        settings={"sampling": "Poisson", "padding": "<fixed>"},
-        probabilities=probabilities,
-    )
+def outcome(seconds: float) -> dict:
+    return {
+        "setup_seconds": 1.0,
+        "first_step_seconds": 2.0,
+        "later_seconds": seconds,
+        "reports": [10, 20, 30],
+        "peak_memory": 10**9,
+        "epsilon": {"pld": 1.0},
+        "settings": {"sampling": "Poisson", "padding": "<fixed>"},
+    }
 
 
 @pytest.fixture
-def pairs(workspace):
-    config = smoke_config(workspace)
+def runs(workspace):
+    """Of two seeds, each on both sides."""
     labels, good = answers()
-    job = Job(config, "", "cls", tuple("abcd"), {"main stage": {}}, None, None, None, None)
-    reports = type("Reports", (), {"labels": labels})
-    job = dataclasses.replace(job, test=reports)
-    bad = 1 - good
-    return [
-        Pair(
-            "smoke",
-            seed,
-            job,
-            dict(zip(SIDES, (outcome(good, 5.0), outcome(bad, 10.0)), strict=True)),
-        )
-        for seed in (0, 1)
-    ]
+    made = []
+    for seed in (0, 1):
+        config = smoke_config(workspace, run__name="smoke", run__research_seed=seed)
+        job = Job(config, "", "cls", tuple("abcd"), {"main stage": {}}, None, None, None, None)
+        job = dataclasses.replace(job, test=type("Reports", (), {"labels": labels}))
+        outcomes = (outcome(5.0), good), (outcome(10.0), 1 - good)
+        made += [run_of(job, side, *each) for side, each in zip(SIDES, outcomes, strict=True)]
+    return made
 
 
-def test_summary_and_page(pairs, tmp_path):
-    (row,) = summarise(pairs)
+def test_summary_and_page(runs, tmp_path):
+    (row,) = summarise(runs)
     assert row["recipe"] == "smoke" and row["epsilon"] == 0.5 and row["seeds"] == [0, 1]
     assert row["jaxdp"]["reports_per_second"] == 50 / 5.0
     assert row["PyTorch"]["seconds"] == 1 + 2 + 10
     gap, low, high = row["difference"]["over_reports"]
     assert gap == pytest.approx(row["jaxdp"]["weighted_f1"][0] - row["PyTorch"]["weighted_f1"][0])
     assert 0 < low < gap < high and row["difference"]["over_seeds"] == pytest.approx([gap] * 3)
-    (single,) = summarise(pairs[:1])
+    (single,) = summarise(runs[:2])
     assert single["difference"]["over_seeds"] == [pytest.approx(gap), None, None]
 
     result = {
         "command": "python x",
         "summary": [row],
-        "runs": [r for pair in pairs for r in pair.rows()],
-        "settings": {"smoke": {side: pairs[0].outcomes[side].settings for side in SIDES}},
+        "runs": [run.row for run in runs],
+        "settings": {"smoke": {run.row["side"]: run.row["settings"] for run in runs[:2]}},
     }
     result = json.loads(json.dumps(result, allow_nan=False))
     write_page(tmp_path / "page.html", {"runs": result})

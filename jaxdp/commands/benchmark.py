@@ -39,11 +39,11 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from jaxdp.config import Config, inherit
 from jaxdp.files import write_json
 from jaxdp.peers.machine import choose, default_platform
+from jaxdp.peers.tables import on_screen
 from jaxdp.progress import Display
 
 from . import fail, shipped_configs
@@ -122,34 +122,27 @@ def _measure(console: Console, platform: str) -> None:
         seconds = f"[dim]{time.perf_counter() - began:6.0f} s[/]"
         console.print(f"{seconds}  {text}", highlight=False, soft_wrap=True)
 
-    models, lengths, rounds = _MODELS.value, _LENGTHS.value, _ROUNDS.value
+    models, lengths, count = _MODELS.value, _LENGTHS.value, _ROUNDS.value
     usual = contenders.USUAL[platform]
     names, batches = _CONTENDERS.value or usual.names, [_BATCH.value or usual.batch]
     if _QUICK.value or _MEMORY.value:
         models, lengths = models or ["minilm-l6"], ["openi"]
     if _QUICK.value:
         # XLA prepares a width's products when it first meets it, which so few reports do late.
-        rounds = rounds if _ROUNDS.present else 7
+        count = count if _ROUNDS.present else 7
         names, batches = _CONTENDERS.value or usual.quick_names, [usual.quick_batch]
     if _MEMORY.value:
-        names, batches, rounds = ["ours"], [float(batch) for batch in _BATCHES.value], 1
+        names, batches, count = ["ours"], [float(batch) for batch in _BATCHES.value], 1
+    tune = not (_QUICK.value or _MEMORY.value)
+    profile = Path(_PROFILE.value) if _PROFILE.value else None
+    rounds = benchmark.Rounds(platform, count, tune, say, profile)
     document: dict[str, Any] = {"machine": _machine(platform), "results": []}
-    for result in benchmark.measure(
-        models or list(inputs.MODEL_NAMES),
-        lengths,
-        batches,
-        names,
-        platform=platform,
-        rounds=rounds,
-        tune=not (_QUICK.value or _MEMORY.value),
-        profile=Path(_PROFILE.value) if _PROFILE.value else None,
-        report=say,
-    ):
+    for result in benchmark.measure(models or inputs.MODEL_NAMES, lengths, batches, names, rounds):
         document["results"].append(result)
         _write(document)
         title = "{model}, {lengths} at most {max_length} tokens, batch {batch:g}".format(**result)
         table = result["contenders"]
-        console.print(_table(title, summary.HEADER, summary.rows(table)))
+        console.print(on_screen(title, summary.HEADER, summary.rows(table)))
         if busy := [n for n, row in table.items() if row.get("idle_cpu", 0) > 0.02]:
             say(f"[yellow]did not sleep while others stepped: {', '.join(busy)}[/]")
     if _MEMORY.value:
@@ -169,7 +162,7 @@ def _print_memory(console: Console, document: dict[str, Any]) -> None:
             cells = (f"{row['peak_memory'] / 1e9:.3f}", f"{row['over_first_batch']:.3f}")
             rows.append([result["model"], result["lengths"], f"{result['batch']:g}", *cells])
     header = ("model", "lengths", "batch", "peak GB", "over the first")
-    console.print(_table("Peak memory of a process that trains", header, rows))
+    console.print(on_screen("Peak memory of a process that trains", header, rows))
 
 
 def _startup(console: Console, platform: str) -> None:
@@ -193,7 +186,7 @@ def _startup(console: Console, platform: str) -> None:
     ]
     rows.append(["to the first step", *("{:.1f} ({:.1f} to {:.1f})".format(*t) for t in totals)])
     header = ("part, seconds (compiling)", "cold", "warm: compiled before", "data.cache as well")
-    console.print(_table(f"{_CONFIG.value}, from starting Python", header, rows))
+    console.print(on_screen(f"{_CONFIG.value}, from starting Python", header, rows))
     _write({"machine": _machine(platform), "config": _CONFIG.value, "startup": result})
 
 
@@ -207,10 +200,3 @@ def _machine(on: str) -> dict[str, Any]:
 def _write(document: dict[str, Any]) -> None:
     if _JSON.value:
         write_json(Path(_JSON.value), {"command": shlex.join(["python", *sys.argv])} | document)
-
-
-def _table(title: str, header, rows) -> Table:
-    table = Table(*header, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    return table

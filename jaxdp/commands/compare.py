@@ -19,16 +19,17 @@ Writes <level>.json and page.html to --output. Its folder private/ holds token i
 predictions. Needs the extra: pip install "jaxdp-text[baseline]"
 """
 
+import dataclasses
 import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from jaxdp.config import Config
 from jaxdp.files import write_json
@@ -61,7 +62,8 @@ def main() -> None:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
     console = Console()
     configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
-    output = Path(_OUTPUT.value or Path(configs[0].run.dir) / f"compare_{configs[0].run.name}")
+    config = configs[0]
+    output = Path(_OUTPUT.value or Path(config.run.dir) / f"compare_{config.run.name}")
     output.mkdir(parents=True, exist_ok=True)
     result = _compare(configs, output, console)
     console.print(f"all numbers and plots: {output / 'page.html'}")
@@ -69,36 +71,37 @@ def main() -> None:
         fail(f"the sides differ by more than {result['tolerance']:g}")
 
 
-def _compare(configs: list[Config], output: Path, console: Console) -> dict[str, Any]:
+def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[str, Any]:
     """Runs the level, prints it, writes its file and the page."""
     # The extra may be missing where only --help is asked for.
-    from jaxdp.peers import comparison, runs, tables
+    from jaxdp.peers import comparison, runs, start, tables
     from jaxdp.report.comparison import write_page
+    from jaxdp.training.setup import load_inputs
 
+    level, config = _LEVEL.value, configs[0]
     options = {
         "method": _METHOD.value,
         "padding": _PADDING.value,
         "physical_batch": _BATCH.value,
     }
     with Display(console, "comparison", status="working"):
-        if _LEVEL.value == "runs":
-            result = runs.compare_runs(
-                configs,
-                [float(e) for e in _EPSILONS.value],
-                _SEEDS.value,
-                output / "private",
-                options,
-                report=console.print,
-            )
+        if level == "runs":
+            private = output / "private"
+            jobs = (start.find_job(each, private, console.print) for each in _all_runs(configs))
+            result = runs.compare_runs(jobs, options, report=console.print)
+        elif not config.privacy.private:
+            fail("config.privacy.epsilon must be a number: gradients are clipped here")
         else:
-            count = _REPORTS.value if _LEVEL.value == "gradients" else _STEPS.value
-            result = comparison.compare(configs[0], _LEVEL.value, count, options)
+            with tempfile.TemporaryDirectory() as folder:
+                job = start.make_job(config, load_inputs(config), Path(folder))
+                count = _REPORTS.value if level == "gradients" else _STEPS.value
+                result = comparison.compare(job, level, count, options)
     for name, settings in result["settings"].items():
         rows = tables.settings_rows(settings)
-        console.print(_table(f"settings, {name}", ("", *SIDES, ""), rows))
-    console.print(_table(_LEVEL.value, *tables.result_table(_LEVEL.value, result)))
+        console.print(tables.on_screen(f"settings, {name}", ("", *SIDES, ""), rows))
+    console.print(tables.on_screen(level, *tables.result_table(level, result)))
     result["command"] = shlex.join(["python", *sys.argv])
-    write_json(output / f"{_LEVEL.value}.json", result)
+    write_json(output / f"{level}.json", result)
     files = {level: output / f"{level}.json" for level in LEVELS}
     write_page(
         output / "page.html",
@@ -107,8 +110,12 @@ def _compare(configs: list[Config], output: Path, console: Console) -> dict[str,
     return result
 
 
-def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*(Column(name, overflow="fold") for name in header), title=title)
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _all_runs(configs: Sequence[Config]) -> Iterator[Config]:
+    """Every seed, configuration and epsilon."""
+    for seed in range(_SEEDS.value):
+        for config in configs:
+            for epsilon in _EPSILONS.value or [config.privacy.epsilon]:
+                target = epsilon if epsilon is None else float(epsilon)
+                privacy = dataclasses.replace(config.privacy, epsilon=target)
+                run = dataclasses.replace(config.run, research_seed=seed)
+                yield dataclasses.replace(config, privacy=privacy, run=run)

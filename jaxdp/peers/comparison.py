@@ -3,19 +3,14 @@
 
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdp.config import Config, ConfigError
-from jaxdp.training.setup import load_inputs
-
 from .jax_side import OurTrainer
 from .job import MAIN, SIDES, Job
-from .start import make_job, move_adapter
+from .start import move_adapter
 from .torch_side import TorchTrainer
 
 GRADIENT_TOLERANCE = 1e-4
@@ -26,28 +21,24 @@ TRAJECTORY_TOLERANCE = {"sgd": 1e-4, "adam": 1e-2}
 entries that are zero but for rounding move as far as any other, either way."""
 
 
-def compare(config: Config, level: str, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def compare(job: Job, level: str, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """`compare_gradients` of `count` reports at the start of the main stage, moved a little off it,
     or `compare_trajectories` of as many steps from there; with the settings of both sides.
 
     Args:
-        config: of a private run.
+        job: private; its adapter may be moved.
         level: "gradients" or "trajectory".
         count: of reports or steps.
         options: of `TorchTrainer`.
     """
-    if not config.privacy.private:
-        raise ConfigError("config.privacy.epsilon must be a number: gradients are clipped here")
-    with tempfile.TemporaryDirectory() as folder:
-        job = make_job(config, load_inputs(config), Path(folder))
-        if level == "gradients":
-            move_adapter(job)
-            result = compare_gradients(job, count, options["physical_batch"])
-        else:
-            result = compare_trajectories(job, count, **options)
-        sides = (OurTrainer(job), TorchTrainer(job, **options))
-        settings = {name: side.settings() for name, side in zip(SIDES, sides, strict=True)}
-    return result | {"settings": {config.run.name: settings}}
+    if level == "gradients":
+        move_adapter(job)
+        result = compare_gradients(job, count, options["physical_batch"])
+    else:
+        result = compare_trajectories(job, count, **options)
+    sides = (OurTrainer(job), TorchTrainer(job, **options))
+    settings = {name: side.settings() for name, side in zip(SIDES, sides, strict=True)}
+    return result | {"settings": {job.name: settings}}
 
 
 def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[str, Any]:
@@ -67,10 +58,20 @@ def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[
     job = dataclasses.replace(job.without_noise(), train=few, test=few)
     clip_norm = job.mechanisms[MAIN]["l2_clip_norm"]
     norms, total = OurTrainer(job).clipped_sum()
-
-    def errors(their_norms, their_sum):
+    found, refused = {}, {}
+    for way, method in (
+        ("PyTorch loop", "none"),
+        ("Opacus hooks", "hooks"),
+        ("Opacus ghost", "ghost"),
+    ):
+        trainer = TorchTrainer(job, method=method, physical_batch=physical_batch)
+        try:
+            their_norms, their_sum = trainer.clipped_sum(rows)
+        except NotImplementedError as error:
+            refused[way] = str(error)
+            continue
         difference = np.abs(their_norms - norms)
-        return {
+        found[way] = {
             "norms": float(np.max(difference / np.maximum(norms, clip_norm))),
             "small norms": float(np.max(difference / norms)),
             "sums": {
@@ -78,15 +79,6 @@ def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[
                 for name, value in their_sum.items()
             },
         }
-
-    loop = TorchTrainer(job, method="none").clipped_sum_by_loop(rows, clip_norm)
-    found, refused = {"PyTorch loop": errors(*loop)}, {}
-    for method in ("hooks", "ghost"):
-        trainer = TorchTrainer(job, method=method, physical_batch=physical_batch)
-        try:
-            found[f"Opacus {method}"] = errors(*trainer.clipped_sum(rows))
-        except NotImplementedError as error:
-            refused[f"Opacus {method}"] = str(error)
     worst = max(max(e["norms"], *e["sums"].values()) for e in found.values())
     return {
         "reports": len(rows),
@@ -122,7 +114,7 @@ def compare_trajectories(job: Job, steps: int, **options) -> dict[str, Any]:
         a, b = ours.adapters(), theirs.adapters()
         moved = _distance(a, start)
         by_step.append(_distance(a, b) / moved)
-    tolerance = TRAJECTORY_TOLERANCE[job.config.train.optimizer]
+    tolerance = TRAJECTORY_TOLERANCE[job.stage.optimizer]
     return {
         "steps": len(by_step),
         "reports": reports,

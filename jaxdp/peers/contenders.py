@@ -12,8 +12,8 @@ class Contender:
     """One way to train, in a process of its own.
 
     Attributes:
-        side: module of this package that the process runs.
-        options: of the side that it makes, beside those of `options_on`.
+        side: what the process runs, see `side.begin`.
+        options: of the side, beside those of `options_on`.
         baseline: whose reports per second are divided by this one's.
         layers: lora.layers.
         wanted: least that this ratio should be, on a CPU.
@@ -28,58 +28,56 @@ class Contender:
     @property
     def tunes(self) -> bool:
         """Whether its user has to choose how many reports are computed at once."""
-        return self.side != "jax_side"
+        return self.side != OURS
 
     def options_on(self, platform: str) -> dict[str, Any]:
         """All options of the side."""
         options = {"physical_batch": USUAL[platform].at_once[0]} if self.tunes else {}
-        if self.side == "torch_side":
+        if self.side == TORCH:
             dtype = "float32" if platform == "cpu" else "tensorfloat32"
             options |= {"device": torch_device(platform), "dtype": dtype}
         return options | self.options
 
 
+OURS, TORCH = "jax_side.OurTrainer", "torch_side.TorchTrainer"
 PADDINGS = {
     "fixed": {"padding": "fixed"},
     "dynamic": {"padding": "dynamic"},
     "sorted": {"padding": "dynamic", "sort": True},
 }
-"""Of PyTorch's batches: to data.max_length; to the longest report of each physical batch, in the
-order drawn; the same, of a logical batch sorted by length first."""
+"""Of PyTorch's batches, see `TorchTrainer`."""
 
 
 def _torch(name: str, method: str, wanted: dict[str, float], **fields) -> dict[str, Contender]:
     return {
         f"{name}-{padding}": Contender(
-            "torch_side", {"method": method} | options, wanted=wanted.get(padding), **fields
+            TORCH, {"method": method} | options, wanted=wanted.get(padding), **fields
         )
         for padding, options in PADDINGS.items()
     }
 
 
-_SORTED = PADDINGS["sorted"]
 _LAST2 = {"layers": "last:2", "baseline": "ours-last2"}
 _FLOAT32 = {
-    "ours": Contender("jax_side", {"private": True}),
-    "ours-nonprivate": Contender("jax_side", {"private": False}, wanted=1 / 1.05),
-    "jax-privacy": Contender("jax_privacy_side", {}, wanted=1.5),
+    "ours": Contender(OURS, {"private": True}),
+    "ours-nonprivate": Contender(OURS, {"private": False}, wanted=1 / 1.05),
+    "jax-privacy": Contender("jax_privacy_side.JaxPrivacy", {}, wanted=1.5),
     **_torch("opacus", "hooks", {"fixed": 2.0, "dynamic": 1.7, "sorted": 1.7}),
     **_torch("ghost", "ghost", {}),
     **_torch("torch", "none", {}),
-    "ours-last2": Contender("jax_side", {"private": True}, **_LAST2),
+    "ours-last2": Contender(OURS, {"private": True}, **_LAST2),
     **_torch("opacus-last2", "hooks", dict.fromkeys(PADDINGS, 4.0), **_LAST2),
 }
+_SORTED = PADDINGS["sorted"]
 CONTENDERS = _FLOAT32 | {
-    "ours-tf32": Contender("jax_side", {"private": True, "dtype": "tensorfloat32"}),
-    "opacus-bf16": Contender("torch_side", {"method": "hooks", "dtype": "bfloat16"} | _SORTED),
-    "torch-bf16": Contender("torch_side", {"method": "none", "dtype": "autocast"} | _SORTED),
+    "ours-tf32": Contender(OURS, {"private": True, "dtype": "tensorfloat32"}),
+    "opacus-bf16": Contender(TORCH, {"method": "hooks", "dtype": "bfloat16"} | _SORTED),
+    "torch-bf16": Contender(TORCH, {"method": "none", "dtype": "autocast"} | _SORTED),
 }
-"""jaxdp with privacy and without; `clipped_grad` of JAX-Privacy on our model, padded to
-data.max_length; Opacus with hooks, with ghost clipping; PyTorch without privacy; and the same with
-LoRA on the last two layers only: ours on the cached layers below, Opacus with those frozen.
-
-The last three say what they multiply in, for the others the platform does: float32 on a CPU; on a
-GPU bfloat16 for ours and JAX-Privacy, TensorFloat-32 for PyTorch."""
+"""What they are: `jaxdp benchmark --help`. With LoRA on the last two layers only, ours trains on
+the cached layers below, and Opacus with those frozen. The last three say what they multiply in, for
+the others the platform does: float32 on a CPU; on a GPU bfloat16 for ours and JAX-Privacy,
+TensorFloat-32 for PyTorch."""
 
 
 class Usual(NamedTuple):

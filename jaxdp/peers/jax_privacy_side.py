@@ -15,9 +15,7 @@ from flax import nnx
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.tasks import multilabel_loss
-from jaxdp.runtime import prepare
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import arithmetic
 from jaxdp.training.step import LabelledData
 
 from .jax_side import JaxSide, load_model, packed
@@ -32,9 +30,8 @@ class JaxPrivacy(JaxSide):
 
     def __init__(self, job: Job, physical_batch: int):
         self.job, self.physical_batch = job, physical_batch
-        config, mechanism = job.config, job.mechanisms[MAIN]
-        model = load_model(job)
-        graphdef, adapters, frozen = lora.split(model, config.train.mode)
+        mechanism, model = job.mechanisms[MAIN], load_model(job)
+        graphdef, adapters, frozen = lora.split(model, job.stage.mode)
         self._frozen = lora.rounded_once(model, frozen)
         self._data = jax.device_put(LabelledData(packed(job.train), job.train.labels))
 
@@ -48,12 +45,12 @@ class JaxPrivacy(JaxSide):
             prng_key=jax.random.key(RunSecret.create(0).init_seed() % 2**32),
         )
         optimizer = optax.chain(
-            noise, optax.scale(1 / self._batch), optax.adam(config.train.learning_rate)
+            noise, optax.scale(1 / self._batch), optax.adam(job.stage.learning_rate)
         )
 
         def step(state, frozen, data, rows, *, microbatch_size):
             adapters, optimizer_state = state
-            values, lengths = data.reports.gather(rows, config.data.max_length)
+            values, lengths = data.reports.gather(rows, job.max_length)
             clipped = jax_privacy.clipped_grad(
                 loss,
                 l2_clip_norm=clip_norm,
@@ -84,20 +81,12 @@ class JaxPrivacy(JaxSide):
 
     def widths(self, rows: np.ndarray) -> np.ndarray:
         size = self.physical_batch
-        return np.full(math.ceil(len(rows) / size) * size, self.job.config.data.max_length)
+        return np.full(math.ceil(len(rows) / size) * size, self.job.max_length)
 
     def settings(self) -> dict[str, Any]:
-        return {
+        return super().settings() | {
             "framework": f"jax_privacy {jax_privacy.__version__}, jax {jax.__version__}",
-            "device": jax.devices()[0].device_kind,
-            "arithmetic": arithmetic(self.job.config),
             "padding": "fixed",
             "physical batch": f"{self.physical_batch} reports",
             "threads": os.cpu_count(),
         }
-
-
-def make(job: Job, **options) -> JaxPrivacy:
-    """`JaxPrivacy` on all cores."""
-    prepare()
-    return JaxPrivacy(job, **options)

@@ -4,7 +4,6 @@
 import dataclasses
 import inspect
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ import flax
 import jax
 import numpy as np
 import optax
-import safetensors.numpy
 from flax import nnx
 
-from jaxdp import dp
+from jaxdp import dp, runtime
 from jaxdp.data.batching import Plan
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.peft import WEIGHTS, load_adapter, save_adapter
+from jaxdp.models.peft import load_adapter
 from jaxdp.models.pretrained import load_classifier
 from jaxdp.models.tasks import TASKS
-from jaxdp.runtime import prepare
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
@@ -34,12 +31,14 @@ from jaxdp.training.setup import arithmetic, compute_dtype, token_buckets
 from jaxdp.training.stages import Stage
 from jaxdp.training.trainer import StageMember, StageTrainer
 
-from .job import MAIN, Job, Reports
+from .job import ADAPTER_PREFIX, MAIN, Job, Reports
 from .side import Side
 
 
 class JaxSide(Side):
     """Our model on JAX's devices."""
+
+    prepare = staticmethod(runtime.prepare)
 
     def savings(self) -> dict[str, Any]:
         # It ends in the pooled token where that is all its head sees.
@@ -48,6 +47,10 @@ class JaxSide(Side):
     def device_memory(self) -> int:
         stats = [device.memory_stats() or {} for device in jax.local_devices()]
         return max(each.get("peak_bytes_in_use", 0) for each in stats)
+
+    def settings(self) -> dict[str, Any]:
+        device = jax.devices()[0].device_kind
+        return {"device": device, "arithmetic": arithmetic(self.job.config)}
 
 
 class OurTrainer(JaxSide):
@@ -63,25 +66,22 @@ class OurTrainer(JaxSide):
         if not private:
             job = dataclasses.replace(job, mechanisms={})
         if dtype:
-            model = dataclasses.replace(job.config.model, dtype=dtype)
-            job = dataclasses.replace(job, config=dataclasses.replace(job.config, model=model))
-        self.job, config = job, job.config
-        self._model = load_model(job)
-        buckets = token_buckets(config, np.append(job.train.lengths, job.test.lengths))
-        mesh = make_mesh(config.run.devices)
+            job = job.with_dtype(dtype)
+        self.job, self._model, mesh = job, load_model(job), make_mesh(job.devices)
+        lengths = np.append(job.train.lengths, job.test.lengths)
+        buckets = token_buckets(job.config, lengths)
         # The split that a stage calls validation is the one it can label.
         tokens = {"train": packed(job.train), "validation": packed(job.test)}
         mechanism = dp.SubsampledGaussian(**job.mechanisms[MAIN]) if job.private else None
         units = np.arange(len(job.train) + 1)
-        stage = Stage(MAIN, config.train.mode, config.train, mechanism)
-        secret = RunSecret.create(config.run.research_seed)
+        stage = Stage(MAIN, job.stage.mode, job.stage, mechanism)
         self.stage = StageTrainer(
-            [StageMember(stage, self._model, secret, job.center)],
+            [StageMember(stage, self._model, RunSecret.create(job.seed), job.center)],
             frozen_layers=FrozenLayers(self._model, tokens, buckets, mesh=mesh),
             labels={"train": job.train.labels},
             units=PrivacyUnits("report", units[:-1], units),
             token_buckets=buckets,
-            secure_noise=config.privacy.secure_noise,
+            secure_noise=job.secure_noise,
             mesh=mesh,
         )
         self._state, self._step = self.stage.initial_state, 0
@@ -109,42 +109,37 @@ class OurTrainer(JaxSide):
 
     def clipped_sum(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each training report's gradient at the start, clipped sum by adapter tensor)."""
-        graphdef, _, frozen = lora.split(self._model, self.job.config.train.mode)
+        (graphdef, _, frozen), train = self._split(), self.job.train
 
         def loss(adapters, ids, length, labels):
             model = nnx.merge(graphdef, adapters, frozen)
             logits = packed_logits(model, ids, length, 0, self.job.center)
             return TASKS[model.task].loss(logits, labels)
 
-        train = self.job.train
         ids, lengths = packed(train).gather(np.arange(len(train)), int(train.lengths.max()))
         gradient_sum = dp.clipped_gradient_sum(loss, self.stage.stage.mechanism.l2_clip_norm)
+        nothing = np.zeros(len(train), bool)
         total, diagnostics = jax.jit(gradient_sum)(
-            self.stage.initial_state.adapters,
-            ids,
-            lengths,
-            train.labels,
-            is_padding=np.zeros(len(train), bool),
+            self.stage.initial_state.adapters, ids, lengths, train.labels, is_padding=nothing
         )
         return np.asarray(diagnostics.norm), self._by_name(total)
 
     def adapters(self) -> dict[str, np.ndarray]:
         return self._by_name(self._state.adapters)
 
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        return lora.split(self._model, self.job.stage.mode)
+
     def _by_name(self, adapters: nnx.State) -> dict[str, np.ndarray]:
-        mode = self.job.config.train.mode
-        graphdef, _, frozen = lora.split(self._model, mode)
+        graphdef, _, frozen = self._split()
         model = nnx.merge(graphdef, adapters, frozen)
-        with tempfile.TemporaryDirectory() as folder:
-            save_adapter(Path(folder), model, mode, base_model="", label_names=self.job.label_names)
-            tensors = safetensors.numpy.load_file(Path(folder) / WEIGHTS)
-        return {name: value for name, value in tensors.items() if self.job.is_trained(name)}
+        tensors = model.tensors(lora.trainable(self.job.stage.mode))
+        return {ADAPTER_PREFIX + name: np.array(value) for name, value in tensors.items()}
 
     def epsilon(self) -> dict[str, float]:
         mechanisms = [dp.SubsampledGaussian(**fields) for fields in self.job.mechanisms.values()]
         accountants = {"pld": dp.epsilon_pld, "rdp": dp.epsilon_rdp} if mechanisms else {}
-        delta = self.job.config.privacy.delta
-        return {name: epsilon(mechanisms, delta) for name, epsilon in accountants.items()}
+        return {name: cost(mechanisms, self.job.delta) for name, cost in accountants.items()}
 
     def probabilities(self) -> np.ndarray:
         return self.stage.validation_probabilities(self._state)
@@ -191,13 +186,11 @@ class OurTrainer(JaxSide):
             "optimizer eps": defaults["eps"].default if adam else None,
             "optimizer momentum": None if adam else 0.9,
             "weight decay": 0,
-            "device": jax.devices()[0].device_kind,
-            "arithmetic": arithmetic(self.job.config),
             "attention": "jaxdp.models.layers",
             "padding": f"to one of {len(buckets.widths)} widths, batch sorted by length",
             "physical batch": f"about {buckets.widths[0] * buckets.rows[0]} tokens",
             "threads": f"{os.cpu_count()}, on {jax.device_count()} devices",
-        }
+        } | super().settings()
 
 
 def load_model(job: Job) -> ReportClassifier:
@@ -222,9 +215,3 @@ def _rows(plan: Plan) -> np.ndarray:
 def packed(reports: Reports) -> Packed:
     """Their token ids."""
     return Packed.from_lengths(reports.ids, reports.lengths)
-
-
-def make(job: Job, **options) -> OurTrainer:
-    """`OurTrainer` on all cores."""
-    prepare()
-    return OurTrainer(job, **options)

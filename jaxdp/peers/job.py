@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every side is given, and what each gives back, as folders."""
+"""What every side is given, as a folder."""
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ MAIN = "main stage"
 """Name of the mechanism that is compared, the last of a run."""
 SIDES = ("jaxdp", "PyTorch")
 """Of a comparison."""
+ADAPTER_PREFIX = "base_model.model."
+"""PEFT's, of all names in an adapter file."""
 TRAINED = {
     "lora": ("lora_A", "lora_B", "classifier"),
     "lora-ffa": ("lora_B", "classifier"),
@@ -52,7 +55,7 @@ class Reports:
 @dataclasses.dataclass(frozen=True, repr=False)
 class Job:
     """The main stage of one run, from its starting point: everything that decides its result but
-    the coins for sampling and noise, which `config.run.research_seed` gives each side.
+    the coins for sampling and noise, which `seed` gives each side.
 
     Holds token ids and labels: as private as the reports.
 
@@ -80,6 +83,18 @@ class Job:
     train: Reports
     test: Reports
 
+    # What sides and tables read of the configuration.
+    name = property(attrgetter("config.run.name"))
+    seed = property(attrgetter("config.run.research_seed"))
+    devices = property(attrgetter("config.run.devices"))
+    epsilon = property(attrgetter("config.privacy.epsilon"))
+    delta = property(attrgetter("config.privacy.delta"))
+    secure_noise = property(attrgetter("config.privacy.secure_noise"))
+    task = property(attrgetter("config.data.task"))
+    max_length = property(attrgetter("config.data.max_length"))
+    lora = property(attrgetter("config.lora"))
+    stage = property(attrgetter("config.train"))
+
     @property
     def private(self) -> bool:
         return bool(self.mechanisms)
@@ -89,19 +104,25 @@ class Job:
         """Of a report in a step of the main stage."""
         if self.private:
             return sampling_probability(self.mechanisms[MAIN])
-        return min(self.config.train.expected_batch_size / len(self.train), 1.0)
+        return min(self.stage.expected_batch_size / len(self.train), 1.0)
 
     def is_trained(self, name: str) -> bool:
         """Whether the main stage trains this tensor of an adapter file."""
-        return any(mark in name for mark in TRAINED[self.config.train.mode])
+        return any(mark in name for mark in TRAINED[self.stage.mode])
 
     def without_noise(self) -> "Job":
         """The same with noise multiplier 0: for comparing arithmetic."""
         silent = self.mechanisms | {MAIN: self.mechanisms[MAIN] | {"noise_multiplier": 0.0}}
         return dataclasses.replace(self, mechanisms=silent)
 
-    def write(self, folder: Path) -> None:
-        """Writes job.json and job.npz; `read` needs `adapter` to be folder/adapter."""
+    def with_dtype(self, dtype: str) -> "Job":
+        """The same with that model.dtype."""
+        model = dataclasses.replace(self.config.model, dtype=dtype)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, model=model))
+
+    def write(self) -> Path:
+        """Writes job.npz, then job.json, beside the adapter; their folder, for `read`."""
+        folder = self.adapter.parent
         splits = {
             f"{split}.{name}": values
             for split in ("train", "test")
@@ -111,6 +132,7 @@ class Job:
         names = ("backbone", "pooling", "label_names", "mechanisms")
         settings = {name: getattr(self, name) for name in names}
         write_json(folder / "job.json", {"config": self.config.to_dict()} | settings)
+        return folder
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
@@ -122,55 +144,6 @@ class Job:
                 names = (f"{split}.{field.name}" for field in dataclasses.fields(Reports))
                 settings[split] = Reports(*(arrays[name] for name in names))
             return cls(**settings, center=arrays["center"], adapter=folder / "adapter")
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What one side made of a job, each in a process of its own.
-
-    Attributes:
-        setup_seconds: from the start of the process to the first step.
-        first_step_seconds: compilation included.
-        later_seconds: all other steps.
-        reports: that took part, step by step.
-        peak_memory: of the process, bytes.
-        epsilon: accountant -> what the whole run cost.
-        settings: what was run, read back from the objects that ran it.
-        probabilities: [test reports, num_labels].
-    """
-
-    setup_seconds: float
-    first_step_seconds: float
-    later_seconds: float
-    reports: list[int]
-    peak_memory: int
-    epsilon: dict[str, float]
-    settings: dict[str, Any]
-    probabilities: np.ndarray
-
-    @property
-    def seconds(self) -> float:
-        """From the start of the process to the last step."""
-        return self.setup_seconds + self.first_step_seconds + self.later_seconds
-
-    @property
-    def reports_per_second(self) -> float:
-        """After the first step; 0 if there was none."""
-        return sum(self.reports[1:]) / self.later_seconds if len(self.reports) > 1 else 0.0
-
-    def values(self) -> dict[str, Any]:
-        """JSON-ready: all but the probabilities."""
-        return {name: value for name, value in vars(self).items() if name != "probabilities"}
-
-    def write(self, folder: Path) -> None:
-        """Writes probabilities.npy, then outcome.json, whose presence says that all is there."""
-        np.save(folder / "probabilities.npy", self.probabilities)
-        write_json(folder / "outcome.json", self.values())
-
-    @classmethod
-    def read(cls, folder: Path) -> "Outcome":
-        values = json.loads((folder / "outcome.json").read_text("utf-8"))
-        return cls(**values, probabilities=np.load(folder / "probabilities.npy"))
 
 
 def sampling_probability(mechanism: Mapping[str, Any]) -> float:

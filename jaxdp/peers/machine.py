@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from .process import Failed, Process
 
-Shapes = Sequence[tuple[int, int, int]]
 SHAPES = [(1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 512)]
 """(M, K, N): large squares, and what BERTs multiply."""
 LARGE = (8192, 8192, 8192)
@@ -52,12 +51,11 @@ def torch_device(platform: str) -> str:
 def best_products(platform: str) -> dict[str, float]:
     """Framework -> GFLOP/s, each in its own process; 0 where that fails. Operands are float32 on a
     CPU, and bfloat16 elsewhere."""
-    work = ("float32", SHAPES) if platform == "cpu" else ("bfloat16", [*SHAPES, LARGE])
     rates = {}
-    for framework, best in (("jax", _jax), ("torch", partial(_torch, torch_device(platform)))):
+    for framework in ("jax", "torch"):
         with Process(Path(os.devnull), **environment(platform)) as process:
             try:
-                rates[framework] = process.call(best, *work)
+                rates[framework] = process.call(_best_product, framework, platform)
             except Failed:
                 rates[framework] = 0.0
     return rates
@@ -69,47 +67,41 @@ def _default_backend() -> str:
     return jax.default_backend()
 
 
-def _jax(dtype: str, shapes: Shapes) -> float:
-    import jax
-    import jax.numpy as jnp
-
-    return _best(
-        shapes, jax.jit(jnp.matmul), lambda x: jnp.asarray(x, dtype), jax.block_until_ready
-    )
-
-
-def _torch(device: str, dtype: str, shapes: Shapes) -> float:
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    with torch.inference_mode():
-        return _best(
-            shapes,
-            torch.matmul,
-            lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype)),
-            lambda _: wait(),
-        )
-
-
-def _best(
-    shapes: Shapes, multiply: Callable, put: Callable, wait: Callable, seconds: float = 0.6
-) -> float:
-    """GFLOP/s of the fastest product of all shapes, each repeated for about `seconds`.
-
-    Args:
-        shapes: (M, K, N) of each.
-        multiply: (a [M, K], b [K, N]) -> their product.
-        put: numpy array -> operand.
-        wait: for a product to be complete.
-    """
-    rng, best = np.random.default_rng(0), 0.0
-    for m, k, n in shapes:
+def _best_product(framework: str, platform: str, seconds: float = 0.6) -> float:
+    """GFLOP/s of the fastest product of all shapes, each repeated for about `seconds`."""
+    dtype, shapes = ("float32", []) if platform == "cpu" else ("bfloat16", [LARGE])
+    made = _jax_product(dtype) if framework == "jax" else _torch_product(dtype, platform)
+    (put, multiply), rng, best = made, np.random.default_rng(0), 0.0
+    for m, k, n in [*SHAPES, *shapes]:
         a, b = (put(rng.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n)))
-        wait(multiply(a, b))  # compiles, starts threads
+        multiply(a, b)  # compiles, starts threads
         began = now = time.perf_counter()
         while now - began < seconds:
-            wait(multiply(a, b))
+            multiply(a, b)
             last, now = now, time.perf_counter()
             best = max(best, 2e-9 * m * k * n / (now - last))
     return best
+
+
+def _jax_product(dtype: str) -> tuple[Callable, Callable]:
+    """(numpy array -> operand, product to its end)."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(jnp.matmul)
+    return partial(jnp.asarray, dtype=dtype), lambda a, b: product(a, b).block_until_ready()
+
+
+def _torch_product(dtype: str, platform: str) -> tuple[Callable, Callable]:
+    """The same."""
+    import torch
+
+    device = torch_device(platform)
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    def multiply(a: torch.Tensor, b: torch.Tensor) -> None:
+        torch.matmul(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype)), multiply

@@ -16,12 +16,13 @@ import numpy as np
 from jaxdp.memory import peak_memory
 
 from .flops import step_flops
-from .job import Job, Outcome
+from .job import Job
 
 
 class Side:
     """One way to train the main stage of a job, ready to step. Each has
 
+    prepare()        takes all cores; static, called before anything is computed
     step(rows)       one logical step on these training reports, to its end
     settings()       what is run, JSON-ready, read back from the objects that run it
     widths(rows)     positions of every report slot that a step on `rows`, just taken, has computed,
@@ -45,33 +46,28 @@ class Side:
     slept = np.zeros(2)
     """`_clocks` when its process was last told to do something, at the end of that."""
 
-    def train(self, began: float) -> Outcome:
-        """Trains to the end; `began` is when setting up began, in Unix time.
+    def train(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Trains to the end: what it took and was, JSON-ready, and the probabilities.
 
         Raises:
             RuntimeError: a tensor that should have been trained has not moved.
         """
-        start, reports = self.adapters(), []
-        marks = [began, time.time()]
+        start, seconds, reports = self.adapters(), [], []
         for rows in self.draws():
-            self.step(rows)
+            seconds.append(self._seconds(rows))
             reports.append(len(rows))
-            if len(reports) == 1:
-                marks.append(time.time())
-        setup, first, later = np.diff([*marks, time.time()]).tolist()
         still = [n for n, value in self.adapters().items() if np.array_equal(value, start[n])]
         if still:
             raise RuntimeError(f"not trained: {', '.join(still[:4])}; {len(still)} tensors in all")
-        return Outcome(
-            setup_seconds=setup,
-            first_step_seconds=first,
-            later_seconds=later,
-            reports=reports,
-            epsilon=self.epsilon(),
-            settings=self.settings(),
-            probabilities=self.probabilities(),
-            peak_memory=peak_memory(),
-        )
+        probabilities = self.probabilities()
+        return {
+            "first_step_seconds": seconds[0],
+            "later_seconds": sum(seconds[1:]),
+            "reports": reports,
+            "peak_memory": peak_memory(),
+            "epsilon": self.epsilon(),
+            "settings": self.settings(),
+        }, probabilities
 
     def turn(self, rows: np.ndarray) -> dict[str, Any]:
         """A step on these training reports: what it took, and what happened since the last turn."""
@@ -110,41 +106,33 @@ class Side:
 
     def _flops(self, positions: np.ndarray) -> float:
         """Of a step on reports with these numbers of positions."""
-        encoder = json.loads((Path(self.job.backbone) / "config.json").read_text("utf-8"))
-        lora = self.job.config.lora
+        job = self.job
+        encoder = json.loads((Path(job.backbone) / "config.json").read_text("utf-8"))
         each = step_flops(
             positions,
             encoder,
-            labels=len(self.job.label_names),
-            rank=lora.rank,
-            adapted=len(lora.targets or ("query", "value")),
-            first_layer=lora.first_layer(encoder["num_hidden_layers"]),
-            pooler=self.job.pooling == "cls",
+            labels=len(job.label_names),
+            rank=job.lora.rank,
+            adapted=len(job.lora.targets or ("query", "value")),
+            first_layer=job.lora.first_layer(encoder["num_hidden_layers"]),
+            pooler=job.pooling == "cls",
             **self.savings(),
         )
         return float(np.sum(each))
 
 
-def make(name: str, job: Path, options: dict[str, Any]) -> Side:
-    """The side of this module, on the job of this folder."""
-    return importlib.import_module(f".{name}", __package__).make(Job.read(job), **options)
-
-
 # Called in a process of its own.
-
-
-def finish(name: str, job: Path, options: dict[str, Any], began: float, outcome: Path) -> None:
-    """Trains a side to its end, and writes the outcome to this folder."""
-    make(name, job, options).train(began).write(outcome)
-
 
 _side: Side
 
 
 def begin(name: str, job: Path, options: dict[str, Any], began: float) -> float:
-    """Sets up a side that steps when it is its turn; seconds since `began`."""
+    """Sets up a side, named as "module.Class", on the job of this folder; seconds since `began`."""
     global _side
-    _side = make(name, job, options)
+    module, _, kind = name.partition(".")
+    side = getattr(importlib.import_module(f".{module}", __package__), kind)
+    side.prepare()
+    _side = side(Job.read(job), **options)
     _side.slept = _clocks()
     return time.time() - began
 

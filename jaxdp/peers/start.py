@@ -2,6 +2,8 @@
 """Making a job of a configuration: what comes before the main stage is done here, by us."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,20 @@ from jaxdp.backbone import Backbone
 from jaxdp.config import Config, ConfigError
 from jaxdp.models.peft import WEIGHTS, save_adapter
 from jaxdp.models.pretrained import read_config
+from jaxdp.run.directory import RunError
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import Inputs, build_model, compute_dtype, token_buckets
+from jaxdp.training.setup import Inputs, build_model, compute_dtype, load_inputs, token_buckets
 from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
 
+from .inputs import LENGTHS, as_long_as_ct, repeated
 from .job import TRAINED, Job, Reports
 
 
 def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
     """Releases the mean feature and trains the head stage, where `config` has them, as `train.py`
-    does from the same research_seed, and writes what then starts to `folder`.
+    does from the same research_seed, and writes the adapter that then starts to `folder`.
 
     Raises:
         ConfigError: a setting that the other side has not.
@@ -62,8 +66,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
         label_names=inputs.dataset.label_names,
         initialised=weights.initialised,
     )
-    train, test = (_reports(inputs, split) for split in ("train", "test"))
-    job = Job(
+    return Job(
         config=config,
         backbone=str(inputs.backbone.directory),
         pooling=inputs.backbone.pooling,
@@ -71,16 +74,73 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
         mechanisms={n: dataclasses.asdict(m) for n, m in plan.mechanisms().items()},
         adapter=folder / "adapter",
         center=center,
-        train=train.take(inputs.units.members),
-        test=test,
+        train=reports_of(inputs, "train").take(inputs.units.members),
+        test=reports_of(inputs, "test"),
     )
-    job.write(folder)
+
+
+def reports_of(inputs: Inputs, split: str) -> Reports:
+    tokens = inputs.tokens[split]  # lie in the order of their rows
+    return Reports(np.asarray(tokens.values), np.asarray(tokens.lengths), inputs.labels[split])
+
+
+def find_job(config: Config, folder: Path, report: Callable[[str], None]) -> Job:
+    """The job of this configuration in a folder below this one; made if it is not there yet.
+
+    Raises:
+        RunError: there is one of other settings.
+    """
+    epsilon = config.privacy.epsilon if config.privacy.private else "none"
+    name = f"{config.run.name}_epsilon_{epsilon}_seed_{config.run.research_seed}"
+    place = folder / name.replace(", ", "_").replace(" ", "_")
+    if not (place / "job.json").exists():
+        began = time.time()
+        make_job(config, load_inputs(config), place).write()
+        report(f"{place.name}: start made in {time.time() - began:.1f} s")
+    job = Job.read(place)
+    if job.config != config:
+        raise RunError(f"{place} holds a run of other settings; choose another --output")
     return job
 
 
-def _reports(inputs: Inputs, split: str) -> Reports:
-    tokens = inputs.tokens[split]  # lie in the order of their rows
-    return Reports(np.asarray(tokens.values), np.asarray(tokens.lengths), inputs.labels[split])
+def benchmark_reports(lengths: str, least: float) -> tuple[Inputs, Reports, Reports]:
+    """Open-I in MiniLM's tokens (those of BERT, uncased): all that was read; training reports,
+    `repeated`; and test reports. Both as they are ("openi"), or `as_long_as_ct`."""
+    settings = {"data": {"max_length": LENGTHS[lengths]}, "privacy": {"epsilon": None}}
+    inputs = load_inputs(Config.from_dict(settings))
+    train, test = (reports_of(inputs, split) for split in ("train", "test"))
+    train = repeated(train, least)
+    return (inputs, *((train, test) if lengths == "openi" else map(as_long_as_ct, (train, test))))
+
+
+def benchmark_job(
+    inputs: Inputs,
+    train: Reports,
+    test: Reports,
+    *,
+    batch: float,
+    max_length: int,
+    layers: str,
+    folder: Path,
+) -> Job:
+    """The main stage alone: LoRA of rank 8 on query and value, and the head; see `make_job`.
+
+    Backbone and labels are those of `inputs`. Token ids beyond the backbone's vocabulary (ALBERT's
+    is smaller) wrap around: only their number matters here.
+    """
+    backbone = inputs.backbone
+    settings = {
+        "data": {"max_length": max_length},
+        "model": {"backbone": str(backbone.directory), "pooling": backbone.pooling},
+        "lora": {"layers": layers, "targets": ("query", "value")},
+        "train": {"expected_batch_size": float(batch)},
+        "privacy": {"units": len(train)},
+        "run": {"research_seed": 0},
+    }
+    vocabulary = read_config(backbone.directory).vocab_size
+    train, test = (dataclasses.replace(x, ids=x.ids % vocabulary) for x in (train, test))
+    job = make_job(Config.from_dict(settings), inputs, folder)
+    return dataclasses.replace(job, train=train, test=test)
 
 
 def move_adapter(job: Job, scale: float = 0.02) -> None:

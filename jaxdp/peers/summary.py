@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians, ratios within a round, and tables."""
+"""What the rounds of a benchmark say: medians, ratios within a round, and their table."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from .contenders import CONTENDERS
 class Record:
     """What one contender did."""
 
+    job: Path | None = None
+    """Folder of what it trains."""
+    error: str | None = None
     setup_seconds: float = 0.0
     tried: dict[str, float] = dataclasses.field(default_factory=dict)
     """Reports at once -> seconds."""
@@ -21,7 +25,6 @@ class Record:
     """Answer to the first step, which compiles; see `Side.turn`."""
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Answers, round by round."""
-    error: str | None = None
 
     @property
     def done(self) -> bool:
@@ -61,23 +64,20 @@ def summarise(records: Mapping[str, Record], matmul: float) -> dict[str, dict[st
         contender = CONTENDERS[name]
         baseline = records.get(contender.baseline)
         if baseline and baseline.done:
+            rates = (each.per_second("reports") for each in (baseline, record))
             row["baseline"] = contender.baseline
-            row["baseline_over_this"] = ratio(*map(_reports, (baseline, record)))
+            row["baseline_over_this"] = ratio(*rates)
             row["wanted"] = contender.wanted if row["settings"]["device"] == "cpu" else None
     return table
 
 
-def _reports(record: Record) -> list[float]:
-    return record.per_second("reports")
-
-
 def _row(record: Record, matmul: float) -> dict[str, Any]:
-    steps, first = record.steps, record.first
+    steps, first, rates = record.steps, record.first, record.per_second("reports")
     gflops = spread(rate / 1e9 for rate in record.per_second("flops"))
     total = {k: sum(s[k] for s in steps) for k in ("tokens", "positions", "flops", "useful_flops")}
-    usual = first["reports"] / float(np.median(_reports(record)))
+    usual = first["reports"] / float(np.median(rates))
     return {
-        "reports_per_second": spread(_reports(record)),
+        "reports_per_second": spread(rates),
         "tokens_per_second": spread(record.per_second("tokens")),
         "step_seconds": spread(answer["seconds"] for answer in steps),
         "gflops": gflops,

@@ -4,7 +4,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .job import SIDES
+from rich.table import Column, Table
+
+from .job import ADAPTER_PREFIX, SIDES
+
+
+def on_screen(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of anything, for rich."""
+    columns = (Column(name, overflow="fold") for name in header)
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def settings_rows(
@@ -29,26 +40,32 @@ def result_table(level: str, result: Mapping[str, Any]) -> tuple[list[str], list
         errors = {way: found | found["sums"] for way, found in errors.items()}
     names = [name for name in next(iter(errors.values())) if name != "sums"]
     rows = [
-        [name.removeprefix("base_model.model."), *(f"{e[name]:.1e}" for e in errors.values())]
+        [name.removeprefix(ADAPTER_PREFIX), *(f"{e[name]:.1e}" for e in errors.values())]
         for name in names
     ]
     return ["", *errors], rows
 
 
-RUN_HEADER = (
-    *("recipe", "epsilon", "seed", "side", "weighted F1", "micro", "macro", "reports/s"),
-    *("setup s", "first step s", "other steps s", "peak GB", "stated epsilon"),
-)
+_RUN = {
+    "recipe": "recipe",
+    "epsilon": "target_epsilon",
+    "seed": "seed",
+    "side": "side",
+    "weighted F1": "weighted_f1",
+    "micro": "micro_f1",
+    "macro": "macro_f1",
+    "reports/s": "reports_per_second",
+    "setup s": "setup_seconds",
+    "first step s": "first_step_seconds",
+    "other steps s": "later_seconds",
+}
+RUN_HEADER = (*_RUN, "peak GB", "stated epsilon")
 
 
-def run_row(r: Mapping[str, Any]) -> list[str]:
-    """One of `runs.Pair.rows`, under `RUN_HEADER`."""
-    names = (
-        *("recipe", "target_epsilon", "seed", "side", "weighted_f1", "micro_f1", "macro_f1"),
-        *("reports_per_second", "setup_seconds", "first_step_seconds", "later_seconds"),
-    )
-    cells = [cell_text(r[name]) for name in names]
-    return [*cells, cell_text(r["peak_memory"] / 1e9), _stated(r["epsilon"])]
+def run_row(row: Mapping[str, Any]) -> list[str]:
+    """Of `runs.Run`, under `RUN_HEADER`."""
+    cells = [cell_text(row[name]) for name in _RUN.values()]
+    return [*cells, cell_text(row["peak_memory"] / 1e9), _stated(row["epsilon"])]
 
 
 def _summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -82,13 +82,11 @@ class TorchTrainer(Side):
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        self.job, self.physical_batch = job, physical_batch
+        self.job, self.physical_batch, self._method, self._sort = job, physical_batch, method, sort
         self._device, self._dtype = torch.device(device), dtype
         self._on_gpu = self._device.type == "cuda"
-        self._method, self._padding, self._sort = method, padding, sort
-        self._fixed = job.config.data.max_length if padding == "fixed" else None
-        seed, train = job.config.run.research_seed, job.config.train
-        torch.manual_seed(torch.seed() if seed is None else seed)
+        self._fixed = job.max_length if padding == "fixed" else None
+        torch.manual_seed(torch.seed() if job.seed is None else job.seed)
         if self._on_gpu:
             narrow = dtype == "tensorfloat32"
             torch.set_float32_matmul_precision("high" if narrow else "highest")
@@ -99,20 +97,25 @@ class TorchTrainer(Side):
             for name, parameter in self._model.named_parameters()
             if parameter.requires_grad
         }
-        if train.optimizer == "adam":
-            optimizer = torch.optim.Adam(self._trained.values(), train.learning_rate)
+        stage, weights = job.stage, self._trained.values()
+        if stage.optimizer == "adam":
+            self._optimizer = torch.optim.Adam(weights, stage.learning_rate)
         else:
-            optimizer = torch.optim.SGD(self._trained.values(), train.learning_rate, momentum=0.9)
+            self._optimizer = torch.optim.SGD(weights, stage.learning_rate, momentum=0.9)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: relative_rate(train.schedule, step / train.steps)
+            self._optimizer, lambda step: relative_rate(stage.schedule, step / stage.steps)
         )
         self._sampler = UniformWithReplacementSampler(
-            num_samples=len(job.train), sample_rate=job.sampling_probability, steps=train.steps
+            num_samples=len(job.train), sample_rate=job.sampling_probability, steps=stage.steps
         )
-        self._loss = self._criterion = ReportLoss(job.config.data.task)
-        self._optimizer, self._engine = optimizer, None
+        self._loss = self._criterion = ReportLoss(job.task)
+        self._engine = None
         if method != "none":
             self._make_private(job.mechanisms[MAIN])
+
+    @staticmethod
+    def prepare() -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
 
     def _make_private(self, mechanism: dict[str, Any]) -> None:
         with warnings.catch_warnings():
@@ -160,7 +163,7 @@ class TorchTrainer(Side):
                     self._optimizer.zero_grad()
         else:
             for part in self.split(rows):
-                share = max(len(part), 1) / self.job.config.train.expected_batch_size
+                share = max(len(part), 1) / self.job.stage.expected_batch_size
                 (self._loss_of(self._batch(part)) * share).backward()
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -169,7 +172,12 @@ class TorchTrainer(Side):
             torch.cuda.synchronize()
 
     def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(norm of each row's gradient, clipped sum by adapter tensor), as Opacus computes them."""
+        """(norm of each row's gradient, clipped sum by adapter tensor): as Opacus computes them, or
+        for method "none" by an ordinary backward pass for each report."""
+        norms, sums = self._by_opacus(rows) if self._engine else self._by_loop(rows)
+        return torch.cat(norms).numpy(force=True), {n: g.numpy(force=True) for n, g in sums.items()}
+
+    def _by_opacus(self, rows: Sequence[int]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         norms = []
         for part in self.split(rows):
             self._loss_of(self._batch(part)).backward()
@@ -181,25 +189,22 @@ class TorchTrainer(Side):
             self._optimizer.signal_skip_step(True)
             self._optimizer.step()
             self._optimizer.zero_grad()
-        sums = {name: p.summed_grad.numpy(force=True) for name, p in self._trained.items()}
+        sums = {name: p.summed_grad for name, p in self._trained.items()}
         for parameter in self._trained.values():
             parameter.summed_grad = None
-        return torch.cat(norms).numpy(force=True), sums
+        return norms, sums
 
-    def clipped_sum_by_loop(
-        self, rows: Sequence[int], l2_clip_norm: float
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The same by an ordinary backward pass for each report; for method "none"."""
+    def _by_loop(self, rows: Sequence[int]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         norms, total = [], {name: torch.zeros_like(p) for name, p in self._trained.items()}
+        clip_norm = self.job.mechanisms[MAIN]["l2_clip_norm"]
         for row in rows:
             self._loss_of(self._batch([row])).backward()
             norm = torch.cat([p.grad.flatten() for p in self._trained.values()]).norm()
             for name, parameter in self._trained.items():
-                total[name] += parameter.grad * (l2_clip_norm / norm).clamp(max=1.0)
-            norms.append(norm)
+                total[name] += parameter.grad * (clip_norm / norm).clamp(max=1.0)
+            norms.append(norm[None])
             self._optimizer.zero_grad()
-        sums = {name: g.numpy(force=True) for name, g in total.items()}
-        return torch.stack(norms).numpy(force=True), sums
+        return norms, total
 
     def adapters(self) -> dict[str, np.ndarray]:
         return {name: p.numpy(force=True).copy() for name, p in self._trained.items()}
@@ -238,7 +243,7 @@ class TorchTrainer(Side):
             accountant.history = before + self._engine.accountant.history
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # log(0) at rate 1, deprecated calls
-                epsilon = accountant.get_epsilon(delta=self.job.config.privacy.delta)
+                epsilon = accountant.get_epsilon(delta=self.job.delta)
             result[kind] = float(epsilon)
         return result
 
@@ -247,7 +252,7 @@ class TorchTrainer(Side):
 
     def settings(self) -> dict[str, Any]:
         optimizer, plain = self._optimizer, self._schedule.optimizer
-        train, private = self.job.config.train, self._engine is not None
+        stage, private = self.job.stage, self._engine is not None
         encoder = self._peft_model.base_model.model.encoder
         adapter = self._peft_model.peft_config["default"]
         dropouts = [m.p for m in self._model.modules() if isinstance(m, torch.nn.Dropout)]
@@ -269,11 +274,11 @@ class TorchTrainer(Side):
             "sampling probability": self._sampler.sample_rate,
             "noise multiplier": optimizer.noise_multiplier if private else None,
             "clip norm": optimizer.max_grad_norm if private else None,
-            "divided by": optimizer.expected_batch_size if private else train.expected_batch_size,
+            "divided by": optimizer.expected_batch_size if private else stage.expected_batch_size,
             "clip factor": "C / (norm + 1e-6)" if private else None,
             "optimizer": type(plain).__name__.lower(),
             "learning rate": self._schedule.base_lrs[0],
-            "schedule": train.schedule,
+            "schedule": stage.schedule,
             "optimizer betas": plain.defaults.get("betas"),
             "optimizer eps": plain.defaults.get("eps"),
             "optimizer momentum": plain.defaults.get("momentum"),
@@ -281,7 +286,7 @@ class TorchTrainer(Side):
             "device": torch.cuda.get_device_name() if self._on_gpu else "cpu",
             "arithmetic": self._arithmetic(encoder.dtype),
             "attention": encoder.config._attn_implementation,
-            "padding": self._padding,
+            "padding": "fixed" if self._fixed else "dynamic",
             "physical batch": f"at most {self.physical_batch} reports",
             "threads": torch.get_num_threads(),
         }
@@ -334,9 +339,3 @@ def relative_rate(schedule: str, progress: float) -> float:
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[schedule]
-
-
-def make(job: Job, **options) -> TorchTrainer:
-    """`TorchTrainer` on all cores."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    return TorchTrainer(job, **options)
