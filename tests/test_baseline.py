@@ -23,7 +23,7 @@ from jaxdp.peers.comparison import compare_gradients, compare_trajectories
 from jaxdp.peers.jax_side import OurTrainer
 from jaxdp.peers.job import MAIN, Job
 from jaxdp.peers.start import make_job, move_adapter
-from jaxdp.peers.torch_side import ReportLoss, TorchTrainer, relative_rate
+from jaxdp.peers.torch_side import SCHEDULES, ReportLoss, TorchTrainer
 from jaxdp.training.setup import load_inputs
 
 pytestmark = IGNORE_PEFT
@@ -247,8 +247,14 @@ def test_loss_and_schedules_are_ours():
         "linear": optax.linear_schedule(1.0, 0.0, 7),
         "cosine": optax.cosine_decay_schedule(1.0, 7),
     }
+    assert SCHEDULES.keys() == schedules.keys()
     for name, schedule in schedules.items():
-        theirs = [relative_rate(name, step / 7) for step in range(7)]
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        theirs, rate = [], SCHEDULES[name](optimizer, 7)
+        for _ in range(7):
+            theirs += rate.get_last_lr()
+            optimizer.step()
+            rate.step()
         np.testing.assert_allclose(theirs, [schedule(step) for step in range(7)], atol=1e-6)
 
 

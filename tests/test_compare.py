@@ -9,8 +9,8 @@ from helpers_data import answers
 from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
+from jaxdp.peers.comparison import run_of, summarise
 from jaxdp.peers.job import SIDES, Job
-from jaxdp.peers.runs import run_of, summarise
 from jaxdp.report.comparison import write_page
 
 pytestmark = IGNORE_PEFT

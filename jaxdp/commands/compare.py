@@ -74,7 +74,7 @@ def main() -> None:
 def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[str, Any]:
     """Runs the level, prints it, writes its file and the page."""
     # The extra may be missing where only --help is asked for.
-    from jaxdp.peers import comparison, runs, start, tables
+    from jaxdp.peers import comparison, start, tables
     from jaxdp.report.comparison import write_page
     from jaxdp.training.setup import load_inputs
 
@@ -88,7 +88,7 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
         if level == "runs":
             private = output / "private"
             jobs = (start.find_job(each, private, console.print) for each in _all_runs(configs))
-            result = runs.compare_runs(jobs, options, report=console.print)
+            result = comparison.compare_runs(jobs, options, report=console.print)
         elif not config.privacy.private:
             fail("config.privacy.epsilon must be a number: gradients are clipped here")
         else:

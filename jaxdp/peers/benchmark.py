@@ -168,7 +168,7 @@ class Rounds:
 def draw(job: Job, step: int) -> np.ndarray:
     """The reports of a step: Poisson, by the sampler and seed that our side uses."""
     seed = RunSecret.create(job.seed).sampling_seed(MAIN)
-    return dp.PoissonSampler(seed, job.sampling_probability, len(job.train)).sample(step)
+    return dp.PoissonSampler(seed, job.sampling_probability(), len(job.train)).sample(step)
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:

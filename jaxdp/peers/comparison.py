@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two comparisons without coins: gradients of one batch, and several steps."""
+"""One side against the other: gradients of one batch, several steps, and whole runs."""
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdp.evaluation.metrics import classification_metrics, scores
+from jaxdp.evaluation.statistics import over_reports, over_seeds
+from jaxdp.files import write_json
+from jaxdp.models.tasks import TASKS
+from jaxdp.run.directory import RunError
+
+from .contenders import OURS, TORCH
 from .jax_side import OurTrainer
 from .job import MAIN, SIDES, Job
+from .process import Failed, Process
+from .side import ask, begin
 from .start import move_adapter
 from .torch_side import TorchTrainer
 
@@ -129,3 +140,122 @@ def compare_trajectories(job: Job, steps: int, **options) -> dict[str, Any]:
 def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """Euclidean, over all tensors of `a`."""
     return float(np.sqrt(sum(np.square(a[n] - b[n]).sum() for n in a)))
+
+
+class Run(NamedTuple):
+    """A job that one side has trained."""
+
+    row: dict[str, Any]
+    """JSON-ready: which, what it took, and its scores on the test reports."""
+    decisions: np.ndarray
+    """[n, num_labels]"""
+    labels: np.ndarray
+    """[n, num_labels]: 1, 0, or -1 for unknown."""
+
+
+def compare_runs(
+    jobs: Iterable[Job], options: Mapping[str, Any], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every job on both sides, each in a process of its own, one after the other; odd seeds begin
+    with PyTorch. What is finished in a job's folder, with these options, is not repeated.
+
+    Args:
+        options: of `TorchTrainer`.
+        report: told what was done, in one line.
+
+    Returns:
+        JSON-ready: "summary", "runs" and "settings".
+
+    Raises:
+        RunError: a side has failed.
+    """
+    runs: list[Run] = []
+    settings: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        both = {}
+        for side in SIDES if job.seed % 2 == 0 else reversed(SIDES):
+            both[side] = _trained(job, side, options)
+            report(
+                "{recipe}, epsilon {target_epsilon}, seed {seed}, {side}: {first_step_seconds:.1f} "
+                "+ {later_seconds:.1f} s of training after {setup_seconds:.1f} s, "
+                "{reports_per_second:.1f} reports/s".format(**both[side].row)
+            )
+        runs += [both[side] for side in SIDES]
+        settings[f"{job.name}, epsilon {job.epsilon}"] = {
+            side: both[side].row["settings"] for side in SIDES
+        }
+    return {"summary": summarise(runs), "runs": [run.row for run in runs], "settings": settings}
+
+
+def _trained(job: Job, side: str, options: Mapping[str, Any]) -> Run:
+    """The job on this side, from the job's folder where it is finished there."""
+    ours, folder = side == SIDES[0], job.adapter.parent
+    options = {} if ours else {**options, "method": options["method"] if job.private else "none"}
+    target = folder / "_".join([side.lower(), *map(str, options.values())])
+    done = target / "outcome.json"  # written last
+    if not done.exists():
+        target.mkdir(parents=True, exist_ok=True)
+        log = target / "log.txt"
+        with Process(log) as process:
+            try:
+                program = OURS if ours else TORCH
+                setup = process.call(begin, program, folder, options, process.began)
+                outcome, probabilities = process.call(ask, "train")
+            except Failed as error:
+                raise RunError(f"{side}: {error}; see {log}") from None
+        np.save(target / "probabilities.npy", probabilities)
+        write_json(done, {"setup_seconds": setup} | outcome)
+    outcome = json.loads(done.read_text("utf-8"))
+    return run_of(job, side, outcome, np.load(target / "probabilities.npy"))
+
+
+def run_of(job: Job, side: str, outcome: Mapping[str, Any], probabilities: np.ndarray) -> Run:
+    """Of a side's `Side.train`; throughput is that after the first step, 0 if there was none."""
+    reports, later, labels = outcome["reports"], outcome["later_seconds"], job.test.labels
+    metrics = classification_metrics(probabilities, labels, job.label_names, job.task)
+    row = {
+        "recipe": job.name,
+        "target_epsilon": job.epsilon,
+        "seed": job.seed,
+        "side": side,
+        "reports_per_second": sum(reports[1:]) / later if len(reports) > 1 else 0.0,
+    }
+    row |= scores(metrics) | outcome
+    return Run(row, TASKS[job.task].decide(probabilities), labels)
+
+
+def summarise(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """JSON-ready; one row for each recipe and epsilon, over its seeds.
+
+    Intervals are 95 %; an end that one seed cannot give is None.
+    """
+    groups: dict[tuple, dict[str, list[Run]]] = {}
+    for run in runs:
+        name = (run.row["recipe"], run.row["target_epsilon"])
+        groups.setdefault(name, {side: [] for side in SIDES})[run.row["side"]].append(run)
+    summary, parts = [], ("setup", "first_step", "later")
+    for (recipe, epsilon), sides in groups.items():
+        row, f1 = {"recipe": recipe, "epsilon": epsilon}, []
+        for side, group in sides.items():
+            rows = [run.row for run in group]
+            row["seeds"] = [each["seed"] for each in rows]
+            f1.append(np.array([each["weighted_f1"] for each in rows]))
+            seconds = [sum(each[f"{part}_seconds"] for part in parts) for each in rows]
+            row[side] = {
+                "weighted_f1": _finite(over_seeds(f1[-1])),
+                "reports_per_second": float(np.median([r["reports_per_second"] for r in rows])),
+                "seconds": float(np.median(seconds)),
+                "peak_memory": max(each["peak_memory"] for each in rows),
+                "epsilon": rows[0]["epsilon"],
+            }
+        decisions = ([run.decisions for run in group] for group in sides.values())
+        row["difference"] = {
+            "over_seeds": _finite(over_seeds(f1[0] - f1[1])),
+            "over_reports": _finite(over_reports(*decisions, group[0].labels)),
+        }
+        summary.append(row)
+    return summary
+
+
+def _finite(interval: Iterable[float]) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in interval]

@@ -174,7 +174,7 @@ class OurTrainer(JaxSide):
             "train reports": len(self.job.train),
             "steps": stage.steps,
             "sampling": "Poisson",
-            "sampling probability": self.job.sampling_probability,
+            "sampling probability": self.job.sampling_probability(),
             "noise multiplier": mechanism.noise_multiplier if mechanism else None,
             "clip norm": mechanism.l2_clip_norm if mechanism else None,
             "divided by": train.expected_batch_size,

@@ -3,7 +3,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ TRAINED = {
     "lora-ffa": ("lora_B", "classifier"),
     "head": ("classifier",),
 }
-"""train.mode that all sides have -> what marks the names of trained tensors."""
+"""train.mode that all sides have -> what marks the names of trained tensors there."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -83,7 +83,7 @@ class Job:
     train: Reports
     test: Reports
 
-    # What sides and tables read of the configuration.
+    # All that sides and tables read of the configuration.
     name = property(attrgetter("config.run.name"))
     seed = property(attrgetter("config.run.research_seed"))
     devices = property(attrgetter("config.run.devices"))
@@ -99,16 +99,12 @@ class Job:
     def private(self) -> bool:
         return bool(self.mechanisms)
 
-    @property
-    def sampling_probability(self) -> float:
-        """Of a report in a step of the main stage."""
-        if self.private:
-            return sampling_probability(self.mechanisms[MAIN])
-        return min(self.stage.expected_batch_size / len(self.train), 1.0)
-
-    def is_trained(self, name: str) -> bool:
-        """Whether the main stage trains this tensor of an adapter file."""
-        return any(mark in name for mark in TRAINED[self.stage.mode])
+    def sampling_probability(self, mechanism: str = MAIN) -> float:
+        """Of a report in each of its steps."""
+        if not self.private:
+            return min(self.stage.expected_batch_size / len(self.train), 1.0)
+        fields = self.mechanisms[mechanism]
+        return fields["expected_batch_size"] / fields["units"]
 
     def without_noise(self) -> "Job":
         """The same with noise multiplier 0: for comparing arithmetic."""
@@ -144,8 +140,3 @@ class Job:
                 names = (f"{split}.{field.name}" for field in dataclasses.fields(Reports))
                 settings[split] = Reports(*(arrays[name] for name in names))
             return cls(**settings, center=arrays["center"], adapter=folder / "adapter")
-
-
-def sampling_probability(mechanism: Mapping[str, Any]) -> float:
-    """Of a mechanism in `Job.mechanisms`."""
-    return mechanism["expected_batch_size"] / mechanism["units"]

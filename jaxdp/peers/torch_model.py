@@ -9,13 +9,7 @@ from peft import PeftModel
 
 from jaxdp.models.label_attention_torch import LabelAttention, LabelHead
 
-from .job import Job
-
-_NO_DROPOUT = {
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "classifier_dropout_prob": 0.0,
-}
+from .job import TRAINED, Job
 
 
 class Classifier(torch.nn.Module):
@@ -27,24 +21,24 @@ class Classifier(torch.nn.Module):
 
     def __init__(self, job: Job):
         super().__init__()
-        config = transformers.AutoConfig.from_pretrained(job.backbone, **_NO_DROPOUT)
-        self.config, self._prefix, self._pooling = config, config.model_type, job.pooling
         encoder = transformers.AutoModel.from_pretrained(
             job.backbone,
-            config=config,
             dtype=torch.float32,
             add_pooling_layer=job.pooling == "cls",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         )
-        setattr(self, self._prefix, encoder)
-        by_label, labels = job.pooling == "label-attention", len(job.label_names)
-        if by_label:
-            self.label_attention = LabelAttention(labels, config.hidden_size)
-        self.classifier = (LabelHead if by_label else torch.nn.Linear)(config.hidden_size, labels)
+        self.config, self._pooling = encoder.config, job.pooling
+        setattr(self, self.config.model_type, encoder)
+        width, labels, head = self.config.hidden_size, len(job.label_names), torch.nn.Linear
+        if job.pooling == "label-attention":
+            self.label_attention, head = LabelAttention(labels, width), LabelHead
+        self.classifier = head(width, labels)
         self.register_buffer("center", torch.tensor(job.center, dtype=torch.float32))
 
     @property
     def encoder(self) -> transformers.PreTrainedModel:
-        return getattr(self, self._prefix)
+        return getattr(self, self.config.model_type)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs
@@ -78,8 +72,10 @@ def build(job: Job, device: torch.device, dtype: torch.dtype) -> PeftModel:
     base = Classifier(job).to(device)  # before PEFT: adapters put on later don't train (opacus#820)
     model = PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
     model.train()
+    marks = TRAINED[job.stage.mode]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = job.is_trained(name) and "original_module" not in name
+        chosen = any(mark in name for mark in marks) and "original_module" not in name
+        parameter.requires_grad = chosen
     for name, parameter in base.encoder.named_parameters():
         if "lora_" not in name:
             parameter.data = parameter.data.to(dtype)
@@ -90,10 +86,10 @@ def build(job: Job, device: torch.device, dtype: torch.dtype) -> PeftModel:
     return model
 
 
-def adapter_name(name: str) -> str:
-    """The name in an adapter file of a parameter, as the (wrapped) model calls it."""
-    return (
-        name.removeprefix("_module.")
-        .replace(".modules_to_save.default", "")
-        .replace(".default", "")
-    )
+def trained(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """What `requires_grad`, by its name in an adapter file."""
+    return {
+        name.replace(".modules_to_save.default", "").replace(".default", ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }

@@ -15,11 +15,19 @@ import transformers
 from opacus.utils.batch_memory_manager import BatchMemoryManager
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.nn import functional
+from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
-from .job import MAIN, Job, Reports, sampling_probability
+from .job import MAIN, Job, Reports
 from .side import Side
-from .torch_model import adapter_name, build
+from .torch_model import build, trained
+
+SCHEDULES = {
+    "constant": lambda optimizer, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+    "linear": lambda optimizer, steps: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps),
+    "cosine": lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
+}
+"""train.schedule -> the learning rate's course."""
 
 
 class ReportLoss(torch.nn.Module):
@@ -33,15 +41,15 @@ class ReportLoss(torch.nn.Module):
     def __init__(self, task: str):
         super().__init__()
         self.of_labels = task == "multi-label"
-        self.name = "cross-entropy over classes"
-        if self.of_labels:
-            self.name = "binary cross-entropy, mean over labels"
+        binary, one_class = "binary cross-entropy, mean over labels", "cross-entropy over classes"
+        self.name = binary if self.of_labels else one_class
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         targets = labels.clamp(min=0).to(logits.dtype)
         if self.of_labels:
-            losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-            losses = torch.where(labels >= 0, losses, 0.0).mean(dim=1)
+            losses = functional.binary_cross_entropy_with_logits(
+                logits, targets, weight=(labels >= 0).to(logits.dtype), reduction="none"
+            ).mean(dim=1)
         else:
             losses = functional.cross_entropy(logits, targets, reduction="none")
         return losses if self.reduction == "none" else losses.mean()
@@ -92,24 +100,17 @@ class TorchTrainer(Side):
             torch.set_float32_matmul_precision("high" if narrow else "highest")
         encoder_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._model = self._peft_model = build(job, self._device, encoder_dtype)
-        self._trained = {
-            adapter_name(name): parameter
-            for name, parameter in self._model.named_parameters()
-            if parameter.requires_grad
-        }
-        stage, weights = job.stage, self._trained.values()
+        self._trained, stage = trained(self._model), job.stage
         if stage.optimizer == "adam":
-            self._optimizer = torch.optim.Adam(weights, stage.learning_rate)
+            optimizer = torch.optim.Adam(self._trained.values(), stage.learning_rate)
         else:
-            self._optimizer = torch.optim.SGD(weights, stage.learning_rate, momentum=0.9)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: relative_rate(stage.schedule, step / stage.steps)
-        )
+            optimizer = torch.optim.SGD(self._trained.values(), stage.learning_rate, momentum=0.9)
+        self._schedule = SCHEDULES[stage.schedule](optimizer, stage.steps)
         self._sampler = UniformWithReplacementSampler(
-            num_samples=len(job.train), sample_rate=job.sampling_probability, steps=stage.steps
+            num_samples=len(job.train), sample_rate=job.sampling_probability(), steps=stage.steps
         )
         self._loss = self._criterion = ReportLoss(job.task)
-        self._engine = None
+        self._optimizer, self._engine = optimizer, None
         if method != "none":
             self._make_private(job.mechanisms[MAIN])
 
@@ -150,10 +151,11 @@ class TorchTrainer(Side):
         """
         rows = self._ordered(rows)
         if self._engine is not None:
+            loader = DataLoader(
+                range(len(self.job.train)), batch_sampler=[rows], collate_fn=self._batch
+            )
             with BatchMemoryManager(
-                data_loader=DataLoader(
-                    range(len(self.job.train)), batch_sampler=[rows], collate_fn=self._batch
-                ),
+                data_loader=loader,
                 max_physical_batch_size=self.physical_batch,
                 optimizer=self._optimizer,
             ) as batches:
@@ -174,7 +176,7 @@ class TorchTrainer(Side):
     def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each row's gradient, clipped sum by adapter tensor): as Opacus computes them, or
         for method "none" by an ordinary backward pass for each report."""
-        norms, sums = self._by_opacus(rows) if self._engine else self._by_loop(rows)
+        norms, sums = self._by_loop(rows) if self._engine is None else self._by_opacus(rows)
         return torch.cat(norms).numpy(force=True), {n: g.numpy(force=True) for n, g in sums.items()}
 
     def _by_opacus(self, rows: Sequence[int]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -222,8 +224,7 @@ class TorchTrainer(Side):
 
     def widths(self, rows: np.ndarray) -> np.ndarray:
         lengths = [self.job.train.lengths[part] for part in self.split(self._ordered(rows))]
-        widths = [np.full(len(part), self._fixed or part.max(initial=1)) for part in lengths]
-        return np.concatenate(widths)
+        return np.concatenate([np.full(len(x), self._fixed or x.max(initial=1)) for x in lengths])
 
     def savings(self) -> dict[str, Any]:
         return {"backward_passes": 2 if self._method == "ghost" else 1}
@@ -233,7 +234,7 @@ class TorchTrainer(Side):
         if self._engine is None:
             return {}
         before = [
-            (m["noise_multiplier"], sampling_probability(m), m["steps"])
+            (m["noise_multiplier"], self.job.sampling_probability(name), m["steps"])
             for name, m in self.job.mechanisms.items()
             if name != MAIN
         ]
@@ -243,8 +244,7 @@ class TorchTrainer(Side):
             accountant.history = before + self._engine.accountant.history
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # log(0) at rate 1, deprecated calls
-                epsilon = accountant.get_epsilon(delta=self.job.delta)
-            result[kind] = float(epsilon)
+                result[kind] = float(accountant.get_epsilon(delta=self.job.delta))
         return result
 
     def device_memory(self) -> int:
@@ -324,18 +324,8 @@ class TorchTrainer(Side):
         tokens = reports.token_ids(rows) or [np.zeros(1, np.int32)]
         labels = reports.labels[rows] if len(rows) else np.full_like(reports.labels[:1], -1)
         lengths = np.array([len(ids) for ids in tokens])
-        width = self._fixed or lengths.max()
-        ids = np.zeros((len(tokens), width), np.int64)
-        for padded, own in zip(ids, tokens, strict=True):
-            padded[: len(own)] = own
-        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-        return tuple(torch.from_numpy(x).to(self._device) for x in (ids, mask, labels))
-
-
-def relative_rate(schedule: str, progress: float) -> float:
-    """Learning rate over its first value, at a share in [0, 1] of the steps."""
-    return {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[schedule]
+        mask = np.arange(self._fixed or lengths.max()) < lengths[:, None]
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = np.concatenate(tokens)
+        batch = (ids, mask.astype(np.int64), labels)
+        return tuple(torch.from_numpy(x).to(self._device) for x in batch)
