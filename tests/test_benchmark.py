@@ -187,9 +187,8 @@ def test_one_failure_leaves_the_others_running(job, tmp_path):
     """Without a mechanism JAX-Privacy has nothing to clip by; ours trains without privacy."""
     few = dataclasses.replace(job.train.take(np.arange(40)))
     plain = dataclasses.replace(job, mechanisms={}, train=few, test=few)
-    here = plain.write()
-    records = {"jax-privacy": Record(job=here), "ghost-fixed": Record(error="no job")}
-    records["ours"] = Record(job=here)
+    records = {"jax-privacy": Record(plain), "ghost-fixed": Record(error="no job")}
+    records["ours"] = Record(plain)
     rounds = Rounds("cpu", 2, True, lambda line: None, profile=tmp_path / "trace")
     rounds.run(records, tmp_path)
     assert records["jax-privacy"].error == "KeyError: 'main stage'"

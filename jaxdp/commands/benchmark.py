@@ -41,7 +41,8 @@ import numpy as np
 from rich.console import Console
 
 from jaxdp.config import Config, inherit
-from jaxdp.files import write_json
+from jaxdp.peers.contenders import CONTENDERS, USUAL
+from jaxdp.peers.inputs import LENGTHS, MODEL_NAMES
 from jaxdp.peers.machine import choose, default_platform
 from jaxdp.peers.tables import on_screen
 from jaxdp.progress import Display
@@ -62,7 +63,7 @@ _BATCHES = DEFINE.list("batches", ["256", "4096"], "--memory: logical batches.")
 _STARTUP = DEFINE.bool("startup", False, "Instead: time to train.py's first step.")
 _CONFIG = DEFINE.string("startup_config", "openi_eps8", "--startup: name in configs/.")
 _PROFILE = DEFINE.string("profile", None, "Folder for a JAX trace of one step of ours.")
-_JSON = DEFINE.string("json", None, "Also write everything to this file, as it comes.")
+DEFINE.json("Also write everything to this file, as it comes.")
 
 
 def main() -> None:
@@ -87,10 +88,6 @@ def main() -> None:
 
 def _check() -> None:
     """Ends with one line that names the flag, if a value cannot be used."""
-    # The extras may be missing where only --help is asked for.
-    from jaxdp.peers.contenders import CONTENDERS
-    from jaxdp.peers.inputs import LENGTHS, MODEL_NAMES
-
     for flag, allowed in ((_MODELS, MODEL_NAMES), (_LENGTHS, LENGTHS), (_CONTENDERS, CONTENDERS)):
         if wrong := [name for name in flag.value or () if name not in allowed]:
             fail(f"--{flag.name}: {wrong[0]!r} is none of {', '.join(allowed)}")
@@ -104,8 +101,6 @@ def _check() -> None:
         fail(f"--batches must be whole numbers above 0, not {','.join(_BATCHES.value)!r}")
     if not _config_file().exists():
         fail(f"--startup_config: no configuration named {_CONFIG.value!r} is shipped")
-    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-        fail(f"--json: there is no folder for {_JSON.value}")
 
 
 def _config_file() -> Path:
@@ -114,7 +109,7 @@ def _config_file() -> Path:
 
 def _measure(console: Console, platform: str) -> None:
     """Speed, or memory, for all combinations; each is printed and written once it is done."""
-    from jaxdp.peers import benchmark, contenders, inputs, summary
+    from jaxdp.peers import benchmark, summary
 
     began = time.perf_counter()
 
@@ -123,7 +118,7 @@ def _measure(console: Console, platform: str) -> None:
         console.print(f"{seconds}  {text}", highlight=False, soft_wrap=True)
 
     models, lengths, count = _MODELS.value, _LENGTHS.value, _ROUNDS.value
-    usual = contenders.USUAL[platform]
+    usual = USUAL[platform]
     names, batches = _CONTENDERS.value or usual.names, [_BATCH.value or usual.batch]
     if _QUICK.value or _MEMORY.value:
         models, lengths = models or ["minilm-l6"], ["openi"]
@@ -136,10 +131,10 @@ def _measure(console: Console, platform: str) -> None:
     tune = not (_QUICK.value or _MEMORY.value)
     profile = Path(_PROFILE.value) if _PROFILE.value else None
     rounds = benchmark.Rounds(platform, count, tune, say, profile)
-    document: dict[str, Any] = {"machine": _machine(platform), "results": []}
-    for result in benchmark.measure(models or inputs.MODEL_NAMES, lengths, batches, names, rounds):
+    document: dict[str, Any] = _about(platform) | {"results": []}
+    for result in benchmark.measure(models or MODEL_NAMES, lengths, batches, names, rounds):
         document["results"].append(result)
-        _write(document)
+        DEFINE.write_json(document)
         title = "{model}, {lengths} at most {max_length} tokens, batch {batch:g}".format(**result)
         table = result["contenders"]
         console.print(on_screen(title, summary.HEADER, summary.rows(table)))
@@ -147,7 +142,7 @@ def _measure(console: Console, platform: str) -> None:
             say(f"[yellow]did not sleep while others stepped: {', '.join(busy)}[/]")
     if _MEMORY.value:
         _print_memory(console, document)
-        _write(document)
+        DEFINE.write_json(document)
 
 
 def _print_memory(console: Console, document: dict[str, Any]) -> None:
@@ -187,16 +182,13 @@ def _startup(console: Console, platform: str) -> None:
     rows.append(["to the first step", *("{:.1f} ({:.1f} to {:.1f})".format(*t) for t in totals)])
     header = ("part, seconds (compiling)", "cold", "warm: compiled before", "data.cache as well")
     console.print(on_screen(f"{_CONFIG.value}, from starting Python", header, rows))
-    _write({"machine": _machine(platform), "config": _CONFIG.value, "startup": result})
+    DEFINE.write_json(_about(platform) | {"config": _CONFIG.value, "startup": result})
 
 
-def _machine(on: str) -> dict[str, Any]:
+def _about(on: str) -> dict[str, Any]:
+    """The command, and the machine."""
     names = ("jax", "flax", "jax_privacy", "torch", "opacus", "peft", "transformers")
     versions = {name: importlib.metadata.version(name) for name in names}
     system = {"cores": os.cpu_count(), "system": platform.platform(), "platform": on}
-    return system | {"versions": versions}
-
-
-def _write(document: dict[str, Any]) -> None:
-    if _JSON.value:
-        write_json(Path(_JSON.value), {"command": shlex.join(["python", *sys.argv])} | document)
+    command = shlex.join(["python", *sys.argv])
+    return {"command": command, "machine": system | {"versions": versions}}

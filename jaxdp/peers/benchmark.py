@@ -38,8 +38,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Yields what `summary` makes of each combination, JSON-ready, as soon as it is measured.
 
-    All batches are drawn from the same reports, which are repeated where that takes more of them.
-    Jobs are made here, on the CPU, without torch.
+    All batches are drawn from the same reports. Jobs are made here, on the CPU, without torch.
 
     Args:
         models, lengths, names: of `inputs.MODEL_NAMES`, `inputs.LENGTHS`, `CONTENDERS`.
@@ -75,8 +74,8 @@ def _records(names: Sequence[str], make: Callable[..., Job], place: Path) -> dic
     made = {}
     for layers in dict.fromkeys(CONTENDERS[name].layers for name in names):
         try:
-            job = make(layers=layers, folder=place / layers.replace(":", "_"))
-            made[layers] = {"job": job.write()}
+            folder = place / layers.replace(":", "_")
+            made[layers] = {"job": make(layers=layers, folder=folder)}
         except ConfigError as error:  # ALBERT's one layer has no last two
             made[layers] = {"error": str(error)}
     return {name: Record(**made[CONTENDERS[name].layers]) for name in names}
@@ -118,7 +117,7 @@ class Rounds:
         names = [name for name, record in records.items() if not record.error]
         if not names:
             return
-        job = Job.read(records[names[0]].job)  # the others' differ in lora.layers alone
+        job = records[names[0]].job  # the others' differ in lora.layers alone
         draws = [draw(job, step) for step in range(self.count + 2)]
         workers: dict[str, Process] = {}
 

@@ -189,9 +189,9 @@ def compare_runs(
 
 def _trained(job: Job, side: str, options: Mapping[str, Any]) -> Run:
     """The job on this side, from the job's folder where it is finished there."""
-    ours, folder = side == SIDES[0], job.adapter.parent
+    ours = side == SIDES[0]
     options = {} if ours else {**options, "method": options["method"] if job.private else "none"}
-    target = folder / "_".join([side.lower(), *map(str, options.values())])
+    target = job.adapter.parent / "_".join([side.lower(), *map(str, options.values())])
     done = target / "outcome.json"  # written last
     if not done.exists():
         target.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _trained(job: Job, side: str, options: Mapping[str, Any]) -> Run:
         with Process(log) as process:
             try:
                 program = OURS if ours else TORCH
-                setup = process.call(begin, program, folder, options, process.began)
+                setup = process.call(begin, program, job, options, process.began)
                 outcome, probabilities = process.call(ask, "train")
             except Failed as error:
                 raise RunError(f"{side}: {error}; see {log}") from None

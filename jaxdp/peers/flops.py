@@ -2,23 +2,9 @@
 """Floating-point operations of a training step, counted from the model's sizes.
 
 Only matrix products count, at 2 operations per multiply and add: what a step has to compute, not
-what an implementation computes twice. For a report of L positions (padding included), hidden size
-H, feed-forward size F and LoRA of rank r on some of the query, key and value projections:
-
-forward, a layer      8 L H^2 (four projections) + 4 L^2 H (attention) + 4 L H F,
-                      and 4 L H r per adapted projection
-backward, a layer     8 L H^2 + 8 L^2 H + 4 L H F, and 8 L H r per adapted projection: gradients of
-                      activations only, but for the adapters
-the lowest adapted    2 L H^2 (output projection) + 6 L^2 H (none of the keys) + 4 L H F, and
-                      6 L H r: nothing below needs a gradient
-those below it        forward only, or nothing where they are cached
-
-The pooler adds 2 H^2 both ways (averaging over tokens 2 L H), the head of K labels 2 H K forward
-and 4 H K backward, ALBERT's widening of embeddings of size E 2 L E H forward. Where only the pooled
-token goes on (CLS pooling), the last layer has its query, output projection and feed-forward for
-one position, and attention of L instead of L^2.
-
-Ghost clipping goes backward twice. Per-report norms, clipping and noise are not counted.
+what an implementation computes twice, and no per-report norms, clipping and noise. Backward, only
+adapters and head have gradients of their own; all else that acts above the lowest adapter passes
+one on; and nothing below it needs any.
 """
 
 from collections.abc import Mapping
@@ -43,9 +29,9 @@ def step_flops(
     """Forward and backward of one report with this many positions; elementwise for an array.
 
     Args:
-        positions: L.
+        positions: padding included.
         encoder: a parsed config.json.
-        labels, rank: K and r.
+        labels, rank: of the head, of LoRA.
         adapted: how many of query, key and value have adapters; the keys not.
         first_layer: the lowest with adapters.
         pooler: whether the first token goes through a pooler; otherwise all are averaged.
@@ -58,9 +44,9 @@ def step_flops(
     pooling = 2 * wide * (wide if pooler else length)
     forward, backward = pooling + 2 * wide * labels, pooling + 4 * wide * labels
     if encoder["model_type"] == "albert" and not (cached and first_layer):
-        forward = forward + 2 * length * encoder["embedding_size"] * wide
+        forward = forward + 2 * length * encoder["embedding_size"] * wide  # widens embeddings
     for layer in range(first_layer if cached else 0, layers):
-        # Positions for which the layer's output is computed.
+        # Positions for which the layer's query, output projection and feed-forward are computed.
         rows = 1.0 if pooled_only and layer == layers - 1 else length
         dense, attention = 4 * (length + rows) * wide**2, 4 * rows * length * wide
         feed_forward = 4 * rows * wide * encoder["intermediate_size"]
@@ -71,6 +57,6 @@ def step_flops(
         if layer > first_layer:
             backward = backward + dense + 2 * attention + feed_forward + 2 * adapters
         elif layer == first_layer:
-            output = 2 * rows * wide**2
+            output = 2 * rows * wide**2  # of the projections this one alone; of attention no keys
             backward = backward + output + 1.5 * attention + feed_forward + 1.5 * adapters
     return forward + backward_passes * backward

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every side is given, as a folder."""
+"""What every side is given."""
 
 import dataclasses
 import json

@@ -15,6 +15,8 @@ SHAPES = [(1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 
 """(M, K, N): large squares, and what BERTs multiply."""
 LARGE = (8192, 8192, 8192)
 """For accelerators."""
+SECONDS = 0.6
+"""For each shape."""
 
 
 def choose(asked: str | None, find: Callable[[], str]) -> str:
@@ -52,10 +54,10 @@ def best_products(platform: str) -> dict[str, float]:
     """Framework -> GFLOP/s, each in its own process; 0 where that fails. Operands are float32 on a
     CPU, and bfloat16 elsewhere."""
     rates = {}
-    for framework in ("jax", "torch"):
+    for framework, product in (("jax", _jax_product), ("torch", _torch_product)):
         with Process(Path(os.devnull), **environment(platform)) as process:
             try:
-                rates[framework] = process.call(_best_product, framework, platform)
+                rates[framework] = process.call(_best, product, platform)
             except Failed:
                 rates[framework] = 0.0
     return rates
@@ -67,23 +69,7 @@ def _default_backend() -> str:
     return jax.default_backend()
 
 
-def _best_product(framework: str, platform: str, seconds: float = 0.6) -> float:
-    """GFLOP/s of the fastest product of all shapes, each repeated for about `seconds`."""
-    dtype, shapes = ("float32", []) if platform == "cpu" else ("bfloat16", [LARGE])
-    made = _jax_product(dtype) if framework == "jax" else _torch_product(dtype, platform)
-    (put, multiply), rng, best = made, np.random.default_rng(0), 0.0
-    for m, k, n in [*SHAPES, *shapes]:
-        a, b = (put(rng.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n)))
-        multiply(a, b)  # compiles, starts threads
-        began = now = time.perf_counter()
-        while now - began < seconds:
-            multiply(a, b)
-            last, now = now, time.perf_counter()
-            best = max(best, 2e-9 * m * k * n / (now - last))
-    return best
-
-
-def _jax_product(dtype: str) -> tuple[Callable, Callable]:
+def _jax_product(dtype: str, platform: str) -> tuple[Callable, Callable]:
     """(numpy array -> operand, product to its end)."""
     import jax
     import jax.numpy as jnp
@@ -96,12 +82,24 @@ def _torch_product(dtype: str, platform: str) -> tuple[Callable, Callable]:
     """The same."""
     import torch
 
-    device = torch_device(platform)
     torch.set_num_threads(os.cpu_count() or 1)
+    device = torch_device(platform)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    put = lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype))  # noqa: E731
+    return put, lambda a, b: (torch.matmul(a, b), wait())
 
-    def multiply(a: torch.Tensor, b: torch.Tensor) -> None:
-        torch.matmul(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    return lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype)), multiply
+def _best(product: Callable, platform: str) -> float:
+    """GFLOP/s of the fastest product of all shapes."""
+    dtype, large = ("float32", []) if platform == "cpu" else ("bfloat16", [LARGE])
+    put, multiply = product(dtype, platform)
+    rng, best = np.random.default_rng(0), 0.0
+    for m, k, n in [*SHAPES, *large]:
+        a, b = (put(rng.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n)))
+        multiply(a, b)  # compiles, starts threads
+        began = now = time.perf_counter()
+        while now - began < SECONDS:
+            multiply(a, b)
+            last, now = now, time.perf_counter()
+            best = max(best, 2e-9 * m * k * n / (now - last))
+    return best

@@ -126,13 +126,13 @@ class Side:
 _side: Side
 
 
-def begin(name: str, job: Path, options: dict[str, Any], began: float) -> float:
-    """Sets up a side, named as "module.Class", on the job of this folder; seconds since `began`."""
+def begin(name: str, job: Job, options: dict[str, Any], began: float) -> float:
+    """Sets up a side, named as "module.Class"; seconds since `began`."""
     global _side
     module, _, kind = name.partition(".")
     side = getattr(importlib.import_module(f".{module}", __package__), kind)
     side.prepare()
-    _side = side(Job.read(job), **options)
+    _side = side(job, **options)
     _side.slept = _clocks()
     return time.time() - began
 

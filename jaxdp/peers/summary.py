@@ -3,20 +3,19 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .contenders import CONTENDERS
+from .job import Job
 
 
 @dataclasses.dataclass
 class Record:
     """What one contender did."""
 
-    job: Path | None = None
-    """Folder of what it trains."""
+    job: Job | None = None
     error: str | None = None
     setup_seconds: float = 0.0
     tried: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -26,11 +25,6 @@ class Record:
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Answers, round by round."""
 
-    @property
-    def done(self) -> bool:
-        """Whether it got through."""
-        return bool(self.steps) and self.error is None
-
     def per_second(self, what: str) -> list[float]:
         """A count of the answers over seconds, round by round."""
         return [answer[what] / answer["seconds"] for answer in self.steps]
@@ -38,9 +32,8 @@ class Record:
 
 def spread(values: Iterable[float]) -> dict[str, float]:
     """Median, least and greatest."""
-    values = list(values)
-    kinds = {"median": np.median, "min": np.min, "max": np.max}
-    return {name: float(kind(values)) for name, kind in kinds.items()}
+    found = np.percentile(list(values), [50, 0, 100]).tolist()
+    return dict(zip(("median", "min", "max"), found, strict=True))
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
@@ -52,21 +45,19 @@ def summarise(records: Mapping[str, Record], matmul: float) -> dict[str, dict[st
     """JSON-ready, by contender; one with an error has that, and nothing else.
 
     Args:
-        records: of `benchmark.run_rounds`.
+        records: of `benchmark.Rounds`.
         matmul: the machine's best rate, GFLOP/s.
     """
-    table = {}
-    for name, record in records.items():
-        row = table[name] = {"error": record.error}
-        if not record.done:
-            continue
+    table = {name: {"error": record.error} for name, record in records.items()}
+    through = {name: r for name, r in records.items() if r.steps and r.error is None}
+    for name, record in through.items():
+        row, contender = table[name], CONTENDERS[name]
         row |= _row(record, matmul)
-        contender = CONTENDERS[name]
-        baseline = records.get(contender.baseline)
-        if baseline and baseline.done:
-            rates = (each.per_second("reports") for each in (baseline, record))
+        if baseline := through.get(contender.baseline):
             row["baseline"] = contender.baseline
-            row["baseline_over_this"] = ratio(*rates)
+            row["baseline_over_this"] = ratio(
+                baseline.per_second("reports"), record.per_second("reports")
+            )
             row["wanted"] = contender.wanted if row["settings"]["device"] == "cpu" else None
     return table
 
