@@ -22,13 +22,13 @@ from jaxdp.models.tasks import multilabel_loss
 from jaxdp.peers.benchmark import Rounds, draw, rotated
 from jaxdp.peers.contenders import CONTENDERS, TORCH, USUAL
 from jaxdp.peers.flops import step_flops
-from jaxdp.peers.inputs import as_long_as_ct, repeated, write_random_model
+from jaxdp.peers.inputs import as_long_as_ct, plain_job, repeated, write_random_model
 from jaxdp.peers.jax_privacy_side import JaxPrivacy
 from jaxdp.peers.jax_side import OurTrainer
 from jaxdp.peers.job import Job, Reports
 from jaxdp.peers.machine import choose, environment
 from jaxdp.peers.side import Side
-from jaxdp.peers.start import benchmark_job, reports_of
+from jaxdp.peers.start import reports_of
 from jaxdp.peers.startup import measure
 from jaxdp.peers.summary import HEADER, Record, ratio, rows, spread, summarise
 from jaxdp.peers.torch_side import TorchTrainer
@@ -109,7 +109,7 @@ def job(inputs, tmp_path_factory) -> Job:
     write_random_model(folder / "model", encoder, inputs.num_labels, "mean")
     backbone = Backbone("model", folder / "model", "mean")
     train, test = (reports_of(inputs, split) for split in ("train", "test"))
-    job = benchmark_job(
+    job = plain_job(
         dataclasses.replace(inputs, backbone=backbone),
         repeated(train, 16 * len(train)),
         test,

@@ -20,12 +20,11 @@ from jaxdp.training.randomness import RunSecret
 
 from . import summary
 from .contenders import CONTENDERS, USUAL
-from .inputs import LENGTHS, backbone_of
+from .inputs import LENGTHS, backbone_of, load, plain_job
 from .job import MAIN, Job
 from .machine import best_products, environment
 from .process import Failed, Process
 from .side import ask, begin
-from .start import benchmark_job, benchmark_reports
 from .summary import Record
 
 
@@ -44,7 +43,7 @@ def measure(
         models, lengths, names: of `inputs.MODEL_NAMES`, `inputs.LENGTHS`, `CONTENDERS`.
         batches: expected reports of a logical batch.
     """
-    data = {which: benchmark_reports(which, 1.25 * max(batches)) for which in lengths}
+    data = {which: load(which, 1.25 * max(batches)) for which in lengths}
     num_labels = data[lengths[0]][0].num_labels
     best = _products(rounds, {})
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +53,7 @@ def measure(
             rounds.report(f"{model}, {which}, batch {batch:g}: {number} of {len(combinations)}")
             inputs, *reports = data[which]
             inputs = dataclasses.replace(inputs, backbone=backbones[model])
-            make = partial(benchmark_job, inputs, *reports, batch=batch, max_length=LENGTHS[which])
+            make = partial(plain_job, inputs, *reports, batch=batch, max_length=LENGTHS[which])
             place = Path(folder) / f"{model}_{which}_{batch:g}"
             records = _records(names, make, place)
             rounds.run(records, place)

@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who takes part, and how on which platform."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from .machine import torch_device
 
+OURS, TORCH = "jax_side.OurTrainer", "torch_side.TorchTrainer"
 
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """One way to train, in a process of its own.
 
-    Attributes:
-        side: what the process runs, see `side.begin`.
-        options: of the side, beside those of `options_on`.
-        baseline: whose reports per second are divided by this one's.
-        layers: lora.layers.
-        wanted: least that this ratio should be, on a CPU.
-    """
+class Contender(NamedTuple):
+    """One way to train, in a process of its own."""
 
     side: str
+    """What the process runs, see `side.begin`."""
     options: dict[str, Any]
+    """Of the side, beside those of `options_on`."""
     baseline: str = "ours"
+    """Whose reports per second are divided by this one's."""
     layers: str = "all"
+    """lora.layers."""
     wanted: float | None = None
+    """Least that this ratio should be, on a CPU."""
 
     @property
     def tunes(self) -> bool:
@@ -39,7 +36,6 @@ class Contender:
         return options | self.options
 
 
-OURS, TORCH = "jax_side.OurTrainer", "torch_side.TorchTrainer"
 PADDINGS = {
     "fixed": {"padding": "fixed"},
     "dynamic": {"padding": "dynamic"},

@@ -68,8 +68,7 @@ class OurTrainer(JaxSide):
         if dtype:
             job = job.with_dtype(dtype)
         self.job, self._model, mesh = job, load_model(job), make_mesh(job.devices)
-        lengths = np.append(job.train.lengths, job.test.lengths)
-        buckets = token_buckets(job.config, lengths)
+        buckets = token_buckets(job.config, np.append(job.train.lengths, job.test.lengths))
         # The split that a stage calls validation is the one it can label.
         tokens = {"train": packed(job.train), "validation": packed(job.test)}
         mechanism = dp.SubsampledGaussian(**job.mechanisms[MAIN]) if job.private else None
@@ -109,7 +108,8 @@ class OurTrainer(JaxSide):
 
     def clipped_sum(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each training report's gradient at the start, clipped sum by adapter tensor)."""
-        (graphdef, _, frozen), train = self._split(), self.job.train
+        graphdef, _, frozen = lora.split(self._model, self.job.stage.mode)
+        train = self.job.train
 
         def loss(adapters, ids, length, labels):
             model = nnx.merge(graphdef, adapters, frozen)
@@ -127,13 +127,10 @@ class OurTrainer(JaxSide):
     def adapters(self) -> dict[str, np.ndarray]:
         return self._by_name(self._state.adapters)
 
-    def _split(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        return lora.split(self._model, self.job.stage.mode)
-
     def _by_name(self, adapters: nnx.State) -> dict[str, np.ndarray]:
-        graphdef, _, frozen = self._split()
-        model = nnx.merge(graphdef, adapters, frozen)
-        tensors = model.tensors(lora.trainable(self.job.stage.mode))
+        mode = self.job.stage.mode
+        graphdef, _, frozen = lora.split(self._model, mode)
+        tensors = nnx.merge(graphdef, adapters, frozen).tensors(lora.trainable(mode))
         return {ADAPTER_PREFIX + name: np.array(value) for name, value in tensors.items()}
 
     def epsilon(self) -> dict[str, float]:

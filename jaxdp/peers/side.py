@@ -106,15 +106,15 @@ class Side:
 
     def _flops(self, positions: np.ndarray) -> float:
         """Of a step on reports with these numbers of positions."""
-        job = self.job
+        job, lora = self.job, self.job.lora
         encoder = json.loads((Path(job.backbone) / "config.json").read_text("utf-8"))
         each = step_flops(
             positions,
             encoder,
             labels=len(job.label_names),
-            rank=job.lora.rank,
-            adapted=len(job.lora.targets or ("query", "value")),
-            first_layer=job.lora.first_layer(encoder["num_hidden_layers"]),
+            rank=lora.rank,
+            adapted=len(lora.targets or ("query", "value")),
+            first_layer=lora.first_layer(encoder["num_hidden_layers"]),
             pooler=job.pooling == "cls",
             **self.savings(),
         )

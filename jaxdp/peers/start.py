@@ -20,7 +20,6 @@ from jaxdp.training.setup import Inputs, build_model, compute_dtype, load_inputs
 from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
 
-from .inputs import LENGTHS, as_long_as_ct, repeated
 from .job import TRAINED, Job, Reports
 
 
@@ -101,46 +100,6 @@ def find_job(config: Config, folder: Path, report: Callable[[str], None]) -> Job
     if job.config != config:
         raise RunError(f"{place} holds a run of other settings; choose another --output")
     return job
-
-
-def benchmark_reports(lengths: str, least: float) -> tuple[Inputs, Reports, Reports]:
-    """Open-I in MiniLM's tokens (those of BERT, uncased): all that was read; training reports,
-    `repeated`; and test reports. Both as they are ("openi"), or `as_long_as_ct`."""
-    settings = {"data": {"max_length": LENGTHS[lengths]}, "privacy": {"epsilon": None}}
-    inputs = load_inputs(Config.from_dict(settings))
-    train, test = (reports_of(inputs, split) for split in ("train", "test"))
-    train = repeated(train, least)
-    return (inputs, *((train, test) if lengths == "openi" else map(as_long_as_ct, (train, test))))
-
-
-def benchmark_job(
-    inputs: Inputs,
-    train: Reports,
-    test: Reports,
-    *,
-    batch: float,
-    max_length: int,
-    layers: str,
-    folder: Path,
-) -> Job:
-    """The main stage alone: LoRA of rank 8 on query and value, and the head; see `make_job`.
-
-    Backbone and labels are those of `inputs`. Token ids beyond the backbone's vocabulary (ALBERT's
-    is smaller) wrap around: only their number matters here.
-    """
-    backbone = inputs.backbone
-    settings = {
-        "data": {"max_length": max_length},
-        "model": {"backbone": str(backbone.directory), "pooling": backbone.pooling},
-        "lora": {"layers": layers, "targets": ("query", "value")},
-        "train": {"expected_batch_size": float(batch)},
-        "privacy": {"units": len(train)},
-        "run": {"research_seed": 0},
-    }
-    vocabulary = read_config(backbone.directory).vocab_size
-    train, test = (dataclasses.replace(x, ids=x.ids % vocabulary) for x in (train, test))
-    job = make_job(Config.from_dict(settings), inputs, folder)
-    return dataclasses.replace(job, train=train, test=test)
 
 
 def move_adapter(job: Job, scale: float = 0.02) -> None:

@@ -63,13 +63,13 @@ RUN_HEADER = (*_RUN, "peak GB", "stated epsilon")
 
 
 def run_row(row: Mapping[str, Any]) -> list[str]:
-    """Of `runs.Run`, under `RUN_HEADER`."""
+    """Of `comparison.Run`, under `RUN_HEADER`."""
     cells = [cell_text(row[name]) for name in _RUN.values()]
     return [*cells, cell_text(row["peak_memory"] / 1e9), _stated(row["epsilon"])]
 
 
 def _summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of `runs.summarise`."""
+    """(header, rows) of `comparison.summarise`."""
     costs = ("reports/s", "seconds", "peak GB", "stated epsilon")
     rows = []
     for row in summary:

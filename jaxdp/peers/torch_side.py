@@ -176,10 +176,8 @@ class TorchTrainer(Side):
     def clipped_sum(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each row's gradient, clipped sum by adapter tensor): as Opacus computes them, or
         for method "none" by an ordinary backward pass for each report."""
-        norms, sums = self._by_loop(rows) if self._engine is None else self._by_opacus(rows)
-        return torch.cat(norms).numpy(force=True), {n: g.numpy(force=True) for n, g in sums.items()}
-
-    def _by_opacus(self, rows: Sequence[int]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        if self._engine is None:
+            return self._clipped_sum_by_loop(rows)
         norms = []
         for part in self.split(rows):
             self._loss_of(self._batch(part)).backward()
@@ -191,12 +189,12 @@ class TorchTrainer(Side):
             self._optimizer.signal_skip_step(True)
             self._optimizer.step()
             self._optimizer.zero_grad()
-        sums = {name: p.summed_grad for name, p in self._trained.items()}
+        sums = {name: p.summed_grad.numpy(force=True) for name, p in self._trained.items()}
         for parameter in self._trained.values():
             parameter.summed_grad = None
-        return norms, sums
+        return torch.cat(norms).numpy(force=True), sums
 
-    def _by_loop(self, rows: Sequence[int]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    def _clipped_sum_by_loop(self, rows: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         norms, total = [], {name: torch.zeros_like(p) for name, p in self._trained.items()}
         clip_norm = self.job.mechanisms[MAIN]["l2_clip_norm"]
         for row in rows:
@@ -204,9 +202,10 @@ class TorchTrainer(Side):
             norm = torch.cat([p.grad.flatten() for p in self._trained.values()]).norm()
             for name, parameter in self._trained.items():
                 total[name] += parameter.grad * (clip_norm / norm).clamp(max=1.0)
-            norms.append(norm[None])
+            norms.append(norm)
             self._optimizer.zero_grad()
-        return norms, total
+        sums = {name: g.numpy(force=True) for name, g in total.items()}
+        return torch.stack(norms).numpy(force=True), sums
 
     def adapters(self) -> dict[str, np.ndarray]:
         return {name: p.numpy(force=True).copy() for name, p in self._trained.items()}
