@@ -161,7 +161,7 @@ def test_widths_are_those_that_are_computed(job):
     parts = np.array_split(lengths, math.ceil(len(lengths) / 16))
     wanted = np.concatenate([np.full(len(part), part.max()) for part in parts])
     assert np.array_equal(torch_widths(padding="dynamic"), wanted)
-    in_order = torch_widths(padding="dynamic", sort=True)
+    in_order = torch_widths(padding="sorted")
     assert len(in_order) == len(lengths) and (np.diff(in_order) <= 0).all()
     assert (in_order >= np.sort(lengths)[::-1]).all() and in_order.sum() < wanted.sum()
 

@@ -36,20 +36,16 @@ class Contender(NamedTuple):
         return options | self.options
 
 
-PADDINGS = {
-    "fixed": {"padding": "fixed"},
-    "dynamic": {"padding": "dynamic"},
-    "sorted": {"padding": "dynamic", "sort": True},
-}
+PADDINGS = ("fixed", "dynamic", "sorted")
 """Of PyTorch's batches, see `TorchTrainer`."""
 
 
 def _torch(name: str, method: str, wanted: dict[str, float], **fields) -> dict[str, Contender]:
     return {
         f"{name}-{padding}": Contender(
-            TORCH, {"method": method} | options, wanted=wanted.get(padding), **fields
+            TORCH, {"method": method, "padding": padding}, wanted=wanted.get(padding), **fields
         )
-        for padding, options in PADDINGS.items()
+        for padding in PADDINGS
     }
 
 
@@ -64,11 +60,10 @@ _FLOAT32 = {
     "ours-last2": Contender(OURS, {"private": True}, **_LAST2),
     **_torch("opacus-last2", "hooks", dict.fromkeys(PADDINGS, 4.0), **_LAST2),
 }
-_SORTED = PADDINGS["sorted"]
 CONTENDERS = _FLOAT32 | {
     "ours-tf32": Contender(OURS, {"private": True, "dtype": "tensorfloat32"}),
-    "opacus-bf16": Contender(TORCH, {"method": "hooks", "dtype": "bfloat16"} | _SORTED),
-    "torch-bf16": Contender(TORCH, {"method": "none", "dtype": "autocast"} | _SORTED),
+    "opacus-bf16": Contender(TORCH, {"method": "hooks", "padding": "sorted", "dtype": "bfloat16"}),
+    "torch-bf16": Contender(TORCH, {"method": "none", "padding": "sorted", "dtype": "autocast"}),
 }
 """What they are: `jaxdp benchmark --help`. With LoRA on the last two layers only, ours trains on
 the cached layers below, and Opacus with those frozen. The last three say what they multiply in, for

@@ -68,10 +68,9 @@ class TorchTrainer(Side):
     Args:
         job: what to train, and from where.
         method: "hooks" (Opacus' per-example gradients), "ghost" (its ghost clipping), or "none".
-        padding: "dynamic", to the longest report of a physical batch, or "fixed", to
-            data.max_length.
-        sort: whether a logical batch is sorted by length before it is cut into physical ones, which
-            Opacus does not do by itself but its user can.
+        padding: "fixed", to data.max_length; "dynamic", to the longest report of a physical batch;
+            or "sorted", the same of a logical batch that is sorted by length before it is cut,
+            which Opacus does not do by itself but its user can.
         physical_batch: most reports computed at once.
         device: of torch.
         dtype: of matrix products: "float32"; "tensorfloat32", to which a GPU rounds operands;
@@ -85,12 +84,12 @@ class TorchTrainer(Side):
         *,
         method: str = "hooks",
         padding: str = "dynamic",
-        sort: bool = False,
         physical_batch: int = 64,
         device: str = "cpu",
         dtype: str = "float32",
     ):
-        self.job, self.physical_batch, self._method, self._sort = job, physical_batch, method, sort
+        self.job, self.physical_batch = job, physical_batch
+        self._method, self._padding = method, padding
         self._device, self._dtype = torch.device(device), dtype
         self._on_gpu = self._device.type == "cuda"
         self._fixed = job.max_length if padding == "fixed" else None
@@ -285,7 +284,7 @@ class TorchTrainer(Side):
             "device": torch.cuda.get_device_name() if self._on_gpu else "cpu",
             "arithmetic": self._arithmetic(encoder.dtype),
             "attention": encoder.config._attn_implementation,
-            "padding": "fixed" if self._fixed else "dynamic",
+            "padding": self._padding,
             "physical batch": f"at most {self.physical_batch} reports",
             "threads": torch.get_num_threads(),
         }
@@ -295,7 +294,7 @@ class TorchTrainer(Side):
         return np.array_split(rows, max(math.ceil(len(rows) / self.physical_batch), 1))
 
     def _ordered(self, rows: Sequence[int]) -> Sequence[int]:
-        if not self._sort:
+        if self._padding != "sorted":
             return rows
         return rows[np.argsort(-self.job.train.lengths[rows], kind="stable")]
 
