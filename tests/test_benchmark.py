@@ -110,11 +110,10 @@ def job(inputs, tmp_path_factory) -> Job:
     backbone = Backbone("model", folder / "model", "mean")
     train, test = (reports_of(inputs, split) for split in ("train", "test"))
     job = plain_job(
-        dataclasses.replace(inputs, backbone=backbone),
+        dataclasses.replace(inputs, backbone=backbone, max_length=16),
         repeated(train, 16 * len(train)),
         test,
         batch=512,
-        max_length=16,
         layers="all",
         folder=folder / "job",
     )

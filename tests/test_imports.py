@@ -111,7 +111,7 @@ SECTIONS = {
     for field in dataclasses.fields(Config)
 }
 SECTION_TYPES = {type(field.default).__name__ for field in dataclasses.fields(Config)}
-MOST_READERS = 24
+MOST_READERS = 15
 """Files that may know which settings there are; others are given the values that they need."""
 
 

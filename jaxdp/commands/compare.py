@@ -19,13 +19,12 @@ Writes <level>.json and page.html to --output. Its folder private/ holds token i
 predictions. Needs the extra: pip install "jaxdp-text[baseline]"
 """
 
-import dataclasses
 import importlib.util
 import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from rich.console import Console
 
 from jaxdp.config import Config
 from jaxdp.files import write_json
+from jaxdp.peers import start, tables
 from jaxdp.peers.job import SIDES
 from jaxdp.progress import Display
 
@@ -62,8 +62,7 @@ def main() -> None:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
     console = Console()
     configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
-    config = configs[0]
-    output = Path(_OUTPUT.value or Path(config.run.dir) / f"compare_{config.run.name}")
+    output = Path(_OUTPUT.value or start.place_of(configs[0]))
     output.mkdir(parents=True, exist_ok=True)
     result = _compare(configs, output, console)
     console.print(f"all numbers and plots: {output / 'page.html'}")
@@ -74,11 +73,10 @@ def main() -> None:
 def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[str, Any]:
     """Runs the level, prints it, writes its file and the page."""
     # The extra may be missing where only --help is asked for.
-    from jaxdp.peers import comparison, start, tables
+    from jaxdp.peers import comparison
     from jaxdp.report.comparison import write_page
-    from jaxdp.training.setup import load_inputs
 
-    level, config = _LEVEL.value, configs[0]
+    level = _LEVEL.value
     options = {
         "method": _METHOD.value,
         "padding": _PADDING.value,
@@ -86,14 +84,12 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
     }
     with Display(console, "comparison", status="working"):
         if level == "runs":
-            private = output / "private"
-            jobs = (start.find_job(each, private, console.print) for each in _all_runs(configs))
-            result = comparison.compare_runs(jobs, options, report=console.print)
-        elif not config.privacy.private:
-            fail("config.privacy.epsilon must be a number: gradients are clipped here")
+            epsilons, private = [float(e) for e in _EPSILONS.value], output / "private"
+            jobs = start.find_jobs(configs, epsilons, _SEEDS.value, private, console.print)
+            result = comparison.compare_runs(jobs, options, console.print)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                job = start.make_job(config, load_inputs(config), Path(folder))
+                job = start.private_job(configs[0], Path(folder))
                 count = _REPORTS.value if level == "gradients" else _STEPS.value
                 result = comparison.compare(job, level, count, options)
     for name, settings in result["settings"].items():
@@ -108,14 +104,3 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
         {level: json.loads(f.read_text("utf-8")) for level, f in files.items() if f.exists()},
     )
     return result
-
-
-def _all_runs(configs: Sequence[Config]) -> Iterator[Config]:
-    """Every seed, configuration and epsilon."""
-    for seed in range(_SEEDS.value):
-        for config in configs:
-            for epsilon in _EPSILONS.value or [config.privacy.epsilon]:
-                target = epsilon if epsilon is None else float(epsilon)
-                privacy = dataclasses.replace(config.privacy, epsilon=target)
-                run = dataclasses.replace(config.run, research_seed=seed)
-                yield dataclasses.replace(config, privacy=privacy, run=run)

@@ -20,7 +20,7 @@ from jaxdp.training.randomness import RunSecret
 
 from . import summary
 from .contenders import CONTENDERS, USUAL
-from .inputs import LENGTHS, backbone_of, load, plain_job
+from .inputs import backbone_of, load, plain_job
 from .job import MAIN, Job
 from .machine import best_products, environment
 from .process import Failed, Process
@@ -53,15 +53,14 @@ def measure(
             rounds.report(f"{model}, {which}, batch {batch:g}: {number} of {len(combinations)}")
             inputs, *reports = data[which]
             inputs = dataclasses.replace(inputs, backbone=backbones[model])
-            make = partial(plain_job, inputs, *reports, batch=batch, max_length=LENGTHS[which])
             place = Path(folder) / f"{model}_{which}_{batch:g}"
-            records = _records(names, make, place)
+            records = _records(names, partial(plain_job, inputs, *reports, batch=batch), place)
             rounds.run(records, place)
             best = _products(rounds, best)
             yield {
                 "model": model,
                 "lengths": which,
-                "max_length": LENGTHS[which],
+                "max_length": inputs.max_length,
                 "batch": batch,
                 "matmul_gflops": dict(best),
                 "contenders": summary.summarise(records, max(best.values())),

@@ -37,23 +37,16 @@ def load(lengths: str, least: float) -> tuple[Inputs, Reports, Reports]:
 
 
 def plain_job(
-    inputs: Inputs,
-    train: Reports,
-    test: Reports,
-    *,
-    batch: float,
-    max_length: int,
-    layers: str,
-    folder: Path,
+    inputs: Inputs, train: Reports, test: Reports, *, batch: float, layers: str, folder: Path
 ) -> Job:
     """The main stage alone: LoRA of rank 8 on query and value, and the head; see `make_job`.
 
-    Backbone and labels are those of `inputs`. Token ids beyond the backbone's vocabulary (ALBERT's
-    is smaller) wrap around: only their number matters here.
+    Backbone, labels and data.max_length are those of `inputs`. Token ids beyond the backbone's
+    vocabulary (ALBERT's is smaller) wrap around: only their number matters here.
     """
     backbone = inputs.backbone
     settings = {
-        "data": {"max_length": max_length},
+        "data": {"max_length": inputs.max_length},
         "model": {"backbone": str(backbone.directory), "pooling": backbone.pooling},
         "lora": {"layers": layers, "targets": ("query", "value")},
         "train": {"expected_batch_size": float(batch)},

@@ -2,8 +2,9 @@
 """Making a job of a configuration: what comes before the main stage is done here, by us."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,23 +84,50 @@ def reports_of(inputs: Inputs, split: str) -> Reports:
     return Reports(np.asarray(tokens.values), np.asarray(tokens.lengths), inputs.labels[split])
 
 
-def find_job(config: Config, folder: Path, report: Callable[[str], None]) -> Job:
-    """The job of this configuration in a folder below this one; made if it is not there yet.
+def private_job(config: Config, folder: Path) -> Job:
+    """See `make_job`.
+
+    Raises:
+        ConfigError: the configuration is not private.
+    """
+    if not config.privacy.private:
+        raise ConfigError("config.privacy.epsilon must be a number: gradients are clipped here")
+    return make_job(config, load_inputs(config), folder)
+
+
+def find_jobs(
+    configs: Sequence[Config],
+    epsilons: Sequence[float],
+    seeds: int,
+    folder: Path,
+    report: Callable[[str], None],
+) -> Iterator[Job]:
+    """Jobs of every seed, configuration and epsilon (without any, the configuration's own), each
+    in a folder of its own below this one, and made if it is not there yet.
 
     Raises:
         RunError: there is one of other settings.
     """
-    epsilon = config.privacy.epsilon if config.privacy.private else "none"
-    name = f"{config.run.name}_epsilon_{epsilon}_seed_{config.run.research_seed}"
-    place = folder / name.replace(", ", "_").replace(" ", "_")
-    if not (place / "job.json").exists():
-        began = time.time()
-        make_job(config, load_inputs(config), place).write()
-        report(f"{place.name}: start made in {time.time() - began:.1f} s")
-    job = Job.read(place)
-    if job.config != config:
-        raise RunError(f"{place} holds a run of other settings; choose another --output")
-    return job
+    for seed, config in itertools.product(range(seeds), configs):
+        run = dataclasses.replace(config.run, research_seed=seed)
+        for epsilon in epsilons or [config.privacy.epsilon]:
+            privacy = dataclasses.replace(config.privacy, epsilon=epsilon)
+            own = dataclasses.replace(config, privacy=privacy, run=run)
+            name = f"{run.name}_epsilon_{privacy.epsilon or 'none'}_seed_{seed}"
+            place = folder / name.replace(", ", "_").replace(" ", "_")
+            if not (place / "job.json").exists():
+                began = time.time()
+                make_job(own, load_inputs(own), place).write()
+                report(f"{place.name}: start made in {time.time() - began:.1f} s")
+            job = Job.read(place)
+            if job.config != own:
+                raise RunError(f"{place} holds a run of other settings; choose another --output")
+            yield job
+
+
+def place_of(config: Config) -> Path:
+    """Where a comparison goes that has no folder."""
+    return Path(config.run.dir) / f"compare_{config.run.name}"
 
 
 def move_adapter(job: Job, scale: float = 0.02) -> None:
