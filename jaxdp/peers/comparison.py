@@ -33,14 +33,9 @@ entries that are zero but for rounding move as far as any other, either way."""
 
 
 def compare(job: Job, level: str, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`compare_gradients` of `count` reports at the start of the main stage, moved a little off it,
-    or `compare_trajectories` of as many steps from there; with the settings of both sides.
-
-    Args:
-        job: private; its adapter may be moved.
-        level: "gradients" or "trajectory".
-        count: of reports or steps.
-        options: of `TorchTrainer`.
+    """`compare_gradients` of `count` reports at the start of the main stage, moved a little off it
+    in the job's folder, or `compare_trajectories` of `count` steps ("trajectory") from there; with
+    the settings of both sides. `options` are those of `TorchTrainer`.
     """
     if level == "gradients":
         move_adapter(job)
@@ -104,12 +99,8 @@ def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[
 
 
 def compare_trajectories(job: Job, steps: int, **options) -> dict[str, Any]:
-    """`steps` whole steps on the reports that our sampler draws, without noise, on both sides.
-
-    Args:
-        job: its schedule is that of the whole run.
-        steps: at most the run's.
-        options: of `TorchTrainer`.
+    """`steps` whole steps (at most the run's, whose schedule it is) on the reports that our sampler
+    draws, without noise, on both sides. `options` are those of `TorchTrainer`.
 
     Returns:
         JSON-ready; errors are distances over the distance moved.

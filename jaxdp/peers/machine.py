@@ -15,8 +15,6 @@ SHAPES = [(1024, 512, 2048), (2048, 2048, 2048), (4096, 768, 3072), (8192, 512, 
 """(M, K, N): large squares, and what BERTs multiply."""
 LARGE = (8192, 8192, 8192)
 """For accelerators."""
-SECONDS = 0.6
-"""For each shape."""
 
 
 def choose(asked: str | None, find: Callable[[], str]) -> str:
@@ -69,8 +67,8 @@ def _default_backend() -> str:
     return jax.default_backend()
 
 
-def _jax_product(dtype: str, platform: str) -> tuple[Callable, Callable]:
-    """(numpy array -> operand, product to its end)."""
+def _jax_product(dtype: str, device: str) -> tuple[Callable, Callable]:
+    """(numpy array -> operand, product to its end); on JAX's default device."""
     import jax
     import jax.numpy as jnp
 
@@ -78,27 +76,26 @@ def _jax_product(dtype: str, platform: str) -> tuple[Callable, Callable]:
     return partial(jnp.asarray, dtype=dtype), lambda a, b: product(a, b).block_until_ready()
 
 
-def _torch_product(dtype: str, platform: str) -> tuple[Callable, Callable]:
+def _torch_product(dtype: str, device: str) -> tuple[Callable, Callable]:
     """The same."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    device = torch_device(platform)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     put = lambda x: torch.from_numpy(x).to(device, getattr(torch, dtype))  # noqa: E731
     return put, lambda a, b: (torch.matmul(a, b), wait())
 
 
 def _best(product: Callable, platform: str) -> float:
-    """GFLOP/s of the fastest product of all shapes."""
+    """GFLOP/s of the fastest product of all shapes, each repeated for 0.6 s."""
     dtype, large = ("float32", []) if platform == "cpu" else ("bfloat16", [LARGE])
-    put, multiply = product(dtype, platform)
+    put, multiply = product(dtype, torch_device(platform))
     rng, best = np.random.default_rng(0), 0.0
     for m, k, n in [*SHAPES, *large]:
         a, b = (put(rng.standard_normal(shape, np.float32)) for shape in ((m, k), (k, n)))
         multiply(a, b)  # compiles, starts threads
         began = now = time.perf_counter()
-        while now - began < SECONDS:
+        while now - began < 0.6:
             multiply(a, b)
             last, now = now, time.perf_counter()
             best = max(best, 2e-9 * m * k * n / (now - last))
