@@ -9,9 +9,11 @@ from helpers_data import answers
 from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
-from jaxdp.peers.comparison import run_of, summarise
+from jaxdp.peers.comparison import compare_runs, run_of, summarise
 from jaxdp.peers.job import SIDES, Job
+from jaxdp.peers.start import find_jobs
 from jaxdp.report.comparison import write_page
+from jaxdp.run.directory import RunError
 
 pytestmark = IGNORE_PEFT
 
@@ -85,3 +87,31 @@ def test_help_and_wrong_input_are_plain(workspace):
     assert failed.stderr.strip().splitlines() == [
         "error: config.privacy.epsilon must be a number: gradients are clipped here"
     ]
+
+
+@pytest.mark.slow
+def test_finished_runs_are_kept(workspace):
+    config, options = smoke_config(workspace, run__name="a run"), {"method": "hooks"}
+
+    def compared(config) -> tuple[list[dict], list[str]]:
+        said = []
+        jobs = find_jobs([config], [1.0], 2, workspace / "private", said.append)
+        return compare_runs(jobs, options, said.append)["runs"], said
+
+    runs, said = compared(config)
+    assert [(run["seed"], run["side"]) for run in runs] == [
+        (s, side) for s in (0, 1) for side in SIDES
+    ]
+    assert sum("start made" in line for line in said) == 2
+    for run in runs:
+        assert len(run["reports"]) == config.train.steps and run["target_epsilon"] == 1.0
+        assert all(cost == pytest.approx(1.0, abs=0.3) for cost in run["epsilon"].values())
+        assert min(run["setup_seconds"], run["first_step_seconds"], run["later_seconds"]) > 0
+    again, said = compared(config)
+    assert again == runs and not any("start made" in line for line in said)
+    job = workspace / "private" / "a_run_epsilon_1.0_seed_1"
+    kept = {path.parent.name for path in job.glob("*/outcome.json")}
+    assert kept == {"jaxdp", "pytorch_hooks"}
+    other = dataclasses.replace(config.train, learning_rate=0.5)
+    with pytest.raises(RunError, match="holds a run of other settings"):
+        compared(dataclasses.replace(config, train=other))
