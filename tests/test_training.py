@@ -172,6 +172,8 @@ def test_every_mode_releases_what_it_trained(workspace, mode):
 def test_albert_trains_privately(workspace):
     save_torch_model(workspace / "albert", "albert", num_labels=len(LABELS), num_hidden_groups=1)
     shutil.copy(workspace / "backbone" / "vocab.txt", workspace / "albert" / "vocab.txt")
+    tokenizer = {"tokenizer_class": "BertTokenizer"}
+    (workspace / "albert" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     changes = dict(model__backbone=str(workspace / "albert"), lora__layers="all")
     result, _ = run(smoke_config(workspace, **changes))
     assert 0.49 < result["privacy"]["epsilon"] <= 0.5
