@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_position_or_shape_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(Position(0, 1), state())
     other = TrainState({**state().adapters, "a": jnp.zeros((5, 3))}, state().optimizer)
-    with pytest.raises(RunError, match="0-1 holds another state"):
+    with pytest.raises(RunError, match="0-1 is of another kind"):
         checkpoints.restore(Position(0, 1), other)
     (tmp_path / "0-1").rename(tmp_path / "0-2")
     with pytest.raises(RunError, match="0-2 is damaged"):

@@ -153,7 +153,7 @@ class Checkpoints:
         found = self._orbax.restore(path)
         found |= {name: value for name, value in wanted.items() if not value.size}
         if _types(found) != _types(wanted):
-            raise RunError(f"{path} holds another state than this version's; resume with the other")
+            raise RunError(f"{path} is of another kind; resume with the version that saved it")
         return [np.asarray(found[name]) for name in wanted]
 
     def _path(self, position: Position) -> Path:
