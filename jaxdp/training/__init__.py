@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step, stages, loop, checkpoints and the run directory."""
+"""What moves parameters: step, trainer, plan of the stages, mesh, randomness, public start."""
