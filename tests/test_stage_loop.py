@@ -37,8 +37,9 @@ ALL = [Position(0, step) for step in range(1, 5)] + [Position(1, step) for step 
 class Lab:
     """A run of two stages, of 4 and 6 steps, that notes what is done in `log`."""
 
-    def __init__(self, tmp_path, monkeypatch):
-        self.config = smoke_config(tmp_path, **FIXED, **RESTRICTED, train__temperature=2.0)
+    def __init__(self, tmp_path, monkeypatch, **changes):
+        changes = FIXED | RESTRICTED | {"train__temperature": 2.0} | changes
+        self.config = smoke_config(tmp_path, **changes)
         self.log, self.interrupt, self.fails_at, lab = [], Interrupt(), None, self
         self.inputs = types.SimpleNamespace(
             tokens={"validation": None},
@@ -127,7 +128,7 @@ class Lab:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SharedInterrupt, "received", received)
             stop = SharedInterrupt(self.interrupt, make_mesh(1))
-            patch.setattr(whole, "begin", lambda *_: self.log.append(("start",)))
+            patch.setattr(whole, "begin", lambda *given: self.log.append(("start", *given)))
             train_stages(self.config, [self.run], self.inputs, self.checkpoints, stop)
 
     def noted(self, kind):
@@ -159,6 +160,17 @@ def test_nothing_is_done_with_the_reports_before_the_start(lab):
         "start", "frozen layers", "feature mean", "stage", "saved",
     ]  # fmt: skip
     assert lab.log[4] == ("saved", Position(0, 0))
+
+
+def test_a_run_begins_with_the_ledger_and_the_budget_of_its_settings(tmp_path, monkeypatch):
+    file = tmp_path / "ledger"
+    changes = {"privacy__ledger": str(file), "privacy__total_budget": 3.0}
+    for lab, wanted in (
+        (Lab(tmp_path / "a", monkeypatch, **changes), (dp.Ledger(file), 3.0)),
+        (Lab(tmp_path / "b", monkeypatch), (None, None)),
+    ):
+        lab.train()
+        assert [e[1:] for e in lab.log if e[0] == "start"] == [(lab.run, lab.inputs, *wanted)]
 
 
 def test_what_runs_is_what_was_planned(lab):

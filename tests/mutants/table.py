@@ -1608,6 +1608,13 @@ MUTANTS = [
         "test_stage_loop.py::test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_that",
     ),
     Mutant(
+        "a run's budget does not reach its ledger",
+        TRAIN,
+        "[begin(run, inputs, ledger, budget) for run in runs]",
+        "[begin(run, inputs, ledger) for run in runs]",
+        "test_stage_loop.py::test_a_run_begins_with_the_ledger_and_the_budget_of_its_settings",
+    ),
+    Mutant(
         "a started run that is refused loses its secret",
         BEGIN,
         "        if new:\n",
