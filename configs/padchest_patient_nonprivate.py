@@ -3,7 +3,7 @@
 
 python scripts/train.py --config configs/padchest_patient_nonprivate.py
 
-Result: not run with this recipe; the one before it had 0.956 (0.955 to 0.957) on test.
+Result: test weighted F1 0.972, one run.
 """
 
 from jaxdp.config import inherit
