@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdp.config import ON_CPU, Config, default_config
 from jaxdp.data.batching import Buckets, any_lengths
+from jaxdp.training.setup import token_buckets
 
 
 def microbatches(buckets, plan):
@@ -29,6 +31,8 @@ def test_no_other_widths_pad_less(lengths, count):
     longest = max(lengths)
     assert found[0] == longest and len(found) <= count
     assert all(a > b for a, b in itertools.pairwise(found))
+    # a width that no report needs would be compiled for nothing
+    assert {min(w for w in found if w >= length) for length in lengths} == set(found)
     narrower = range(4, longest, 4)
     others = (
         padded(lengths, (longest, *some))
@@ -43,6 +47,14 @@ def test_as_many_rows_as_positions_allow_and_never_none(longest, tokens, count):
     buckets = Buckets.for_lengths(np.arange(1, longest + 1), tokens, count)
     assert list(buckets.rows) == [max(tokens // width, 1) for width in buckets.widths]
     assert buckets.for_features() == Buckets((1,), (buckets.widths[0] * buckets.rows[0],))
+
+
+@pytest.mark.parametrize("given, wanted", [(3, 3), (None, ON_CPU.widths)])
+def test_a_run_has_the_widths_that_it_is_configured_to_have(given, wanted):
+    config = default_config()
+    config.privacy.epsilon, config.train.widths = None, given
+    buckets = token_buckets(Config.from_dict(config.to_dict()), np.arange(1, 101))
+    assert len(buckets.widths) == wanted != 4
 
 
 @pytest.mark.parametrize("longest", [1, 3, 128, 2048])

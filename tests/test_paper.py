@@ -65,7 +65,7 @@ def test_epsilons_beside_the_studys_have_a_column():
 def test_a_run_that_cannot_be_read_is_named(tmp_path):
     finished(tmp_path, "a", 0.5)
     (tmp_path / "a" / "metrics.json").write_text("{")
-    with pytest.raises(RunError, match="/a: config.json or metrics.json cannot be read"):
+    with pytest.raises(RunError, match="/a/metrics.json is damaged"):
         read_results(tmp_path)
 
 

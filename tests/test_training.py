@@ -365,7 +365,7 @@ def test_a_run_that_is_given_up_counts_with_the_steps_it_took(workspace):
         (mechanisms,) = runs.values()
         return mechanisms["main stage"].steps
 
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="no run was started there"):
         give_up(path, ledger)
     stop_after(config, (0, 2))
     assert counted() == 6

@@ -71,6 +71,7 @@ class GradientCanaries:
 
 
 RARE_TOKENS = 8
+"""Of an input canary."""
 
 
 def rare_reports(

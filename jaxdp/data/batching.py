@@ -48,14 +48,13 @@ class Buckets:
         Each width costs a program its compilation, and saves padding only if it lies where the
         lengths do.
         """
-        # Of reports sorted into widths rising from `grid[0]`, those up to grid[i] pad least if
-        # their widest is grid[i] and those before it pad least.
-        longest = int(lengths.max())
-        grid = np.append(np.arange(4, longest, 4), longest)
+        # Reports of up to grid[i] tokens pad least if grid[i] is their widest, and those up to the
+        # next narrower one pad least with one width less.
+        grid = np.unique(np.minimum(-(-lengths // 4) * 4, lengths.max()))
         up_to = np.searchsorted(np.sort(lengths), grid, side="right")
         least, before = grid * up_to, []
         for _ in range(min(widths, len(grid)) - 1):
-            # [i, j]: the next narrower width than grid[i] is grid[j]; none, where j = i.
+            # [i, j]: the next narrower than grid[i] is grid[j]; there is none where j = i.
             cost = least + grid[:, None] * (up_to[:, None] - up_to)
             cost = np.where(np.tri(len(grid), dtype=bool), cost, np.inf)
             before.append(cost.argmin(axis=1))
@@ -63,7 +62,7 @@ class Buckets:
         chosen = [len(grid) - 1]
         for narrower in reversed(before):
             chosen.append(narrower[chosen[-1]])
-        found = np.unique(grid[chosen])[::-1].tolist()
+        found = grid[chosen].tolist()
         return cls(tuple(found), tuple(max(tokens // width, 1) for width in found))
 
     def for_features(self) -> "Buckets":

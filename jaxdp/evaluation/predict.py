@@ -63,8 +63,8 @@ class ReleasedClassifier:
         self.task: Task = TASKS[model.task]
         graphdef, *self._states = lora.split(model, "head")
         self._windows = 1 if model.window is None else model.window[1]
-        longest = any_lengths(self._max_length * self._windows)
-        buckets = Buckets.for_lengths(longest, microbatch_tokens, _WIDTHS)
+        lengths = any_lengths(self._max_length * self._windows)
+        buckets = Buckets.for_lengths(lengths, microbatch_tokens, _WIDTHS)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
         self._evidence = cache(partial(Evidence, model, self._tokenizer, self._max_length, buckets))
 

@@ -240,9 +240,10 @@ def summarise(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 "epsilon": rows[0]["epsilon"],
             }
         decisions = ([run.decisions for run in group] for group in sides.values())
+        labels = sides[SIDES[0]][0].labels
         row["difference"] = {
             "over_seeds": _finite(over_seeds(f1[0] - f1[1])),
-            "over_reports": _finite(over_reports(*decisions, group[0].labels)),
+            "over_reports": _finite(over_reports(*decisions, labels)),
         }
         summary.append(row)
     return summary

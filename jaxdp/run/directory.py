@@ -39,7 +39,7 @@ def stored_config(run: Path) -> Config:
         config = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
         return config.below(run.resolve().parent)
     except FileNotFoundError:
-        raise RunError(f"{run} holds no run: there is no config.json") from None
+        raise RunError(f"{file} is missing: no run was started there, or it is damaged") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{file} is damaged, or of another version: {error}") from None
 

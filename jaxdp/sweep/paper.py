@@ -33,11 +33,12 @@ def read_results(runs: Path) -> list[tuple[Place, float]]:
 
 
 def _read(run: Path) -> tuple[Place, float]:
+    place, file = Place.of(stored_config(run)), run / "metrics.json"
     try:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        return Place.of(stored_config(run)), float(metrics["test"]["weighted_f1"])
-    except (OSError, ValueError, KeyError, TypeError, RunError):
-        raise RunError(f"{run}: config.json or metrics.json cannot be read") from None
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        return place, float(metrics["test"]["weighted_f1"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{file} is damaged, or there was no test split") from None
 
 
 def paper_table(results: Iterable[tuple[Place, float]]) -> tuple[list[str], list[list[str]]]:

@@ -1089,6 +1089,20 @@ MUTANTS = [
         "test_batching.py::test_no_other_widths_pad_less",
     ),
     Mutant(
+        "widths that nobody has asked for",
+        "training/setup.py",
+        "config.train.widths or here.widths",
+        "here.widths",
+        "test_batching.py::test_a_run_has_the_widths_that_it_is_configured_to_have",
+    ),
+    Mutant(
+        "a damaged checkpoint that stays where it is",
+        CHECKPOINT,
+        "            path.rename(path.with_suffix(_DAMAGED))\n",
+        "",
+        "test_checkpoint.py::test_damaged_ones_are_set_aside_for_the_one_before_and_count_as_how_far_it_was",
+    ),
+    Mutant(
         "a report cut to the widest shape",
         "data/batching.py",
         "if (ordered > self.widths[0]).any():",
