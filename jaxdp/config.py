@@ -349,7 +349,7 @@ class PrivacyConfig(Settings, path="config.privacy"):
     units: Annotated[int | None, at_least(1)] = None
     """Published number of units in the training split. Needed for private training: it is
     configuration, so that the true count is not released (design rule 3)."""
-    max_reports_per_patient: int | None = None
+    max_reports_per_patient: Annotated[int | None, at_least(1)] = None
     """Keep at most this many training reports of each patient; None keeps all."""
     l2_clip_norm: Annotated[float | None, POSITIVE] = None
     """Of the main stage; None as in train."""
@@ -368,8 +368,8 @@ class PrivacyConfig(Settings, path="config.privacy"):
         if self.epsilon == math.inf:  # as flags say None; JSON has no infinity
             self._set(epsilon=None)
         super().__post_init__()
-        possible = self.total_budget is None or self.ledger is not None
-        self.require(possible, "total_budget", "None where privacy.ledger is None")
+        possible = self.total_budget is None or (self.ledger is not None and self.private)
+        self.require(possible, "total_budget", "None without privacy.ledger, or without privacy")
 
     @property
     def private(self) -> bool:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts, labels and patients from Python: every form, and what is wrong with the others."""
 
+import math
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -102,7 +104,10 @@ def test_what_is_no_label_is_said_by_its_place(values, names, words):
 
 def test_groups_are_ids_of_any_kind():
     assert groups_of(pd.Series([3, 3, 10]), 3).tolist() == ["3", "3", "10"]
-    for values, words in (([CANARY, None, "x"], r"groups\[1\] has no id"), ([1], "groups has 1 r")):
+    assert groups_of(["p1 ", "p1", 2.0, np.float32(2), "2"], 5).tolist() == ["p1", "p1", *"222"]
+    missing = [[CANARY, each, "x"] for each in (None, "nan", " ", "None", math.nan, pd.NA)]
+    wrong = [(values, r"groups\[1\] has no id") for values in missing]
+    for values, words in (*wrong, ([1], "groups has 1 r")):
         with pytest.raises(DataError, match=words) as error:
             groups_of(values, 3)
         assert CANARY not in str(error.value)

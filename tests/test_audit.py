@@ -30,7 +30,7 @@ from jaxdp.audit.run import Audit, Finding, showings, summary
 from jaxdp.audit.variants import Variant, all_variants
 from jaxdp.config import Config, ConfigError, inherit
 from jaxdp.models.tasks import multilabel_loss
-from jaxdp.report.audit import write_report
+from jaxdp.report.audit import epsilon_plot, write_report
 
 DELTA = 1e-5
 HIDDEN, CANARIES, RUNS, STEPS = 1024, 3000, 2, 4
@@ -341,6 +341,15 @@ def test_report_is_written_whole(tmp_path, workspace):
         assert name in text and (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "audit.json").read_text())["findings"]
     assert [row["claimed_epsilon"] for row in rows] == [4.0, 4.0, 0.1, "infinite"]
+
+
+def test_the_plot_shows_a_claim_beyond_what_is_proven():
+    findings = made_up_findings()[:1]
+    for bound, claim, least in ((0.0, 4.0, 4.0), (2.0, math.inf, 2.0), (0.0, math.inf, 0.0)):
+        bounds = findings[0].bounds._replace(epsilon=bound)
+        shown = dataclasses.replace(findings[0], claim=claim, bounds=bounds)
+        (axes,) = epsilon_plot([shown], 1e-5, 0.95).axes
+        assert axes.get_xlim()[1] > least
 
 
 # settings

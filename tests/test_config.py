@@ -27,6 +27,14 @@ def test_defaults_of_config_files_are_the_dataclasses():
         ({"data": {"rot": "x"}}, r"config\.data\.rot is not a setting; did you mean root"),
         ({"dta": {}}, r"config\.dta is not a setting; did you mean data"),
         ({"data": 3}, r"config\.data must be a section"),
+        (
+            {"privacy": {"epsilon": None, "ledger": "l", "total_budget": 3.0}},
+            r"config\.privacy\.total_budget must be None without privacy\.ledger, or without",
+        ),
+        (
+            {"privacy": {"max_reports_per_patient": 0}},
+            r"config\.privacy\.max_reports_per_patient must be at least 1",
+        ),
         ({"lora": {"rank": 0}}, r"config\.lora\.rank must be at least 1, not 0"),
         ({"lora": {"rank": 2.5}}, r"config\.lora\.rank must be of type int, not 2\.5"),
         ({"lora": {"rank": True}}, r"config\.lora\.rank must be of type int"),

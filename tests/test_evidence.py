@@ -12,7 +12,7 @@ from helpers_training import write_backbone
 from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
-from jaxdp.evaluation.evidence import Evidence, sentences
+from jaxdp.evaluation.evidence import Evidence, _most_read, sentences
 from jaxdp.evaluation.label_file import label_file
 from jaxdp.models.tasks import TASKS
 
@@ -68,6 +68,15 @@ def test_without_queries_the_longest_sentence_is_read_and_what_is_cut_off_is_not
     assert show([text, "heart"]) == [["no " * 29 + "no"] * LABELS, ["heart"] * LABELS]
     late = "lungs clear " * 7 + ". acute acute acute acute."
     assert show([late])[0][0].startswith("lungs clear")
+
+
+def test_a_token_that_begins_with_the_space_before_it_is_of_its_sentence():
+    text = "Heart normal. Effusion."
+    begins = (0, 5, 12, 13, 22)  # as RoBERTa and sentencepiece count: " normal", " Effusion"
+    offsets = np.array([(0, 0), *zip(begins, (5, 12, 13, 22, 23), strict=True), (0, 0)])
+    reads = np.zeros((2, len(offsets)))
+    reads[0, 4], reads[1, 2] = 1, 1
+    assert _most_read(text, offsets, reads) == ["Effusion.", "Heart normal."]
 
 
 def test_another_pooling_has_no_evidence(backbone):

@@ -2,6 +2,7 @@
 """The ledger: never loses an entry, notices tampering, refuses to overdraw."""
 
 import fcntl
+import math
 import os
 import resource
 import stat
@@ -35,6 +36,15 @@ def test_runs_on_the_same_data_compose_and_others_do_not(ledger):
     assert ledger.epsilon(ours, DELTA) == epsilon_pld([HEAD, LORA, LORA], DELTA)
     assert ledger.epsilon(theirs, DELTA) == epsilon_pld([LORA], DELTA)
     assert list(ledger.runs()[ours]) == ["one", "two"]
+
+
+def test_too_little_noise_is_over_any_budget_and_can_be_added_up(ledger):
+    # Such is what ten members that share samples do together, each at 0.6.
+    ledger.plan("d", "sweep", {"lora": LORA.replace(noise_multiplier=0.6 / 10**0.5)})
+    assert ledger.epsilon("d", DELTA) == math.inf
+    with pytest.raises(LedgerError, match="to epsilon inf at delta 1e-05, over the total budget"):
+        ledger.plan("d", "last", {"lora": LORA}, total_budget=(100.0, DELTA))
+    ledger.plan("e", "last", {"lora": LORA}, total_budget=(100.0, DELTA))
 
 
 def test_fingerprint_is_of_the_multiset_and_keyed(ledger, tmp_path):
@@ -169,6 +179,16 @@ def test_an_entry_and_its_key_survive_a_power_loss_once_the_plan_has_returned(
     ledger.give_up(fingerprint, "two", {"lora": LORA.replace(steps=1)})
     assert disk.kept(ledger.path) == ledger.path.read_bytes()
     assert not disk.torn
+
+
+def test_names_last_though_whoever_made_them_was_stopped(ledger, monkeypatch):
+    ledger.path.parent.mkdir()
+    ledger.path.touch()
+    key = ledger.path.with_name("ledger.jsonl.key")
+    key.write_bytes(bytes(32))
+    disk = Disk(monkeypatch, ledger.path.parent)
+    ledger.plan("d", "one", {"lora": LORA})
+    assert disk.kept(ledger.path) == ledger.path.read_bytes()
 
 
 def test_an_entry_waits_for_whoever_holds_the_ledger(ledger):

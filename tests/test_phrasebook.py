@@ -105,6 +105,11 @@ def test_labels_come_in_the_order_that_is_asked_for(book):
         ({"close_normal": ["{word} is fine."]}, "close_normal uses word, no word of slots"),
         ({"labels": {"scar": {"present": ["a"]}}}, "labels.scar must hold present and absent"),
         ({"labels": {"scar": {"present": [], "absent": []}}}, "labels.scar.present must be"),
+        ({"labels": {"scar": ["a"]}}, "labels.scar must hold present and absent"),
+        ({"labels": ["scar"]}, "labels must be an object"),
+        ({"slots": []}, "slots must be an object"),
+        ({"other": ["a", 1]}, "other must be a list of sentences"),
+        ({"close_normal": [""]}, "close_normal must be a list of sentences"),
     ],
 )
 def test_a_mistake_in_a_book_is_named(tmp_path, changes, message):
@@ -118,6 +123,9 @@ def test_what_is_no_book_is_refused(tmp_path):
     path = tmp_path / "book.json"
     path.write_text("{\n,}")
     with pytest.raises(DataError, match="line 2: not JSON"):
+        Phrasebook.read(str(path))
+    path.write_text("{}ä", "latin-1")
+    with pytest.raises(DataError, match=r"book.json is not in UTF-8"):
         Phrasebook.read(str(path))
 
 

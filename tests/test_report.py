@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sweep's analysis, page and figures, from made-up runs; in a browser where there is one."""
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -230,11 +231,11 @@ def test_training_curves_put_stages_one_after_the_other(report):
 
 
 def test_figures_are_files_for_a_paper(report, tmp_path):
-    written = write_figures(report, tmp_path / "figures")
-    names = {p.stem for p in written}
+    twice = dataclasses.replace(report, collections=report.collections * 2)
+    written = write_figures(twice, tmp_path / "figures")
     kinds = ("curve", "labels", "differences", "calibration", "training")
-    assert names == {f"{n}_openi_report" for n in kinds}
-    assert len(written) == 2 * len(kinds)
+    names = {f"{n}_openi_report{more}" for n in kinds for more in ("", "_2")}
+    assert {p.stem for p in written} == names and len(written) == 2 * len(names)
     for path in written:
         magic = {".pdf": b"%PDF", ".png": b"\x89PNG"}[path.suffix]
         assert path.read_bytes().startswith(magic) and path.stat().st_size > 5000

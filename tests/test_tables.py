@@ -200,6 +200,8 @@ def test_a_class_that_training_lacks_is_named(tmp_path, split):
         ("['mass']", [0, 1]),
         ("[0, 1]", [0, 1]),
         ("[1.0, 0.0]", [1, 0]),
+        ("[None, 1]", [0, 1]),
+        ("[None, 'mass']", [0, 1]),
         ("", [0, 0]),
         ("[]", [0, 0]),
     ],
@@ -221,6 +223,17 @@ def test_splits_of_a_stored_dataset(tmp_path):
     assert set(data.splits[[t.startswith("test") for t in data.texts]]) == {"test"}
     assert set(data.splits[[t.startswith("train") for t in data.texts]]) == {"train", "validation"}
     assert len(set(data.report_ids)) == 18
+
+
+def test_rows_of_parts_whose_names_end_in_digits_are_told_apart(tmp_path):
+    for name, rows in (("part1", 11), ("part11", 1)):
+        data = {"text": [f"{name} {i}" for i in range(rows)], "x": [0] * rows}
+        data["fold"] = ["train"] * rows
+        datasets.Dataset.from_dict(data).save_to_disk(tmp_path / name)
+    parts = {n: datasets.load_from_disk(str(tmp_path / n)) for n in ("part1", "part11")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
+    data = load_table(str(tmp_path / "both"), labels=("x",), split_column="fold")
+    assert len(set(data.report_ids)) == 12
 
 
 def test_without_splits_they_are_random_by_patient(tmp_path):

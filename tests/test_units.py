@@ -109,8 +109,6 @@ def test_refusals():
     data = make_dataset()
     with pytest.raises(DataError, match="privacy.unit must be one of report, patient, not 'study'"):
         PrivacyUnits.of(data, "study")
-    with pytest.raises(DataError, match="at least 1"):
-        PrivacyUnits.of(data, "patient", max_reports_per_patient=0)
     with pytest.raises(ValueError, match="sampler has 4 units, the data 3"):
         PrivacyUnits.of(data, "patient").reports_at(0, PoissonSampler(0, 0.5, 4))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .dataset import DataError
-from .readers import clean_text, repair, undecoded
+from .readers import clean_cell, clean_text, repair, undecoded
 
 
 def texts_of(values: Any, argument: str = "texts") -> list[str]:
@@ -40,12 +40,12 @@ def texts_of(values: Any, argument: str = "texts") -> list[str]:
 
 def groups_of(values: Any, count: int) -> np.ndarray:
     """[count] ids as strings; DataError if one is missing or there are not `count`."""
-    ids = list(_one_column(values, "groups", "ids"))
+    given = _one_column(values, "groups", "ids")
+    ids = ["" if _is_missing(value) else clean_cell(value) for value in given]
     _require_rows(len(ids), count, "groups")
-    for i, value in enumerate(ids):
-        if _is_missing(value) or value == "":
-            raise DataError(f"groups[{i}] has no id")
-    return np.array([str(value) for value in ids])
+    if "" in ids:
+        raise DataError(f"groups[{ids.index('')}] has no id")
+    return np.array(ids)
 
 
 def labels_of(

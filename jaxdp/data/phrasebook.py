@@ -85,6 +85,8 @@ class Phrasebook:
             value = _shipped(name) if name in SHIPPED else json.loads(Path(name).read_text("utf-8"))
         except json.JSONDecodeError as error:
             raise DataError(f"{name}, line {error.lineno}: not JSON") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{name} is not in UTF-8") from None
         fields = {field.name for field in dataclasses.fields(cls)} - {"names"}
         if not isinstance(value, dict) or value.keys() != fields:
             raise DataError(f"{name} must hold exactly {', '.join(sorted(fields))}")
@@ -147,15 +149,22 @@ class Phrasebook:
         )
 
     def _check(self, name: str) -> None:
+        for field in ("labels", "slots"):
+            if not isinstance(getattr(self, field), dict):
+                raise DataError(f"{name}: {field} must be an object")
         lists = {field: getattr(self, field) for field in _LISTS}
         lists |= {f"slots.{word}": choices for word, choices in self.slots.items()}
         for label, phrases in self.labels.items():
-            if phrases.keys() != {"present", "absent"}:
+            if not isinstance(phrases, dict) or phrases.keys() != {"present", "absent"}:
                 raise DataError(f"{name}: labels.{label} must hold present and absent")
             lists |= {f"labels.{label}.{key}": said for key, said in phrases.items()}
         for field, said in lists.items():
             may_be_empty = field.endswith(".absent")
-            if not isinstance(said, list) or not (said or may_be_empty):
+            optional = field.startswith("slots.")  # a word may be left out, a sentence may not
+            right = isinstance(said, list) and all(
+                isinstance(s, str) and (s or optional) for s in said
+            )
+            if not right or not (said or may_be_empty):
                 raise DataError(f"{name}: {field} must be a list of sentences")
             for sentence in said:
                 unknown = set(re.findall(r"\{(\w+)\}", sentence)) - self.slots.keys()

@@ -14,7 +14,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+import numpy as np
 
 from .dataset import DataError
 
@@ -35,6 +37,13 @@ def clean_text(value: str | None) -> str:
     """Text on one line, single-spaced; "" for what programs write when there is none."""
     text = " ".join((value or "").split())
     return "" if text.lower() in MISSING else text
+
+
+def clean_cell(value: Any) -> str:
+    """`clean_text` of a text, an id or a name of any type."""
+    if isinstance(value, float | np.floating) and value.is_integer():
+        value = int(value)  # an id in a column with gaps comes back as a float
+    return clean_text(str(value))  # which knows "None" and "nan" for what they are
 
 
 def decode(content: bytes, counts: Counter) -> str:

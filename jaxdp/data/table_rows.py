@@ -4,6 +4,7 @@
 import json
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ def _excel(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             book.close()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, KeyError, IndexError, ValueError, SyntaxError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, SyntaxError):
         raise DataError(f"{path} is not a complete Excel workbook, or has a password") from None
     names = ["" if cell is None else str(cell).strip() for cell in next(iter(rows), ())]
     wanted = find_columns(f"{path}: {FIRST}", names, columns, HEADER)

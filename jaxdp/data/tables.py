@@ -14,7 +14,7 @@ import numpy as np
 
 from .dataset import DataError, ReportDataset, assign_splits, hold_out_validation
 from .labels import LabelPolicy, parse_cells, require_carried
-from .readers import MISSING, clean_text
+from .readers import MISSING, clean_cell
 from .table_rows import stream_rows
 
 _SPLITS = {
@@ -148,7 +148,9 @@ def _rows(
         own = {role: _text(value, where) for role, (value,) in cells.items()}
         if "" in own.values():
             raise DataError(f"{where} has an empty id, patient or split")
-        report, split = own.get("id", f"{part}{number}"), own.get("split", part).lower()
+        # A part may end in digits itself.
+        made = f"{part}{':' if part[-1:].isdigit() else ''}{number}"
+        report, split = own.get("id", made), own.get("split", part).lower()
         if split and split not in _SPLITS:
             raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
         text = "\n".join(filter(None, texts))
@@ -158,9 +160,7 @@ def _rows(
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str | int | float | None):
         raise DataError(f"{where} has a text, id, patient or split that is no string or number")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # an id in a column with gaps comes back as a float
-    return clean_text(str(value))  # which knows "None" and "nan" for what they are
+    return clean_cell(value)
 
 
 def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> list[Any]:
@@ -175,11 +175,12 @@ def _listed(value: Any, labels: Sequence[str], where: str, counts: Counter) -> l
     names = [] if value is None or value != value else value
     if not isinstance(names, list):
         raise DataError(f"{where} has a label list that cannot be read")
-    if names and all(isinstance(v, int | float) for v in names):
+    stated = [v for v in names if v is not None]
+    if stated and all(isinstance(v, int | float) for v in stated):
         if len(names) != len(labels):
             raise DataError(f"{where} has {len(names)} numbers as labels, not {len(labels)}")
         return names
-    positive = {str(name).strip() for name in names} - {""}
+    positive = {str(name).strip() for name in stated} - {""}
     if not positive:
         counts["reports that list no label, taken as negative in all"] += 1
     counts["labels not in data.labels, ignored"] += len(positive - set(labels))

@@ -50,7 +50,7 @@ class PrivacyUnits:
             seed: public.
 
         Raises:
-            DataError: unknown unit, a cap below 1, or patients of whom the source tells nothing.
+            DataError: unknown unit, or patients of whom the source tells nothing.
         """
         require_choice("privacy.unit", unit, ("report", "patient"))
         if not dataset.patients_known and (unit == "patient" or max_reports_per_patient):
@@ -62,8 +62,6 @@ class PrivacyUnits:
         if max_reports_per_patient is None:
             rows = np.argsort(patient, kind="stable")
         else:
-            if max_reports_per_patient < 1:
-                raise DataError("max_reports_per_patient must be at least 1, or None")
             priority = keyed_fraction(dataset.report_ids, seed, "max_reports_per_patient")
             rows = np.lexsort((priority, patient))
             starts = np.searchsorted(patient[rows], patient[rows], side="left")

@@ -31,6 +31,10 @@ class CalibrationError(ValueError):
     """No noise multiplier in the supported range meets the target."""
 
 
+class TooLittleNoise(ValueError):
+    """So little that nothing would be protected, and PLD arithmetic has no answer."""
+
+
 def epsilon_pld(mechanisms: Sequence[SubsampledGaussian], delta: float) -> float:
     """Upper bound on epsilon at `delta` of running all mechanisms on the same data.
 
@@ -41,16 +45,16 @@ def epsilon_pld(mechanisms: Sequence[SubsampledGaussian], delta: float) -> float
     Returns 0.0 for no steps at all, infinity if any stage that takes a step has no noise.
 
     Raises:
-        ValueError: delta is outside (0, 1) or below what PLD arithmetic resolves (about 1e-14), or
-            there is so little noise (MIN_NOISE_MULTIPLIER, MAX_PLD_EPSILON) that the distribution
-            would not fit in memory.
+        TooLittleNoise: the distribution would not fit in memory (MIN_NOISE_MULTIPLIER,
+            MAX_PLD_EPSILON).
+        ValueError: delta is outside (0, 1) or below what PLD arithmetic resolves (about 1e-14).
     """
     looser = epsilon_rdp(mechanisms, delta)
     if looser in (0.0, math.inf):
         return looser
     least = min(m.noise_multiplier for m in mechanisms if m.steps > 0)
     if least < MIN_NOISE_MULTIPLIER or looser > MAX_PLD_EPSILON:
-        raise ValueError(
+        raise TooLittleNoise(
             f"noise_multiplier {least:g} is too small (epsilon is about {looser:.3g}): nothing "
             "would be protected, and the privacy loss distribution would not fit in memory"
         )

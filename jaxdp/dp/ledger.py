@@ -8,12 +8,13 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from .accounting import epsilon_pld
+from .accounting import TooLittleNoise, epsilon_pld
 from .mechanism import SubsampledGaussian
 
 Mechanisms = Mapping[str, SubsampledGaussian]
@@ -122,8 +123,9 @@ class Ledger:
         # Unbuffered: what was not written must not be written later, when closing.
         with open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            empty = not file.seek(0, os.SEEK_END)
             if not key_path.exists():
-                if file.seek(0, os.SEEK_END):
+                if not empty:
                     raise LedgerError(f"{key_path} is missing: the ledger cannot be checked")
                 new = key_path.with_name(key_path.name + ".new")
                 with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
@@ -131,7 +133,9 @@ class Ledger:
                     out.flush()
                     os.fsync(out.fileno())
                 os.replace(new, key_path)
+            if empty:
                 # Names must last as well as contents: the ledger's own, the key's, new folders'.
+                # Whoever made them may have been stopped before this.
                 for named_in in (folder, *(each.parent for each in made)):
                     descriptor = os.open(named_in, os.O_RDONLY)
                     os.fsync(descriptor)
@@ -179,7 +183,10 @@ def _check(key: bytes, previous: str, body: str) -> str:
 
 
 def _total(runs: Mapping[str, Mechanisms], delta: float) -> float:
-    return epsilon_pld([m for stages in runs.values() for m in stages.values()], delta)
+    try:
+        return epsilon_pld([m for stages in runs.values() for m in stages.values()], delta)
+    except TooLittleNoise:  # together: each may well have had enough
+        return math.inf
 
 
 def _part_of(taken: Mechanisms, planned: Mechanisms) -> bool:

@@ -84,6 +84,7 @@ def _most_read(text: str, offsets: np.ndarray, attended: np.ndarray) -> list[str
         return [""] * len(attended)
     starts, ends = np.array(spans).T
     begin, end = offsets[:, :1], offsets[:, 1:]
-    inside = (begin >= starts) & (end <= ends) & (begin < end)
+    # Some tokenizers count the space before a word to it, which lies before the sentence.
+    inside = (end > starts) & (end <= ends) & (begin < end)
     totals = attended @ inside  # [labels, sentences]
     return [text[slice(*spans[i])] for i in totals.argmax(axis=1)]

@@ -78,6 +78,8 @@ class Description:
                 f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names"
             )
         window = value.get("window")
+        if window is not None and [type(part) for part in window] != [int, int]:
+            raise WeightsError(f"{path}: window must be two whole numbers")
         tasks = {task.problem_type: name for name, task in TASKS.items()}
         problem = value.get("problem_type", TASKS[cls.task].problem_type)
         if problem not in tasks:
@@ -171,7 +173,7 @@ def _read_torch(path: Path) -> Tensors:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {name: functools.partial(_to_numpy, value) for name, value in tensors.items()}
     except Exception as error:  # damaged archive, or a pickle that asks for more than tensors
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} is damaged, or holds more than tensors: {reason}") from None
 
 

@@ -82,4 +82,4 @@ def _reason(error: Exception, revision: str | None) -> str:
         return f"no revision {revision!r}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return "not (completely) in the cache, and the hub cannot be reached; give a directory"
-    return str(error).strip().splitlines()[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -79,6 +79,7 @@ def roc_plot(findings: list[Finding]) -> Figure:
 def epsilon_plot(findings: list[Finding], delta: float, confidence: float) -> Figure:
     """Bars: what is proven. Lines: what is claimed."""
     figure, panels = _panels(findings, 7.4, 2.9)
+    reached = [value for f in findings for value in (f.bounds.epsilon, f.claim)]
     for ax, members in panels:
         for place, finding in enumerate(members):
             color = COLOURS[1] if finding.violated else COLOURS[0]
@@ -92,7 +93,7 @@ def epsilon_plot(findings: list[Finding], delta: float, confidence: float) -> Fi
             ax.text(reach + 0.15, place, text, va="center")
         ax.set_yticks(range(len(members)), [f.variant.name for f in members])
         ax.invert_yaxis()
-        ax.set_xlim(0, 1.75 * max(f.bounds.epsilon for f in findings))
+        ax.set_xlim(0, 1.75 * (max(filter(math.isfinite, reached)) or 1))
         ax.set_xlabel(f"epsilon at delta {delta:g}")
     figure.suptitle(f"bars: lower bound at {confidence:.0%} confidence; black: claimed epsilon")
     return figure

@@ -2,6 +2,7 @@
 """A sweep as one self-contained page, and as figures for a paper."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -190,22 +191,26 @@ def _epsilon(value: float | None) -> str:
 
 
 def write_figures(report: SweepReport, folder: Path) -> list[Path]:
-    """<figure>_<source>_<unit>.pdf and .png for each collection; the paths, PDFs first."""
+    """<figure>_<source>_<unit>.pdf and .png for each collection, with _2 behind it for a second one
+    of that source and unit, and so on; the paths, PDFs first."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written, seen = [], Counter()
     for c in report.collections:
+        about = f"{c.source}_{c.unit}"
+        seen[about] += 1
+        ending = about if seen[about] == 1 else f"{about}_{seen[about]}"
         figures = {
             "curve": curve(c).figure(),
             "labels": _grid(c, _labels(c)),
             "calibration": calibration(c).figure(),
         }
         if c.comparisons:
-            about = "row minus column, weighted F1, and p (Holm); shaded at 0.05"
-            figures["differences"] = _grid(c, _differences(c), about)
+            what = "row minus column, weighted F1, and p (Holm); shaded at 0.05"
+            figures["differences"] = _grid(c, _differences(c), what)
         if (steps := training(report, c)).lines:
             figures["training"] = steps.figure()
         for name, figure in figures.items():
-            written += save(figure, folder / f"{name}_{c.source}_{c.unit}")
+            written += save(figure, folder / f"{name}_{ending}")
     return sorted(written, key=lambda path: path.suffix)
 
 

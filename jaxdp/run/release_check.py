@@ -188,9 +188,6 @@ class _Bundle:
         labels, fingerprint = list(description.label_names), description.base_fingerprint
         if not all(isinstance(name, str) and len(name) <= 200 for name in labels):
             raise ReleaseError("jaxdp.json: label_names must be short names")
-        window = description.window
-        if window is not None and [type(value) for value in window] != [int, int]:
-            raise ReleaseError("jaxdp.json: window must be two whole numbers")
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):
             raise ReleaseError("jaxdp.json: base_fingerprint must be 32 hexadecimal digits")
         if self.whole:
