@@ -449,9 +449,10 @@ class Config(Settings):
         """The run's folder."""
         return Path(self.run.dir) / self.run.name
 
-    def below(self, parent: Path) -> Self:
-        """With the run's folder in another one."""
-        return dataclasses.replace(self, run=dataclasses.replace(self.run, dir=str(parent)))
+    def below(self, parent: Path, name: str | None = None) -> Self:
+        """With the run's folder in another one, and of another name if one is given."""
+        run = dataclasses.replace(self.run, dir=str(parent), name=name or self.run.name)
+        return dataclasses.replace(self, run=run)
 
     def _check_sampling(self) -> None:
         units = self.privacy.units

@@ -92,6 +92,7 @@ def test_a_ledger_is_added_up(tmp_path):
     [
         (["--epsilon", "0", *RUN], "epsilon must be in"),
         (["--epsilon", "1,x", *RUN], "numbers separated by commas"),
+        (["--epsilon", "", *RUN], "must name at least one number"),
         (["--epsilon", "1", "--units", "10", "--batch", "11", "--steps", "1"], "at most 1"),
         (["--epsilon", "1"], "--units is needed"),
         (["--epsilon", "1", "--sampling_probability", "0.1"], "--steps is needed"),

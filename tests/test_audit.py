@@ -371,6 +371,10 @@ def test_shipped_configs_are_valid_and_no_training():
     "change, message",
     [
         (dict(train__mode="lora"), 'config.train.mode must be "head"'),
+        (
+            dict(train__queries=True, model__pooling="label-attention"),
+            "config.train.queries must be False",
+        ),
         (dict(train__expected_batch_size=48.0), "config.train.expected_batch_size must be"),
         (dict(centering__l2_clip_norm=4.0), "config.centering.l2_clip_norm must be None"),
         (dict(head_stage__steps=3), "config.head_stage.steps must be 0"),

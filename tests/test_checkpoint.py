@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -204,7 +205,7 @@ def open_run():
 def test_the_secret_is_kept_from_the_start_and_never_replaced(tmp_path, open_run):
     run = open_run(config(tmp_path), resume=False)
     first = run.secret(fresh(), [b"report"])
-    assert not run.started and run.start() and run.started and not run.start()
+    assert not run.started and run.start({}) and run.started and not run.start({})
     run.close()
     with pytest.raises(RunError, match="--resume"):
         open_run(config(tmp_path), resume=False)
@@ -228,7 +229,7 @@ def test_a_run_is_held_by_one_at_a_time(tmp_path, open_run):
 def test_a_damaged_secret_stops_the_run(tmp_path, open_run, content):
     run = open_run(config(tmp_path), resume=False)
     run.secret(fresh(), [])
-    run.start()
+    run.start({})
     (run.private / "secret.json").write_text(content)
     with pytest.raises(RunError, match="damaged"):
         run.secret(fresh(), [])
@@ -238,7 +239,7 @@ def test_a_damaged_secret_stops_the_run(tmp_path, open_run, content):
 def test_damaged_settings_stop_the_run(tmp_path, open_run):
     run = open_run(config(tmp_path), resume=False)
     run.secret(fresh(), [])
-    run.start()
+    run.start({})
     run.close()
     (run.path / "config.json").write_text('{"run": {')
     with pytest.raises(RunError, match=r"config\.json is damaged"):
@@ -248,7 +249,7 @@ def test_damaged_settings_stop_the_run(tmp_path, open_run):
 def test_a_secret_with_a_changed_digit_stops_the_run(tmp_path, open_run):
     run = open_run(config(tmp_path), resume=False)
     run.secret(fresh(), [])
-    run.start()
+    run.start({})
     file = run.private / "secret.json"
     content = json.loads(file.read_text())
     content["secret"] = f"{int(content['secret'], 16) ^ 1:064x}"
@@ -271,7 +272,7 @@ def test_before_its_start_a_run_may_change_its_settings(tmp_path, open_run):
     run = open_run(config(tmp_path, research_seed=3), resume=False)
     assert json.loads((run.path / "config.json").read_text())["run"]["research_seed"] == 3
     run.secret(fresh(), [])
-    run.start()
+    run.start({})
     run.unstart()
     run.close()
     open_run(config(tmp_path), resume=False).close()
@@ -298,7 +299,7 @@ def test_a_started_run_keeps_what_decides_its_result(tmp_path, open_run, section
     before = config(tmp_path)
     run = open_run(before, resume=False)
     run.secret(fresh(), [])
-    run.start()
+    run.start({})
     run.close()
     for name in ("checkpoint_every", "keep_checkpoints", "eval_every"):
         open_run(config(tmp_path, **{name: 7}), resume=True).close()
@@ -314,7 +315,7 @@ def test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses(
     run = open_run(config(tmp_path), resume=False)
     disk = Disk(monkeypatch, run.private)
     run.secret(fresh(), [])
-    run.start()
+    run.start({})
     file = run.private / "secret.json"
     assert disk.kept(file) == file.read_bytes() and not disk.torn
     assert run.private.stat().st_mode & 0o077 == 0
@@ -325,7 +326,7 @@ def test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved(tmp
     settings = Config.from_dict({"privacy": privacy, "run": {"dir": str(tmp_path)}})
     run, ledger = open_run(settings, resume=False), dp.Ledger(tmp_path / "ledger")
     secret = run.secret(fresh(), [])
-    run.start()
+    run.start({})
     planned = plan_run(settings).mechanisms()
     ledger.plan("data", secret.public_id(), planned)
     run.close()
@@ -340,3 +341,21 @@ def test_a_run_that_is_given_up_counts_with_the_furthest_step_that_was_saved(tmp
     assert checkpoints.latest() == Position(0, 3)
     assert give_up(run.path, ledger) == Position(0, 5)
     assert counted() == {"main stage": planned["main stage"].replace(steps=5)}
+
+    moved = run.path.rename(tmp_path / "renamed")
+    assert give_up(moved, ledger) == Position(0, 5) and not run.path.exists()
+    shutil.rmtree(moved / "private" / "checkpoints")
+    assert give_up(moved, ledger) is None, "no step was saved, so none was seen"
+    (moved / "private" / "tensorboard").mkdir()
+    with pytest.raises(RunError, match="checkpoints are gone, so it counts in full"):
+        give_up(moved, ledger)
+
+
+def test_what_is_finished_keeps_its_settings_though_private_is_gone(tmp_path, open_run):
+    run = open_run(config(tmp_path), resume=False)
+    run.close()
+    (run.path / "metrics.json").write_text("{}")
+    shutil.rmtree(run.private)
+    again = open_run(config(tmp_path, research_seed=3), resume=False)
+    assert again.finished
+    assert json.loads((run.path / "config.json").read_text())["run"]["research_seed"] != 3

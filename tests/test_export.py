@@ -109,6 +109,11 @@ def test_errors_are_one_line(released, tmp_path):
     result = export("--adapter", released[0], "--output", tmp_path)
     assert result.returncode == 1
     assert result.stderr == f"error: {tmp_path} exists already\n"
+    windowed, out = shutil.copytree(released[0], tmp_path / "windowed"), tmp_path / "out"
+    about = json.loads((windowed / "jaxdp.json").read_text()) | {"window": [8, 2]}
+    (windowed / "jaxdp.json").write_text(json.dumps(about))
+    result = export("--adapter", windowed, "--output", out, "--format=stablehlo")
+    assert "reads by windows" in result.stderr and not out.exists(), "nothing half done"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,10 @@ def test_the_model_is_the_configured_one(workspace):
     changes = dict(model__pooling="mean", model__dtype="bfloat16", data__windows=2)
     model = blank_model(smoke_config(workspace, **changes), 3)
     assert model.window == (16, 2) and model.precision == "bfloat16"
+    pooled = workspace / "backbone" / "1_Pooling"
+    pooled.mkdir()
+    (pooled / "config.json").write_text('{"pooling_mode": "mean"}')
+    assert blank_model(smoke_config(workspace, model__pooling=None), 3).pooling == "mean"
 
 
 def test_a_chip_without_its_compiler_is_said_in_a_line(workspace, monkeypatch):

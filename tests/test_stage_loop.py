@@ -2,11 +2,13 @@
 """What happens between steps, and in which order; the steps themselves only count."""
 
 import contextlib
+import dataclasses
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers_data import make_dataset
 from helpers_training import smoke_config, write_backbone
 
@@ -170,7 +172,8 @@ def test_a_run_begins_with_the_ledger_and_the_budget_of_its_settings(tmp_path, m
         (Lab(tmp_path / "b", monkeypatch), (None, None)),
     ):
         lab.train()
-        assert [e[1:] for e in lab.log if e[0] == "start"] == [(lab.run, lab.inputs, *wanted)]
+        ((_, run, _, inputs, *given),) = [e for e in lab.log if e[0] == "start"]
+        assert (run, inputs, *given) == (lab.run, lab.inputs, *wanted)
 
 
 def test_what_runs_is_what_was_planned(lab):
@@ -223,6 +226,9 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_shown(lab):
 # Before the first step.
 
 
+MODEL = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+
 def inputs(patients="aabb", unit="patient", **changes):
     data = make_dataset(patients, **changes)
     return setup.Inputs(data, {}, {}, 0, PrivacyUnits.of(data, unit), None, 16)
@@ -241,7 +247,7 @@ def inputs(patients="aabb", unit="patient", **changes):
 def test_noise_is_used_again_on_the_very_same_reports_labels_and_units_only(tmp_path, other):
     with contextlib.closing(RunDirectory(smoke_config(tmp_path), resume=False)) as run:
         secret = shared_secret(RunSecret.create(None), run, inputs())
-        run.start()
+        run.start({})
         assert shared_secret(RunSecret.create(None), run, inputs()).root == secret.root
         with pytest.raises(RunError, match="other training reports"):
             shared_secret(RunSecret.create(None), run, other)
@@ -286,7 +292,7 @@ def test_a_run_is_in_the_ledger_in_full_before_it_begins_and_its_secret_before_t
         planned(*arguments, **options)
 
     monkeypatch.setattr(dp.Ledger, "plan", plan)
-    begin(run, inputs(), ledger)
+    begin(run, MODEL, inputs(), ledger)
     (runs,) = ledger.runs().values()
     assert runs == {run.secret.public_id(): run.plan.mechanisms()}
 
@@ -295,10 +301,24 @@ def test_a_new_run_that_is_refused_has_not_started_and_one_that_goes_on_has(tmp_
     _, run = new_run()
     for started in (False, True):
         if started:
-            run.directory.start()
+            begin(run, MODEL, inputs(), None)
         with pytest.raises(dp.LedgerError, match="over the total budget"):
-            begin(run, inputs(), dp.Ledger(tmp_path / "ledger"), total_budget=1e-3)
+            begin(run, MODEL, inputs(), dp.Ledger(tmp_path / "ledger"), total_budget=1e-3)
         assert run.directory.started is started
+
+
+def test_a_run_goes_on_with_the_weights_and_the_noise_that_it_began_with(new_run):
+    _, run = new_run(privacy__ledger=None)
+    for _ in range(2):
+        begin(run, MODEL, inputs(), None)
+    with pytest.raises(RunError, match="with other weights or public start; resume it with"):
+        begin(run, nnx.Linear(2, 2, rngs=nnx.Rngs(1)), inputs(), None)
+    *before, stage = run.plan.stages
+    other = stage.mechanism.replace(noise_multiplier=1.01 * stage.mechanism.noise_multiplier)
+    stages = (*before, dataclasses.replace(stage, mechanism=other))
+    plan = dataclasses.replace(run.plan, stages=stages)
+    with pytest.raises(RunError, match="with other noise; resume it with"):
+        begin(dataclasses.replace(run, plan=plan), MODEL, inputs(), None)
 
 
 # After the last step.

@@ -57,6 +57,7 @@ def test_without_privacy_nothing_is_released(tmp_path, epsilon):
         (dict(privacy__noise_multiplier=1.0), "cost"),
         (dict(head_stage__noise_multiplier=1.0), "other stages already cost"),
         (dict(privacy__epsilon=60.0), "epsilon must be in"),
+        (dict(centering__l2_clip_norm=1e30), "^config.centering: l2_clip_norm must be in"),
     ],
 )
 def test_unreachable_targets_are_refused_before_data_is_read(tmp_path, changes, words):

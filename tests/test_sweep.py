@@ -336,7 +336,7 @@ def test_a_run_keeps_the_samples_it_was_started_with(tmp_path):
 
     run = RunDirectory(config, resume=False)
     secret = secret_of(run, shared)
-    run.start()
+    run.start({})
     run.close()
     with contextlib.closing(RunDirectory(config, resume=True)) as again:
         assert secret_of(again, shared) == secret == again.stored_secret()[0]

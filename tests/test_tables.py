@@ -4,6 +4,7 @@
 import gzip
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -165,6 +166,7 @@ def test_bad_classes_are_said_by_their_row(tmp_path, rows, message):
     rows = [["w", "a", "train"], *([*row, "train"] for row in rows)]
     path = str(write_table(tmp_path / "t.csv", ["text", "class", "part"], rows))
     choice = dict(labels=("a", "b"), one_class=True, label_column="class", split_column="part")
+    choice["split_seed"] = 3  # with which both good rows are for training
     if message is None:
         assert load_table(path, **choice).labels.tolist() == [[1, 0], [0, 1]]
         return
@@ -223,6 +225,24 @@ def test_splits_of_a_stored_dataset(tmp_path):
     assert set(data.splits[[t.startswith("test") for t in data.texts]]) == {"test"}
     assert set(data.splits[[t.startswith("train") for t in data.texts]]) == {"train", "validation"}
     assert len(set(data.report_ids)) == 18
+
+
+@pytest.mark.parametrize("patients", [False, True])
+def test_a_row_more_moves_no_other_between_splits(tmp_path, patients):
+    """Or adding one report would change the training data of others, and no bound would hold."""
+    rows = [[f"text {i % 90}", i % 2, f"p{i // 3}"] for i in range(300)]
+    ids = {"patient_column": "who"} if patients else {}
+
+    def read(rows):
+        path = str(write_table(tmp_path / "t.csv", ["text", "x", "who"], rows))
+        data = load_table(path, labels=("x",), **ids)
+        whole = zip(data.texts, data.labels.tolist(), data.splits, data.report_ids, strict=True)
+        return Counter(map(str, whole))
+
+    before = read(rows)
+    after = read([["another", 0, "q"], *rows[:100], ["one more", 1, "q"], *rows[100:]])
+    assert before - after == Counter() and (after - before).total() == 2
+    assert read(rows[::-1]) == before
 
 
 def test_rows_of_parts_whose_names_end_in_digits_are_told_apart(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
-from helpers_training import LABELS, smoke_config, write_backbone, write_collection
+from helpers_training import (
+    LABELS,
+    AtTheFirstStep,
+    smoke_config,
+    write_backbone,
+    write_collection,
+)
 from rich.console import Console
 
 from jaxdp import dp
@@ -23,8 +30,10 @@ from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
 from jaxdp.models.checkpoints import WeightsError
+from jaxdp.run.directory import RunError
 from jaxdp.run.interrupt import Interrupt
-from jaxdp.run.monitor import Monitor
+from jaxdp.run.loop import Interrupted
+from jaxdp.run.monitor import Monitor, SilentMonitor
 from jaxdp.run.release_check import check_release
 from jaxdp.run.train import train
 from jaxdp.training import warm_start as warm_start_module
@@ -84,6 +93,34 @@ def run(config):
     monitor = Monitor(Console(file=printed, width=100))
     result = train(config, resume=False, interrupt=Interrupt(), monitor=monitor)
     return result, printed.getvalue()
+
+
+def test_a_run_goes_on_from_the_public_start_that_it_began_with(workspace, book, monkeypatch):
+    """Also where another one would be learnt now: with other devices, versions, or by chance."""
+    config = smoke_config(workspace, **settings(book, steps=2))
+
+    def trained(name, interrupt, resume=False):
+        own = config.below(config.path.parent, name)
+        return train(own, resume=resume, interrupt=interrupt, monitor=SilentMonitor())["privacy"]
+
+    def adapter(name):
+        path = config.path.parent / name / "release" / "adapter" / "adapter_model.safetensors"
+        return path.read_bytes()
+
+    trained("whole", Interrupt())
+    for name in ("stopped", "lost"):
+        with pytest.raises(Interrupted):
+            trained(name, AtTheFirstStep())
+    monkeypatch.setenv("JAXDP_CACHE", str(workspace / "another"))
+    learn = warm_start_module._train
+    monkeypatch.setattr(
+        warm_start_module, "_train", lambda *a: jax.tree.map(lambda x: x + 1e-6, learn(*a))
+    )
+    trained("stopped", Interrupt(), resume=True)
+    assert adapter("stopped") == adapter("whole")
+    shutil.rmtree(config.path.parent / "lost" / "private" / "checkpoints.public_start")
+    with pytest.raises(RunError, match="lost was started with other weights or public start"):
+        trained("lost", Interrupt(), resume=True)
 
 
 def test_the_head_learns_the_phrases_and_finds_them_in_reports(workspace, book):

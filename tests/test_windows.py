@@ -19,7 +19,7 @@ from test_families import beside
 
 from jaxdp import dp
 from jaxdp.config import ConfigError
-from jaxdp.data.tokens import tokenize
+from jaxdp.data.tokens import most_tokens, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
 from jaxdp.models.tasks import multilabel_loss
@@ -56,6 +56,10 @@ def test_windows_overlap_and_each_has_special_tokens():
     assert cut == 1 and packed.lengths[-1] == 2 * SIZE
     plain, cut = tokenize(texts, tokenizer(), SIZE)
     assert cut == 2 and plain.lengths.max() == SIZE
+    for count in (1, 2, COUNT):
+        _, cut = tokenize(texts, tokenizer(), SIZE, count)
+        most = most_tokens(tokenizer(), SIZE, count)
+        assert cut == sum(len(text.split()) + 2 > most for text in texts)
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta"])

@@ -52,6 +52,7 @@ class AuditConfig(Config):
             ("privacy.unit", '"report": a canary is one report', privacy.unit == "report"),
             ("data.task", '"multi-label" for an audit', self.data.task == "multi-label"),
             ("train.mode", '"head" for an audit', train.mode == "head"),
+            ("train.queries", "False for an audit", not train.queries),
             ("head_stage.steps", "0 for an audit", self.head_stage.steps == 0),
             ("centering.l2_clip_norm", "None for an audit", self.centering.l2_clip_norm is None),
             (

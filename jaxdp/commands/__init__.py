@@ -136,6 +136,14 @@ def _nearest(name: str, known) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def numbers(name: str, values: list[str] | None) -> list[float]:
+    """Comma-separated flag values as floats."""
+    try:
+        return [float(value) for value in values or []]
+    except ValueError:
+        fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
+
+
 def fail(error: object) -> NoReturn:
     """Prints one line to stderr and ends with status 1."""
     print(f"error: {error}", file=sys.stderr)

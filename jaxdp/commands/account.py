@@ -28,7 +28,7 @@ from jaxdp import dp
 from jaxdp.models.checkpoints import read_json
 from jaxdp.run.give_up import give_up
 
-from . import fail
+from . import fail, numbers
 from .define import Define
 
 DEFINE = Define()
@@ -53,14 +53,6 @@ HEADINGS = {
     "epsilon_rdp": "epsilon\nby Renyi",
     "noise_multiplier_rdp": "noise multiplier\nby Renyi",
 }
-
-
-def numbers(name: str, values: list[str] | None) -> list[float]:
-    """Comma-separated flag values as floats."""
-    try:
-        return [float(value) for value in values or []]
-    except ValueError:
-        fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
 
 
 def writable(value: float | None) -> float | str | None:
@@ -106,6 +98,8 @@ def account(console: Console) -> dict[str, Any]:
         rows.append({"target": target, "noise_multiplier": found.noise_multiplier})
         rows[-1]["noise_multiplier_rdp"] = renyi_noise(found, target, delta)
     rows += [{"noise_multiplier": noise} for noise in numbers("noise_multiplier", _NOISE.value)]
+    if not rows:
+        fail("--epsilon or --noise_multiplier must name at least one number")
     for row in rows:
         stage = [run.replace(noise_multiplier=row["noise_multiplier"])]
         row["epsilon"] = dp.epsilon_pld(stage, delta)

@@ -121,11 +121,12 @@ def _measure(console: Console, platform: str) -> None:
     usual = USUAL[platform]
     names, batches = _CONTENDERS.value or usual.names, [_BATCH.value or usual.batch]
     if _QUICK.value or _MEMORY.value:
-        models, lengths = models or ["minilm-l6"], ["openi"]
+        models, lengths = models or ["minilm-l6"], lengths if _LENGTHS.present else ["openi"]
     if _QUICK.value:
         # XLA prepares a width's products when it first meets it, which so few reports do late.
         count = count if _ROUNDS.present else 7
-        names, batches = _CONTENDERS.value or usual.quick_names, [usual.quick_batch]
+        names = _CONTENDERS.value or usual.quick_names
+        batches = [_BATCH.value or usual.quick_batch]
     if _MEMORY.value:
         names, batches, count = ["ours"], [float(batch) for batch in _BATCHES.value], 1
     tune = not (_QUICK.value or _MEMORY.value)
@@ -180,7 +181,12 @@ def _startup(console: Console, platform: str) -> None:
         np.percentile([r["first_step_seconds"] for r in runs], [50, 0, 100]) for runs in columns
     ]
     rows.append(["to the first step", *("{:.1f} ({:.1f} to {:.1f})".format(*t) for t in totals)])
-    header = ("part, seconds (compiling)", "cold", "warm: compiled before", "data.cache as well")
+    header = (
+        "part, seconds (compiling)",
+        "cold",
+        "warm: compiled, start kept",
+        "data.cache as well",
+    )
     console.print(on_screen(f"{_CONFIG.value}, from starting Python", header, rows))
     DEFINE.write_json(_about(platform) | {"config": _CONFIG.value, "startup": result})
 

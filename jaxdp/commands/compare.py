@@ -36,7 +36,7 @@ from jaxdp.peers import start, tables
 from jaxdp.peers.job import SIDES
 from jaxdp.progress import Display
 
-from . import fail
+from . import fail, numbers
 from .define import Define
 
 LEVELS = ("gradients", "trajectory", "runs")
@@ -84,7 +84,7 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
     }
     with Display(console, "comparison", status="working"):
         if level == "runs":
-            epsilons, private = [float(e) for e in _EPSILONS.value], output / "private"
+            epsilons, private = numbers("epsilons", _EPSILONS.value), output / "private"
             jobs = start.find_jobs(configs, epsilons, _SEEDS.value, private, console.print)
             result = comparison.compare_runs(jobs, options, console.print)
         else:

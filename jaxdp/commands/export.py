@@ -81,11 +81,11 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
 
     model, label_names, directory = load_finetuned(adapter, base_model)
     config = read_config(directory)
+    if form == "stablehlo" and model.window is not None:
+        raise ValueError(f"{adapter} reads by windows, which --format=stablehlo has not")
     shutil.copytree(adapter, output, ignore=_REPLACED)
     if form == "merged":
         save_checkpoint(output, model, config, label_names)
-    elif model.window is not None:
-        raise ValueError(f"{adapter} reads by windows, which --format=stablehlo has not")
     else:
         write_stablehlo(output / "model.jax_export", model, positions_of(config))
 

@@ -23,7 +23,7 @@ from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
 from jaxdp.data.load import load_reports
 from jaxdp.data.summary import summarize
-from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.data.tokens import load_tokenizer, most_tokens, tokenize
 from jaxdp.report.draw import COLOURS, LINE, SOFT, new_figure, styled
 
 from .define import Define
@@ -127,12 +127,14 @@ def labels_plot(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray]:
-    """(the counts, [n] tokens of each report before cutting)."""
+def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray, int]:
+    """(the counts, [n] tokens of each report before cutting, what they are cut to)."""
     dataset: ReportDataset = load_reports(config.data, config.teacher)
     backbone = resolve_backbone(config.model.backbone, revision=config.model.revision)
-    tokens, _ = tokenize(dataset.texts, load_tokenizer(backbone.directory), _NO_LIMIT)
-    return summarize(dataset, tokens.lengths, config.data.max_length), tokens.lengths
+    tokenizer = load_tokenizer(backbone.directory)
+    tokens, _ = tokenize(dataset.texts, tokenizer, _NO_LIMIT)
+    most = most_tokens(tokenizer, config.data.max_length, config.data.windows)
+    return summarize(dataset, tokens.lengths, most), tokens.lengths, most
 
 
 def main() -> None:
@@ -140,12 +142,12 @@ def main() -> None:
     values = {name: _CONFIG.value[name].to_dict() for name in ("data", "teacher")}
     backbone = {name: _CONFIG.value.model[name] for name in ("backbone", "revision")}
     config = Config.from_dict({**values, "model": backbone, "privacy": {"epsilon": None}})
-    summary, lengths = inspect(config)
+    summary, lengths, most = inspect(config)
     print_summary(summary, Console())
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
         folder.mkdir(parents=True, exist_ok=True)
-        lengths_plot(lengths, config.data.max_length).savefig(folder / "lengths.png", dpi=150)
+        lengths_plot(lengths, most).savefig(folder / "lengths.png", dpi=150)
         labels_plot(summary).savefig(folder / "labels.png", dpi=150)
         print(f"saved lengths.png and labels.png in {_OUTPUT.value}")
     DEFINE.write_json(summary)

@@ -34,7 +34,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, shaped
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.presets import PUBLISHED_SIZES, find_preset
+from jaxdp.models.presets import PRESETS, PUBLISHED_SIZES
 from jaxdp.models.pretrained import MODELS, as_config, read_config
 from jaxdp.training.frozen_layers import FrozenLayers, advancing
 from jaxdp.training.randomness import RunSecret
@@ -65,13 +65,12 @@ def _blank(model: ReportClassifier, level: int, reports: int, length: int) -> Pa
 def blank_model(config: Config, num_labels: int) -> ReportClassifier:
     """The model that the configuration trains, with random weights; only its config.json is read,
     and not even that of a preset of the study."""
-    name = config.model.backbone
-    preset = find_preset(name)
-    pooling = config.model.pooling or (preset.pooling if preset else "cls")
+    name, pooling = config.model.backbone, config.model.pooling
     if name in PUBLISHED_SIZES:
-        sizes = as_config(PUBLISHED_SIZES[name])
+        sizes, pooling = as_config(PUBLISHED_SIZES[name]), pooling or PRESETS[name].pooling
     else:
-        sizes = read_config(resolve_backbone(name, revision=config.model.revision).directory)
+        backbone = resolve_backbone(name, pooling, config.model.revision)
+        sizes, pooling = read_config(backbone.directory), backbone.pooling
     dtype = config.model.dtype if config.model.dtype == "bfloat16" else None
     model = MODELS[sizes.model_type](sizes, num_labels, pooling, dtype, rngs=nnx.Rngs(0))
     configure(config, model, nnx.Rngs(0))

@@ -3,7 +3,9 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -140,6 +142,14 @@ def keyed_fraction(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
         for i in np.asarray(ids).tolist()
     )
     return (np.frombuffer(digests, "<u8") >> np.uint64(11)) * 2.0**-53
+
+
+def id_of(row: Any, seen: Counter) -> str:
+    """An id for a row that has none: a hash of what it holds, so that whatever is decided by it
+    stays as it is when another row is added; and a number, by `seen`, where rows hold the same."""
+    content = hashlib.blake2b(repr(row).encode(), digest_size=16).hexdigest()
+    seen[content] += 1
+    return f"{content}-{seen[content]}"
 
 
 def assign_splits(

@@ -43,14 +43,19 @@ def key_of(description: str, parts: Iterable[bytes | np.ndarray]) -> str:
     """A name for what depends on the description and on the parts, bytes or arrays, in order."""
     digest = hashlib.sha256(description.encode())
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+        digest.update(part if isinstance(part, bytes) else _bytes_of(part))
     return digest.hexdigest()[:32]
 
 
 def _checksum(packed: Packed) -> str:
     digest = hashlib.sha256(packed.lengths.tobytes())
-    digest.update(np.ascontiguousarray(packed.values).data)
+    digest.update(_bytes_of(packed.values))
     return digest.hexdigest()
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    # bfloat16 has no buffer of its own.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _save(entry: Path, packed: Packed, count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .dataset import DataError, ReportDataset, assign_splits, hold_out_validation
+from .dataset import DataError, ReportDataset, assign_splits, hold_out_validation, id_of
 from .labels import LabelPolicy, parse_cells, require_carried
 from .readers import MISSING, clean_cell
 from .table_rows import stream_rows
@@ -61,7 +61,7 @@ def load_table(
         label_column: one column that lists each report's positive labels, as a list of names, as
             "[...]" in JSON or Python, separated by ; or |, or as 0/1 for each of `labels`; names
             not in `labels` are ignored and counted. None: every label has a column of its own.
-        id_column: of unique report ids; None numbers the rows.
+        id_column: of unique report ids; None makes them of what rows hold.
         label_origin: for the privacy statement.
 
     Raises:
@@ -130,10 +130,11 @@ def _rows(
 
     Args:
         source: see `stream_rows`.
-        columns: role (a field of `_Row`) -> its columns. What has none is made of the row's number.
+        columns: role (a field of `_Row`) -> its columns. Where ids have none, see `id_of`.
         counts: of rows read and dropped.
     """
     wanted = [column for names in columns.values() for column in names]
+    seen = Counter()
     for part, number, values, problem in stream_rows(source, wanted, counts):
         where = f"{source}{f' ({part})' if part else ''}: row {number}"
         if problem:
@@ -148,12 +149,10 @@ def _rows(
         own = {role: _text(value, where) for role, (value,) in cells.items()}
         if "" in own.values():
             raise DataError(f"{where} has an empty id, patient or split")
-        # A part may end in digits itself.
-        made = f"{part}{':' if part[-1:].isdigit() else ''}{number}"
-        report, split = own.get("id", made), own.get("split", part).lower()
+        split, text = own.get("split", part).lower(), "\n".join(filter(None, texts))
         if split and split not in _SPLITS:
             raise DataError(f"{where} has a split that is not one of {', '.join(_SPLITS)}")
-        text = "\n".join(filter(None, texts))
+        report = own.get("id") or id_of((own, text, labels), seen)
         yield where, _Row(report, own.get("patient", report), _SPLITS.get(split, ""), text, labels)
 
 

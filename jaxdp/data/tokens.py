@@ -106,6 +106,12 @@ def tokenize(
     return stored(cache, key, lambda: _encode(texts, tokenizer, max_length, windows))
 
 
+def most_tokens(tokenizer: Tokenizer, max_length: int, windows: int) -> int:
+    """Of a text that so many windows hold whole; special ones are counted once."""
+    new = max_length - tokenizer.num_special_tokens_to_add(False) - max_length // _OVERLAP
+    return max_length + (windows - 1) * new
+
+
 def windows_of(encoding: Encoding, windows: int) -> list[Encoding]:
     """The first of the windows that the library has cut a text into."""
     return [encoding, *encoding.overflowing][:windows]

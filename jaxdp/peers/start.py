@@ -108,6 +108,8 @@ def find_jobs(
     Raises:
         RunError: there is one of other settings.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # token ids and predictions will be there
     for seed, config in itertools.product(range(seeds), configs):
         run = dataclasses.replace(config.run, research_seed=seed)
         for epsilon in epsilons or [config.privacy.epsilon]:

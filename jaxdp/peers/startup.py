@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from jaxdp import assets
 from jaxdp.config import Config
 from jaxdp.run.directory import RunError
 from jaxdp.run.interrupt import Interrupt
@@ -81,9 +82,9 @@ class _Marks(Monitor):
 
 
 def measure(config: Config, repeats: int, platform: str = "cpu") -> dict[str, Any]:
-    """Seconds to the first step in fresh processes: once with nothing kept from before, then
-    `repeats` times with the compiled programs, and as often with data.cache as well, which keeps
-    token ids, a public start and frozen layers.
+    """Seconds to the first step in fresh processes: once with nothing kept from before but what was
+    fetched, then `repeats` times with the compiled programs and the public start, and as often with
+    data.cache as well, which keeps token ids and frozen layers.
 
     JSON-ready: "cold"; "warm" and "cached" run by run. "parts" are in order, up to the first step
     of the main stage, each with its seconds and how many of them went into compiling;
@@ -93,6 +94,10 @@ def measure(config: Config, repeats: int, platform: str = "cpu") -> dict[str, An
         RunError: the run could not be started.
     """
     with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept"
+        kept.mkdir()
+        for package in assets.cache_directory().glob("*-*"):
+            (kept / package.name).symlink_to(package)
         data = dataclasses.replace(config.data, cache=str(Path(folder) / "cache"))
         cached = dataclasses.replace(config, data=data)
         # The cold one fills the cache; the warm ones do not look into it.
@@ -105,6 +110,7 @@ def _first_step(config: Config, platform: str, folder: Path, number: int) -> dic
     place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
     kept_from = str(jax.config.jax_persistent_cache_min_compile_time_secs)
     variables = environment(platform) | {
+        "JAXDP_CACHE": str(folder / "kept"),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": kept_from,
     }

@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from jaxdp import dp
+from jaxdp.data.store import key_of
 from jaxdp.data.units import reports_per_patient
 from jaxdp.files import write_json
+from jaxdp.models.classifier import ReportClassifier
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import Inputs
 from jaxdp.training.stages import RunPlan
@@ -92,16 +95,32 @@ def tell_patients(run: Run, inputs: Inputs) -> None:
 
 
 def begin(
-    run: Run, inputs: Inputs, ledger: dp.Ledger | None, total_budget: float | None = None
+    run: Run,
+    model: ReportClassifier,
+    inputs: Inputs,
+    ledger: dp.Ledger | None,
+    total_budget: float | None = None,
 ) -> None:
     """Keeps the secret, and enters the run in the ledger: nothing is done with the reports before.
 
     Args:
+        model: to be trained. What is frozen of it is in no checkpoint, and must be the same when
+            the run goes on; so must the noise, which is calibrated anew.
         ledger: None records nothing, as of a run without privacy.
         total_budget: epsilon that all runs in the ledger may cost together; None is no limit.
+
+    Raises:
+        RunError: the run had started with another model, or with other noise.
+        LedgerError: see `dp.Ledger.plan`.
     """
-    new = run.directory.start()
     mechanisms = run.plan.mechanisms()
+    weights = map(np.asarray, jax.tree.leaves(nnx.state(model, nnx.Param)))
+    new = run.directory.start(
+        {
+            "weights or public start": key_of("", weights),
+            "noise": {name: dataclasses.asdict(m) for name, m in mechanisms.items()},
+        }
+    )
     if ledger is None or not mechanisms:
         return
     budget = None if total_budget is None else (total_budget, run.plan.delta)

@@ -3,8 +3,9 @@
 
 import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxdp.config import Config
 from jaxdp.files import write_json
@@ -28,8 +29,8 @@ class RunError(RuntimeError):
 
 
 def stored_config(run: Path) -> Config:
-    """What the run in that folder was started with, with run.dir as it is now: the folder may have
-    been moved.
+    """What the run in that folder was started with, with run.dir and run.name as they are now: the
+    folder may have been moved.
 
     Raises:
         RunError: no run is there, or its config.json cannot be used.
@@ -37,7 +38,8 @@ def stored_config(run: Path) -> Config:
     file = run / "config.json"
     try:
         config = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        return config.below(run.resolve().parent)
+        place = run.resolve()
+        return config.below(place.parent, place.name)
     except FileNotFoundError:
         raise RunError(f"{file} is missing: no run was started there, or it is damaged") from None
     except (OSError, ValueError) as error:
@@ -104,7 +106,8 @@ class RunDirectory:
         if not self.started:
             if any(self.checkpoints.glob("*")):
                 self.require_started()
-            write_json(self.path / "config.json", config.to_dict())
+            if not self.finished:  # what is finished is left alone, also without private/
+                write_json(self.path / "config.json", config.to_dict())
             return
         if not resume:
             raise RunError(
@@ -156,25 +159,43 @@ class RunDirectory:
             )
         return secret
 
-    def start(self) -> bool:
+    def start(self, begins_with: Mapping[str, Any]) -> bool:
         """Keeps a new secret: False if the run had started before.
 
         Being on disk before a ledger and any checkpoint, it lets a run that lost all its
         checkpoints start again with the same samples and noise: one run, counted once.
+
+        Args:
+            begins_with: JSON-ready, by what people call it: all that the same settings do not fix.
+
+        Raises:
+            RunError: the run had started with something else.
         """
-        if self.started:
-            return False
-        write_json(self._secret_file, self._new)
-        return True
+        if not self.started:
+            write_json(self._secret_file, self._new | {"begins_with": begins_with})
+            return True
+        before = self._content().get("begins_with", {})
+        if others := [name for name, value in begins_with.items() if before.get(name) != value]:
+            raise RunError(
+                f"{self.path} was started with other {' and '.join(others)}; resume it with the "
+                "versions and the backbone that it was started with"
+            )
+        return False
+
+    def _content(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._secret_file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            raise RunError(f"{self._secret_file} is damaged; the run cannot be continued") from None
 
     def stored_secret(self) -> tuple[RunSecret, str]:
         """(the secret of a started run, fingerprint of its records); RunError if damaged."""
+        content = self._content()
         try:
-            content = json.loads(self._secret_file.read_text(encoding="utf-8"))
             shared = content.get("sampling")
             sampling_root = None if shared is None else bytes.fromhex(shared)
             return RunSecret(bytes.fromhex(content["secret"]), sampling_root), content["data"]
-        except (AttributeError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise RunError(f"{self._secret_file} is damaged; the run cannot be continued") from None
 
     def unstart(self) -> None:

@@ -31,6 +31,8 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
         if data is None:
             raise dp.LedgerError(f"{path} is not in {ledger.path}")
         position = furthest(run.checkpoints)
+        if position is None and (run.private / "tensorboard").exists():
+            raise RunError(f"{path}: its checkpoints are gone, so it counts in full")
         ledger.give_up(data, run_id, plan_run(config).mechanisms(*position) if position else {})
         return position
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxdp import memory
@@ -85,7 +86,7 @@ class Monitor:
     def loaded(self, inputs: Inputs, plan: RunPlan) -> None:
         """Reports are in memory."""
         sizes = ", ".join(f"{len(t):,} {split}" for split, t in inputs.tokens.items())
-        self._say(f"{inputs.dataset.name}: {sizes} reports, {inputs.num_labels} labels")
+        self._say(f"{escape(inputs.dataset.name)}: {sizes} reports, {inputs.num_labels} labels")
         for what, count in inputs.dataset.counts.items():
             self._say(f"  {what}: {count:,}")
         if inputs.cut:
@@ -103,7 +104,7 @@ class Monitor:
                 "expected"
             )
         for warning in warnings:
-            self._say(f"  [yellow]{warning}[/]")
+            self._say(f"  [yellow]{escape(warning)}[/]")
 
     def patients(self, patients: dict[str, Any]) -> None:
         """The unit is one report, and patients have several; see `begin.patient_epsilons`."""
@@ -133,7 +134,7 @@ class Monitor:
             f"{trained:,} trained ({100 * trained / (trained + rest):.2g} %)"
         )
         if weights.initialised:
-            self._say(f"  initialised at random: {', '.join(weights.initialised)}")
+            self._say(f"  not in the checkpoint: {', '.join(weights.initialised)}")
 
     def set_aside(self, saved: Position) -> None:
         """A checkpoint was unusable."""
@@ -244,7 +245,7 @@ class Monitor:
         for name, row in metrics["per_label"].items():
             auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
             table.add_row(
-                name, f"{row['f1']:.3f}", auroc, str(row["support"]), str(row["predicted"])
+                escape(name), f"{row['f1']:.3f}", auroc, str(row["support"]), str(row["predicted"])
             )
         self._console.print(table)
         accuracy = ""

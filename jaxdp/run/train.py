@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,9 @@ def train_members(
             lambda damaged: [monitor.set_aside(damaged) for monitor in monitors],
         )
         stop = processes.SharedInterrupt(interrupt, mesh)
-        models, weights = train_stages(config, runs, inputs, checkpoints, stop)
+        # A resumed run needs the very same, wherever it goes on.
+        kept_start = keeping(states and states.with_name(f"{states.name}.public_start"))
+        models, weights = train_stages(config, runs, inputs, checkpoints, stop, kept_start)
         predicted = [None] * len(runs)
         if "test" in inputs.tokens:
             predicted = test_probabilities(
@@ -187,11 +190,12 @@ def train_stages(
     inputs: Inputs,
     checkpoints: Checkpoints,
     stop: processes.SharedInterrupt,
+    kept_start: Path | None = None,
 ) -> tuple[list[ReportClassifier], LoadReport]:
     """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
 
     Runs `begin` once it is known that everything can be used, and before anything is done with the
-    reports. `config` says what the runs share.
+    reports. `config` says what the runs share; in `kept_start` their public start is kept.
 
     Returns:
         The trained models, and how they were loaded.
@@ -202,10 +206,11 @@ def train_stages(
     ledger = None if config.privacy.ledger is None else dp.Ledger(Path(config.privacy.ledger))
     # A public start and frozen layers may take minutes, and leave nothing half done.
     with stop.raising(lambda: Interrupted.at(saved, runs)):
-        models, weights = processes.on_all(lambda: _build(config, runs, inputs))
-        for run, model in zip(runs, models, strict=True):
+        models, weights = processes.on_all(lambda: _build(config, runs, inputs, kept_start))
+        pairs = list(zip(runs, models, strict=True))
+        for run, model in pairs:
             run.monitor.built(model, weights, config.train.trained)
-        processes.first(lambda: [begin(run, inputs, ledger, budget) for run in runs])
+        processes.first(lambda: [begin(*pair, inputs, ledger, budget) for pair in pairs])
         frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)
     centers = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
@@ -259,9 +264,11 @@ def train_stages(
 
 
 def _build(
-    config: Config, runs: Sequence[Run], inputs: Inputs
+    config: Config, runs: Sequence[Run], inputs: Inputs, kept_start: Path | None
 ) -> tuple[list[ReportClassifier], LoadReport]:
     models = []
+    if kept_start is not None and not any(run.directory.started for run in runs):
+        shutil.rmtree(kept_start, ignore_errors=True)  # of settings that were never begun with
     for run in runs:
         if models and config.warm_start.phrasebook is not None:
             # A public start takes its time, and members do not differ in it.
@@ -273,9 +280,11 @@ def _build(
                 inputs.dataset.label_names,
                 run.secret,
                 run.monitor.watch("public start"),
+                kept_start,
             )
+        if models:
+            share_frozen(models[0], model)
         models.append(model)
-        share_frozen(models[0], model)
     return models, weights
 
 

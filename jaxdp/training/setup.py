@@ -115,10 +115,12 @@ def build_model(
     label_names: Sequence[str],
     secret: RunSecret,
     watch: Watch = unwatched,
+    kept_start: Path | None = None,
 ) -> tuple[ReportClassifier, LoadReport]:
     """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
     warm start on made-up reports leaves them, which is the same for every secret; `watch`
-    shows people how far that is."""
+    shows people how far that is. The start that is in the folder `kept_start` is used whatever has
+    changed since; one that is not is kept there."""
     public = config.warm_start.phrasebook is not None
     rngs = nnx.Rngs(0 if public else secret.init_seed())
     dtype = compute_dtype(config)
@@ -139,6 +141,7 @@ def build_model(
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
             folder=keeping(cache_directory() / "public_starts"),
+            own=kept_start,
             watch=watch,
         )
     return model, report

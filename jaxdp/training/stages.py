@@ -82,23 +82,26 @@ def plan_run(config: Config) -> RunPlan:
     """
     head, main, privacy = config.head_stage, config.train, config.privacy
 
-    def calibrated(batch, steps, clip_norm, *, share=1.0, fixed=None, others=()):
+    def calibrated(section, batch, steps, clip_norm, *, share=1.0, fixed=None, others=()):
         if not privacy.private:
             return None
-        mechanism = dp.SubsampledGaussian(
-            units=privacy.units,
-            expected_batch_size=batch,
-            steps=steps,
-            l2_clip_norm=clip_norm,
-            noise_multiplier=0.0 if fixed is None else fixed,
-        )
+        try:
+            mechanism = dp.SubsampledGaussian(
+                units=privacy.units,
+                expected_batch_size=batch,
+                steps=steps,
+                l2_clip_norm=clip_norm,
+                noise_multiplier=0.0 if fixed is None else fixed,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.{section}: {error}") from None
         if fixed is not None:
             return mechanism
         return dp.calibrate_noise(mechanism, share * privacy.epsilon, privacy.delta, others=others)
 
-    def stage(name, mode, settings, clip_norm, **noise):
+    def stage(name, mode, settings, section, clip_norm, **noise):
         batch, steps = settings.expected_batch_size, settings.steps
-        return Stage(name, mode, settings, calibrated(batch, steps, clip_norm, **noise))
+        return Stage(name, mode, settings, calibrated(section, batch, steps, clip_norm, **noise))
 
     centering, stages = None, []
     try:
@@ -107,15 +110,22 @@ def plan_run(config: Config) -> RunPlan:
             dp.require_target(privacy.epsilon)
         mean = config.centering
         if mean.l2_clip_norm is not None:
-            centering = calibrated(privacy.units, 1, mean.l2_clip_norm, share=mean.epsilon_share)
+            noise = {"share": mean.epsilon_share}
+            centering = calibrated("centering", privacy.units, 1, mean.l2_clip_norm, **noise)
         if head.steps:
             noise = {"share": head.epsilon_share, "fixed": head.noise_multiplier}
-            stages.append(stage("head stage", "head", head, head.l2_clip_norm, **noise))
+            stages.append(
+                stage("head stage", "head", head, "head_stage", head.l2_clip_norm, **noise)
+            )
         before = RunPlan(privacy.delta, centering, tuple(stages)).mechanisms().values()
         noise = {"fixed": privacy.noise_multiplier, "others": list(before)}
-        stages.append(stage("main stage", main.trained, main, privacy.l2_clip_norm, **noise))
+        stages.append(
+            stage("main stage", main.trained, main, "privacy", privacy.l2_clip_norm, **noise)
+        )
         plan = RunPlan(privacy.delta, centering, tuple(stages))
         total = plan.epsilon()
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"config.privacy: {error}") from None
     if privacy.private and total > privacy.epsilon:

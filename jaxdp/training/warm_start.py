@@ -52,6 +52,7 @@ def warm_start(
     label_names: Sequence[str],
     mesh: Mesh,
     folder: Path | None,
+    own: Path | None = None,
     watch: Watch,
 ) -> None:
     """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
@@ -62,6 +63,7 @@ def warm_start(
         directory: of the backbone.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
+        own: keeps it for one run, whatever has changed since; None does not.
         watch: shows people how far it is, in reports and then in steps.
 
     Raises:
@@ -95,9 +97,9 @@ def warm_start(
         numbers = np.asarray(ravel_pytree(_Public(learnt, *basis))[0])
         return Packed.from_lengths(numbers, [numbers.size])
 
-    if folder is None:
-        numbers = learn()
-    else:
+    def known() -> tuple[Packed, int]:
+        if folder is None:
+            return learn(), 0
         # Sums of the shares of other devices are rounded otherwise.
         versions = (__version__, jax.__version__, jax.default_backend(), mesh.size)
         backbone = dataclasses.replace(config.model, label_dimensions=None)
@@ -105,7 +107,9 @@ def warm_start(
         depends = (versions, backbone, *learns, config.lora, settings, buckets)
         weights = jax.tree.leaves(nnx.state(model, nnx.Param))
         key = key_of(repr(depends), (tokens.values, labels, *weights))
-        numbers, _ = stored(folder, key, lambda: (learn(), 0))
+        return stored(folder, key, lambda: (learn(), 0))
+
+    numbers, _ = known() if own is None else stored(own.parent, own.name, known)
     public = _read(numbers, model, mode)
     nnx.update(model, public.learnt)
     directions, dimensions = public.directions, config.model.label_dimensions

@@ -14,7 +14,8 @@ STEP, TRAINER, RANDOMNESS = "training/step.py", "training/trainer.py", "training
 CHECKPOINT, RUNDIR = "run/checkpoint.py", "run/directory.py"
 FILES = "files.py"
 TRAIN, BEGIN, RUN_LOOP = "run/train.py", "run/begin.py", "run/loop.py"
-START = "        processes.first(lambda: [begin(run, inputs, ledger, budget) for run in runs])\n"
+BEGUN = "[begin(*pair, inputs, ledger, budget) for pair in pairs]"
+START = f"        processes.first(lambda: {BEGUN})\n"
 FROZEN = "        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)\n"
 STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
@@ -750,9 +751,44 @@ MUTANTS = [
     Mutant(
         "a started run gets another secret",
         RUNDIR,
-        "        if self.started:\n            return False\n",
-        "",
+        "if not self.started:\n            write_json(self._secret_file",
+        "if True:\n            write_json(self._secret_file",
         "test_checkpoint.py::test_the_secret_is_kept_from_the_start_and_never_replaced",
+    ),
+    Mutant(
+        "a run goes on with other weights or noise",
+        RUNDIR,
+        "if before.get(name) != value]",
+        "if False]",
+        "test_stage_loop.py::test_a_run_goes_on_with_the_weights_and_the_noise_that_it_began_with",
+    ),
+    Mutant(
+        "a resumed run learns another public start",
+        WARM_START,
+        "known() if own is None else stored(own.parent, own.name, known)",
+        "known()",
+        "test_warm_start.py::test_a_run_goes_on_from_the_public_start_that_it_began_with",
+    ),
+    Mutant(
+        "a row more moves others between splits",
+        TABLES,
+        "id_of((own, text, labels), seen)",
+        "id_of((part, number), seen)",
+        "test_tables.py::test_a_row_more_moves_no_other_between_splits",
+    ),
+    Mutant(
+        "too little noise counts nothing",
+        LEDGER,
+        "        return math.inf\n",
+        "        return 0.0\n",
+        "test_ledger.py::test_too_little_noise_is_over_any_budget_and_can_be_added_up",
+    ),
+    Mutant(
+        "patients of whom nothing is known are one",
+        "data/arrays.py",
+        'ids = ["" if _is_missing(value) else clean_cell(value) for value in given]',
+        "ids = [str(value) for value in given]",
+        "test_arrays.py::test_groups_are_ids_of_any_kind",
     ),
     Mutant(
         "the noise used again on other reports",
@@ -1461,8 +1497,8 @@ MUTANTS = [
     Mutant(
         "the head stage clips as the main stage",
         STAGES,
-        "head, head.l2_clip_norm,",
-        "head, privacy.l2_clip_norm,",
+        '"head_stage", head.l2_clip_norm,',
+        '"head_stage", privacy.l2_clip_norm,',
         OWN_NUMBERS,
     ),
     Mutant(
@@ -1624,8 +1660,8 @@ MUTANTS = [
     Mutant(
         "a run's budget does not reach its ledger",
         TRAIN,
-        "[begin(run, inputs, ledger, budget) for run in runs]",
-        "[begin(run, inputs, ledger) for run in runs]",
+        BEGUN,
+        BEGUN.replace(", budget", ""),
         "test_stage_loop.py::test_a_run_begins_with_the_ledger_and_the_budget_of_its_settings",
     ),
     Mutant(
@@ -1772,8 +1808,8 @@ MUTANTS = [
     Mutant(
         "the secret is not synced",
         RUNDIR,
-        "write_json(self._secret_file, self._new)",
-        "self._secret_file.write_text(json.dumps(self._new))",
+        "write_json(self._secret_file, self._new |",
+        "(lambda file, value: file.write_text(json.dumps(value)))(self._secret_file, self._new |",
         SECRET_POWER,
     ),
     Mutant(
