@@ -18,8 +18,6 @@ from jaxdp.models.pretrained import load_classifier, read_config
 from jaxdp.settings import ConfigError
 
 _MINILM = PRESETS["minilm-l6"].hub_id
-_SIZES = {"base": (12, 768), "clinical": (12, 768), "minilm-l6": (6, 384)}
-"""Layers and width, by part of a preset's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +53,7 @@ def resolve_backbone(
     directory = Path(name).expanduser()
     if directory.is_dir():
         return Backbone(directory.resolve().name, directory, pooling or _own_pooling(directory))
-    preset = find_preset(name)
-    hub_id = preset.hub_id if preset else name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
-        raise ConfigError(
-            f"backbone {name!r} is no directory here, no hub id (owner/name) and no preset "
-            f"({', '.join(PRESETS)}); set config.model.backbone, or for a finished adapter "
-            "--base_model"
-        )
+    preset, hub_id = find_preset(name), hub_id_of(name)
     # The package registry has this one, which needs no hub.
     from_registry = hub_id == _MINILM and revision is None
     directory = assets.minilm_directory() if from_registry else download(hub_id, revision)
@@ -75,17 +66,27 @@ def resolve_backbone(
     )
 
 
+def hub_id_of(name: str) -> str:
+    """Of a preset, or the name itself; ConfigError for what is not of a hub id's form."""
+    preset = find_preset(name)
+    hub_id = preset.hub_id if preset else name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        raise ConfigError(
+            f"backbone {name!r} is no directory here, no hub id (owner/name) and no preset "
+            f"({', '.join(PRESETS)}); set config.model.backbone, or for a finished adapter "
+            "--base_model"
+        )
+    return hub_id
+
+
 def backbone_size(backbone: str) -> tuple[int, int] | None:
-    """(layers, width) of a backbone, without fetching anything."""
+    """(layers, width) of a backbone, without fetching anything; None if that is not known."""
     directory = Path(backbone).expanduser()
     if directory.is_dir():
         found = read_config(directory)
         return found.num_hidden_layers, found.hidden_size
     preset = find_preset(backbone)
-    match = re.search(r"L-(\d+)_H-(\d+)", preset.hub_id if preset else backbone)
-    if match:
-        return int(match[1]), int(match[2])
-    return next((size for part, size in _SIZES.items() if part in backbone), None)
+    return (preset.layers, preset.width) if preset else None
 
 
 def _own_pooling(directory: Path) -> str:

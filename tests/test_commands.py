@@ -17,6 +17,7 @@ from jaxdp.commands import COMMANDS, config_file, main, shipped_configs
 from jaxdp.commands.train import show_plan
 from jaxdp.dp import epsilon_pld
 from jaxdp.models import lora
+from jaxdp.run.preview import problems
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import build_model, load_inputs
 from jaxdp.training.stages import plan_run
@@ -125,6 +126,23 @@ def test_a_plan_says_what_a_run_would_do_and_reads_nothing(workspace):
     model, _ = build_model(there, inputs.backbone, LABELS, secret)
     trained = jax.tree.leaves(lora.split(model, "head")[1])
     assert f"head of 3 x (16 + 1) = {sum(leaf.size for leaf in trained)} numbers" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data__source": "opnei"}, "config.data.source must be one of openi"),
+        ({"data__source": "table", "data__root": None}, "config.data.root must be a table"),
+        ({"data__source": "table", "data__labels": None}, "config.data.labels must name"),
+        ({"warm_start__phrasebook": "chest_en"}, "no sentences for 'Bones, broken'"),
+        ({"warm_start__phrasebook": "no.json"}, "no.json is no phrasebook here"),
+        ({"model__backbone": "mini-lm"}, "backbone 'mini-lm' is no directory here"),
+        ({"privacy__delta": 0.02}, "config.privacy.delta is not below 1 / units"),
+    ],
+)
+def test_a_plan_says_what_is_wrong(workspace, changes, words):
+    config = smoke_config(workspace, **{"data__labels": ("normal", "Bones, broken")} | changes)
+    assert [words in problem for problem in problems(config)] == [True]
 
 
 def test_a_plan_needs_the_public_number_of_units_and_says_so(tmp_path):

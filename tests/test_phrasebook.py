@@ -92,7 +92,7 @@ def test_labels_come_in_the_order_that_is_asked_for(book):
         ("Has-scar" in t or "has-scar" in t) == row[0] for t, row in zip(texts, labels, strict=True)
     )
     assert not any("effusion" in text for text in texts)
-    with pytest.raises(DataError, match="no sentences for fracture, mass"):
+    with pytest.raises(DataError, match="no sentences for 'fracture', 'mass'"):
         book.write_reports(1, ("fracture", "scar", "mass"), SHAPE)
 
 

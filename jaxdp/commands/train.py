@@ -8,8 +8,9 @@
 
 --config is a Python file with get_config(), or the name of a configuration that is shipped. Every
 setting of jaxdp/config.py can be given as --config.section.field=value; --plan shows what that
-comes to, and reads nothing. Results go to <config.run.dir>/<config.run.name>: release/ may be
-shared under its privacy statement, private/ must not leave.
+comes to, and what is wrong with it, and reads no report. Results go to
+<config.run.dir>/<config.run.name>: release/ may be shared under its statement, private/ must not
+leave.
 
 All devices share the work. Several processes, on one host or more, train together where srun
 starts them, or JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
@@ -19,11 +20,12 @@ JAX_PROCESS_ID are set.
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 
 from jaxdp.config import Config
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor, SilentMonitor
-from jaxdp.run.preview import plan_lines, release_lines
+from jaxdp.run.preview import plan_lines, problems, release_lines
 from jaxdp.run.processes import is_first, join
 from jaxdp.run.train import Interrupted, train
 from jaxdp.sweep.estimate import estimate_run
@@ -45,6 +47,9 @@ def show_plan(config: Config, console: Console) -> None:
     lines = release_lines(config, plan)
     if seconds := estimate_run(config):
         lines.append(f"time here: roughly {clock(seconds)}, right to a factor of three")
+    lines += [
+        f"[yellow]wrong, or missing here:[/] {escape(problem)}" for problem in problems(config)
+    ]
     for line in lines:
         console.print(f"          {line}", highlight=False, soft_wrap=True)
 

@@ -67,25 +67,32 @@ def label_names(config: DataConfig) -> tuple[str, ...]:
     return config.labels or known
 
 
-def load_reports(config: DataConfig, teacher: TeacherConfig) -> ReportDataset:
-    """Reads the configured source, and the teacher's labels if there are any.
-
-    Raises:
-        ConfigError: unknown source, or one that needs a root.
-        DataError: what was found cannot be used.
-    """
+def source_of(config: DataConfig) -> Source:
+    """ConfigError for an unknown source, or one that needs a root or labels that are not set."""
     if config.source not in SOURCES:
         raise ConfigError(
             f"config.data.source must be one of {', '.join(SOURCES)}, not {config.source!r}"
         )
     source = SOURCES[config.source]
+    if not config.root and isinstance(source.root, str):
+        raise ConfigError(f"config.data.root must be {source.root}")
+    if not label_names(config):
+        raise ConfigError("config.data.labels must name the labels of a table")
+    return source
+
+
+def load_reports(config: DataConfig, teacher: TeacherConfig) -> ReportDataset:
+    """Reads the configured source, and the teacher's labels if there are any.
+
+    Raises:
+        ConfigError: see `source_of`.
+        DataError: what was found cannot be used.
+    """
+    source = source_of(config)
     settings = {field: getattr(config, field) for field in source.settings}
     if TASKS[config.task].one_class:
         settings["one_class"] = True  # of tables alone, as `DataConfig` makes sure
-    root = config.root
-    if not root and isinstance(source.root, str):
-        raise ConfigError(f"config.data.root must be {source.root}")
-    dataset = source.load(root or source.root(), labels=label_names(config), **settings)
+    dataset = source.load(config.root or source.root(), labels=label_names(config), **settings)
     if teacher.path is None:
         return dataset
     policy = {"uncertain": config.uncertain, "blank": config.blank}

@@ -171,6 +171,16 @@ class Phrasebook:
                 if unknown:
                     raise DataError(f"{name}: {field} uses {', '.join(unknown)}, no word of slots")
 
+    def findings(self, label_names: Sequence[str]) -> list[str]:
+        """The labels but that of normal reports; DataError if the book lacks one."""
+        findings = [label for label in label_names if label != self.normal]
+        if missing := [label for label in findings if label not in self.labels]:
+            raise DataError(
+                f"the phrasebook has no sentences for {', '.join(map(repr, missing))}; "
+                "warm_start.phrasebook = labels makes some of the labels' names"
+            )
+        return findings
+
     def write_reports(
         self,
         count: int,
@@ -189,12 +199,7 @@ class Phrasebook:
         Raises:
             DataError: the book lacks a label.
         """
-        findings = [label for label in label_names if label != self.normal]
-        if missing := [label for label in findings if label not in self.labels]:
-            raise DataError(
-                f"the phrasebook has no sentences for {', '.join(missing)}; "
-                "warm_start.phrasebook = labels makes some of the labels' names"
-            )
+        findings = self.findings(label_names)
         rng, chance = np.random.default_rng(seed), shape.findings / max(len(findings), 1)
 
         def say(key: str, chosen: Iterable[str]) -> list[str]:

@@ -14,32 +14,36 @@ class Preset:
     it only learnt to fill in words."""
     max_length: int
     """Tokens per text that it was pretrained with; more have positions, but less well trained."""
+    layers: int
+    width: int
 
 
 PRESETS = {
-    "bert-tiny": Preset("google/bert_uncased_L-2_H-128_A-2", "cls", 512),
-    "bert-mini": Preset("google/bert_uncased_L-4_H-256_A-4", "cls", 512),
-    "bert-small": Preset("google/bert_uncased_L-4_H-512_A-8", "cls", 512),
-    "bert-medium": Preset("google/bert_uncased_L-8_H-512_A-8", "cls", 512),
-    "bert-base": Preset("google-bert/bert-base-uncased", "cls", 512),
-    "albert-base-v2": Preset("albert/albert-base-v2", "cls", 512),
-    "bio-clinical-bert": Preset("emilyalsentzer/Bio_ClinicalBERT", "cls", 128),
-    "minilm-l6": Preset("sentence-transformers/all-MiniLM-L6-v2", "mean", 256),
-    "mpnet-base": Preset("sentence-transformers/all-mpnet-base-v2", "mean", 384),
-    "bge-small": Preset("BAAI/bge-small-en-v1.5", "first", 512),
-    "distilbert-base": Preset("distilbert/distilbert-base-uncased", "mean", 512),
-    "roberta-base": Preset("FacebookAI/roberta-base", "mean", 512),
+    "bert-tiny": Preset("google/bert_uncased_L-2_H-128_A-2", "cls", 512, 2, 128),
+    "bert-mini": Preset("google/bert_uncased_L-4_H-256_A-4", "cls", 512, 4, 256),
+    "bert-small": Preset("google/bert_uncased_L-4_H-512_A-8", "cls", 512, 4, 512),
+    "bert-medium": Preset("google/bert_uncased_L-8_H-512_A-8", "cls", 512, 8, 512),
+    "bert-base": Preset("google-bert/bert-base-uncased", "cls", 512, 12, 768),
+    "albert-base-v2": Preset("albert/albert-base-v2", "cls", 512, 12, 768),
+    "bio-clinical-bert": Preset("emilyalsentzer/Bio_ClinicalBERT", "cls", 128, 12, 768),
+    "minilm-l6": Preset("sentence-transformers/all-MiniLM-L6-v2", "mean", 256, 6, 384),
+    "mpnet-base": Preset("sentence-transformers/all-mpnet-base-v2", "mean", 384, 12, 768),
+    "bge-small": Preset("BAAI/bge-small-en-v1.5", "first", 512, 12, 384),
+    "distilbert-base": Preset("distilbert/distilbert-base-uncased", "mean", 512, 6, 768),
+    "roberta-base": Preset("FacebookAI/roberta-base", "mean", 512, 12, 768),
     "biomedbert": Preset(
-        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext", "mean", 512
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext", "mean", 512, 12, 768
     ),
-    "bioclinical-modernbert": Preset("thomas-sounack/BioClinical-ModernBERT-base", "cls", 8192),
-    "radbert": Preset("StanfordAIMI/RadBERT", "mean", 512),
-    "radbert-roberta": Preset("zzxslp/RadBERT-RoBERTa-4m", "mean", 512),
-    "cxr-bert": Preset("microsoft/BiomedVLP-CXR-BERT-general", "mean", 512),
-    "multilingual-e5-small": Preset("intfloat/multilingual-e5-small", "mean", 512),
-    "xlm-roberta-base": Preset("FacebookAI/xlm-roberta-base", "mean", 512),
+    "bioclinical-modernbert": Preset(
+        "thomas-sounack/BioClinical-ModernBERT-base", "cls", 8192, 22, 768
+    ),
+    "radbert": Preset("StanfordAIMI/RadBERT", "mean", 512, 12, 768),
+    "radbert-roberta": Preset("zzxslp/RadBERT-RoBERTa-4m", "mean", 512, 12, 768),
+    "cxr-bert": Preset("microsoft/BiomedVLP-CXR-BERT-general", "mean", 512, 12, 768),
+    "multilingual-e5-small": Preset("intfloat/multilingual-e5-small", "mean", 512, 12, 384),
+    "xlm-roberta-base": Preset("FacebookAI/xlm-roberta-base", "mean", 512, 12, 768),
     "roberta-biomedical-es": Preset(
-        "PlanTL-GOB-ES/roberta-base-biomedical-clinical-es", "mean", 512
+        "PlanTL-GOB-ES/roberta-base-biomedical-clinical-es", "mean", 512, 12, 768
     ),
 }
 """Name in config.model.backbone -> preset."""

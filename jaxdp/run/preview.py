@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will do, in words; nothing is read for that."""
+"""What a run will do, in words, and what is wrong with its settings; no report is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
 from jaxdp import recipe
-from jaxdp.backbone import backbone_size
-from jaxdp.config import Config
-from jaxdp.data.load import label_names
+from jaxdp.backbone import backbone_size, hub_id_of
+from jaxdp.config import Config, ConfigError
+from jaxdp.data.dataset import DataError
+from jaxdp.data.load import label_names, source_of
 from jaxdp.training.setup import arithmetic
 from jaxdp.training.stages import RunPlan
+from jaxdp.training.warm_start import phrasebook_of
 
 
 def plan_lines(config: Config, plan: RunPlan) -> list[str]:
@@ -30,6 +35,31 @@ def plan_lines(config: Config, plan: RunPlan) -> list[str]:
     if epsilon is not None and config.run.research_seed is not None:
         lines.append("[yellow]research_seed is set: repeatable, and hence unprotected[/]")
     return lines
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong with the settings, as far as they tell without a report."""
+    labels, backbone, settings = label_names(config.data), config.model.backbone, config.warm_start
+
+    def phrasebook() -> None:
+        if settings.phrasebook is not None and labels:
+            phrasebook_of(settings, labels).findings(labels)
+
+    def model() -> None:
+        if not Path(backbone).expanduser().is_dir():
+            hub_id_of(backbone)
+
+    for check in (lambda: source_of(config.data), phrasebook, model):
+        try:
+            check()
+        except (ConfigError, DataError) as error:
+            yield str(error)
+    units, delta = config.privacy.units, config.privacy.delta
+    if config.privacy.private and delta >= 1 / units:
+        yield (
+            f"config.privacy.delta is not below 1 / units = {1 / units:.3g}; publishing a random "
+            "unit outright could satisfy it"
+        )
 
 
 def release_lines(config: Config, plan: RunPlan) -> list[str]:

@@ -71,7 +71,7 @@ def warm_start(
     """
     settings = config.warm_start
     shape = Shape(*(getattr(settings, field) for field in Shape._fields))
-    book, tokenizer = _book(settings, label_names), load_tokenizer(directory)
+    book, tokenizer = phrasebook_of(settings, label_names), load_tokenizer(directory)
     one_class = TASKS[model.task].one_class
     texts, labels = book.write_reports(settings.reports, label_names, shape, one_class=one_class)
     tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
@@ -136,7 +136,8 @@ def _read(numbers: Packed, model: ReportClassifier, mode: str) -> _Public:
     return ravel_pytree(like)[1](jnp.asarray(numbers.values))
 
 
-def _book(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
+def phrasebook_of(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:
+    """The one that the settings name; DataError if there is none, or it cannot be used."""
     if settings.phrasebook == "labels":
         synonyms = settings.synonyms if label_names else ()
         return Phrasebook.of_labels(label_names, settings.language, synonyms, settings.lexicon)
@@ -320,7 +321,7 @@ def public_start(settings: WarmStartConfig) -> str | None:
     """What the statement says about it; None if there is none."""
     if settings.phrasebook is None:
         return None
-    book = _book(settings, ())
+    book = phrasebook_of(settings, ())
     what = "head and adapters" if settings.trains_adapters else "head"
     begun = ""
     if settings.from_adapter is not None:
