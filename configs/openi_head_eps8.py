@@ -4,7 +4,7 @@
 python scripts/train.py --config configs/openi_head_eps8.py
 
 Result: test weighted F1 0.809 (0.801 to 0.815),
-mean and range over 3 seeds; 1:21 min:s on 2 CPU cores.
+mean and range over 3 seeds; 1:21 min on 2 CPU cores.
 """
 
 from jaxdp.config import inherit

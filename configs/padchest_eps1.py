@@ -5,7 +5,7 @@ python scripts/train.py --config configs/padchest_eps1.py
 
 Result: not run whole with this recipe; the one before it had 0.934 (0.934 to 0.935) on test.
 
-A patient has up to 116 reports; padchest_patient_eps1.py protects patients.
+A patient has up to 113 reports in training; padchest_patient_eps1.py protects patients.
 """
 
 from jaxdp.config import default_config

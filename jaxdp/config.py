@@ -348,7 +348,7 @@ class PrivacyConfig(Settings, path="config.privacy"):
     """What is protected: one "report", or one "patient" with all reports."""
     units: Annotated[int | None, at_least(1)] = None
     """Published number of units in the training split. Needed for private training: it is
-    configuration, so that the true count is not released (design rule 3)."""
+    configuration, so that the true count is not released."""
     max_reports_per_patient: Annotated[int | None, at_least(1)] = None
     """Keep at most this many training reports of each patient; None keeps all."""
     l2_clip_norm: Annotated[float | None, POSITIVE] = None

@@ -62,7 +62,7 @@ def train(
     sampling_root: bytes | None = None,
     dataset: ReportDataset | None = None,
 ) -> dict[str, Any]:
-    """Runs the configuration to the end and writes the run directory (design: release contract).
+    """Runs the configuration to the end and writes the run directory.
 
     Guarantee: what `release/` holds is the output of exactly the mechanisms in its statement. A run
     that was stopped anywhere, even by SIGKILL, continues with the same units and noise, and ends
