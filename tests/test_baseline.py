@@ -38,7 +38,7 @@ SETTINGS = {
         "data__labels": ("0", "1", "2"),
         "data__label_column": "class",
         "train__learning_rate": 1e-2,
-        "privacy__l2_clip_norm": 6.0,
+        "privacy__l2_clip_norm": 5.0,
     },
     "albert": {
         "head_stage__steps": 0,

@@ -62,7 +62,8 @@ def main() -> None:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
     console = Console()
     configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
-    output = Path(_OUTPUT.value or start.place_of(configs[0]))
+    run = configs[0].path
+    output = Path(_OUTPUT.value or run.with_name(f"compare_{run.name}"))
     output.mkdir(parents=True, exist_ok=True)
     result = _compare(configs, output, console)
     console.print(f"all numbers and plots: {output / 'page.html'}")

@@ -28,8 +28,8 @@ from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
 from jaxdp.models.pretrained import positions_of, read_config
 from jaxdp.models.tasks import TASKS
+from jaxdp.settings import ConfigError
 
-from . import fail
 from .define import Define
 
 FORMATS = ("adapter", "merged", "stablehlo")
@@ -64,14 +64,14 @@ def write_stablehlo(path: Path, model: ReportClassifier, positions: int) -> None
 
 
 def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
-    """Does what the flags ask for; ValueError or a user error says what is wrong."""
+    """Does what the flags ask for; ConfigError or another user error says what is wrong."""
     if output.exists():
-        raise ValueError(f"{output} exists already")
+        raise ConfigError(f"{output} exists already")
     if form == "stablehlo" and not importlib.util.find_spec("flatbuffers"):
-        raise ValueError("--format=stablehlo needs a package: pip install flatbuffers")
+        raise ConfigError("--format=stablehlo needs a package: pip install flatbuffers")
     if form == "adapter":
         if (adapter / "model.safetensors").exists():
-            raise ValueError(f"{adapter} is a whole model, not an adapter; use --format=merged")
+            raise ConfigError(f"{adapter} is a whole model, not an adapter; use --format=merged")
         config = read_json(adapter / "adapter_config.json")
         shutil.copytree(adapter, output)
         if base_model:
@@ -82,7 +82,7 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
     model, label_names, directory = load_finetuned(adapter, base_model)
     config = read_config(directory)
     if form == "stablehlo" and model.window is not None:
-        raise ValueError(f"{adapter} reads by windows, which --format=stablehlo has not")
+        raise ConfigError(f"{adapter} reads by windows, which --format=stablehlo has not")
     shutil.copytree(adapter, output, ignore=_REPLACED)
     if form == "merged":
         save_checkpoint(output, model, config, label_names)
@@ -91,8 +91,5 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
 
 
 def main() -> None:
-    try:
-        run(Path(_ADAPTER.value), Path(_OUTPUT.value), _FORMAT.value, _BASE_MODEL.value)
-    except ValueError as error:
-        fail(error)
+    run(Path(_ADAPTER.value), Path(_OUTPUT.value), _FORMAT.value, _BASE_MODEL.value)
     print(f"wrote {_OUTPUT.value}")

@@ -54,17 +54,9 @@ DEFINE.json("Also write the plan, with all settings, to this file.")
 
 def read_sweep() -> Sweep:
     """The file's, with what the flags change."""
-    changes = {
-        "dir": _DIR.value,
-        "name": _NAME.value,
-        "seeds": _SEEDS.value,
-        "share_sampling": _SHARE.value,
-        "research_seed": _RESEARCH.value,
-        "ledger": _LEDGER.value,
-        "total_budget": _BUDGET.value,
-    }
-    sweep = override(load_sweep(_CONFIG.value), _SET.value)
-    return dataclasses.replace(sweep, **{k: v for k, v in changes.items() if v is not None})
+    flags = (_DIR, _NAME, _SEEDS, _SHARE, _RESEARCH, _LEDGER, _BUDGET)
+    changes = {flag.name: flag.value for flag in flags if flag.value is not None}
+    return dataclasses.replace(override(load_sweep(_CONFIG.value), _SET.value), **changes)
 
 
 def train_all(plan: SweepPlan, interrupt: Interrupt, console: Console) -> list[str]:

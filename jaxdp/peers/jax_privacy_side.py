@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import jax_privacy
 import numpy as np
 import optax
-from flax import nnx
 
-from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
-from jaxdp.models.tasks import multilabel_loss
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.step import LabelledData
+from jaxdp.training.trainer import report_loss
 
 from .jax_side import JaxSide, load_model, packed
 from .job import MAIN, Job
@@ -32,13 +30,9 @@ class JaxPrivacy(JaxSide):
         self.job, self.physical_batch = job, physical_batch
         mechanism, model = job.mechanisms[MAIN], load_model(job)
         graphdef, adapters, frozen = lora.split(model, job.stage.mode)
-        self._frozen = lora.rounded_once(model, frozen)
+        self._frozen = (lora.rounded_once(model, frozen), 0.0)
         self._data = jax.device_put(LabelledData(packed(job.train), job.train.labels))
-
-        def loss(adapters, frozen, ids, length, labels):
-            merged = nnx.merge(graphdef, adapters, frozen)
-            return multilabel_loss(packed_logits(merged, ids, length, 0), labels)
-
+        loss = report_loss(graphdef, 0)
         clip_norm, self._batch = mechanism["l2_clip_norm"], mechanism["expected_batch_size"]
         noise = jax_privacy.noise_addition.gaussian_privatizer(
             stddev=mechanism["noise_multiplier"] * clip_norm,

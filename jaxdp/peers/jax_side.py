@@ -18,7 +18,6 @@ from jaxdp import dp, runtime
 from jaxdp.data.batching import Plan
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
-from jaxdp.evaluation.inference import packed_logits
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import load_adapter
@@ -29,7 +28,7 @@ from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import arithmetic, compute_dtype, token_buckets
 from jaxdp.training.stages import Stage
-from jaxdp.training.trainer import StageMember, StageTrainer
+from jaxdp.training.trainer import StageMember, StageTrainer, report_loss
 
 from .job import ADAPTER_PREFIX, MAIN, Job, Reports
 from .side import Side
@@ -110,11 +109,10 @@ class OurTrainer(JaxSide):
         """(norm of each training report's gradient at the start, clipped sum by adapter tensor)."""
         graphdef, _, frozen = lora.split(self._model, self.job.stage.mode)
         train = self.job.train
+        of_report = report_loss(graphdef, 0)
 
-        def loss(adapters, ids, length, labels):
-            model = nnx.merge(graphdef, adapters, frozen)
-            logits = packed_logits(model, ids, length, 0, self.job.center)
-            return TASKS[model.task].loss(logits, labels)
+        def loss(adapters, *report):
+            return of_report(adapters, (frozen, self.job.center), *report)
 
         ids, lengths = packed(train).gather(np.arange(len(train)), int(train.lengths.max()))
         gradient_sum = dp.clipped_gradient_sum(loss, self.stage.stage.mechanism.l2_clip_norm)

@@ -127,11 +127,6 @@ def find_jobs(
             yield job
 
 
-def place_of(config: Config) -> Path:
-    """Where a comparison goes that has no folder."""
-    return Path(config.run.dir) / f"compare_{config.run.name}"
-
-
 def move_adapter(job: Job, scale: float = 0.02) -> None:
     """Adds noise to every tensor of the job's adapter, in place: where B is zero, as it starts, the
     gradient of A is too, and a comparison would see nothing."""

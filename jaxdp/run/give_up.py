@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Giving a run up: the ledger then counts the steps it took instead of those it planned."""
 
+import contextlib
 from pathlib import Path
 
 from jaxdp import dp
@@ -22,8 +23,7 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
         ConfigError, LedgerError: the run is not in the ledger, or not with these settings.
     """
     config = stored_config(path)
-    run = RunDirectory(config, resume=True)
-    try:
+    with contextlib.closing(RunDirectory(config, resume=True)) as run:
         if run.finished or not run.started:
             raise RunError(f"{path}: only a run that was started and not finished can be given up")
         run_id = run.stored_secret()[0].public_id()
@@ -35,5 +35,3 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
             raise RunError(f"{path}: its checkpoints are gone, so it counts in full")
         ledger.give_up(data, run_id, plan_run(config).mechanisms(*position) if position else {})
         return position
-    finally:
-        run.close()

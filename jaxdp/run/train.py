@@ -105,10 +105,8 @@ def train_members(
     """Trains members of a group in one program, and finishes those that are not yet; each ends with
     the run directory that it would have alone.
 
-    Guarantee: each is trained by exactly the mechanisms that `train` would use, with its own secret
-    and the group's samples, and ends with the same adapter up to the rounding of sums. One that was
-    finished takes part, and nothing of it is written again. What was stopped anywhere, even by
-    SIGKILL, continues with the same units and noise.
+    Guarantee: that of `train` for each, with its own secret and the group's samples, up to the
+    rounding of sums. One that was finished takes part, and nothing of it is written again.
 
     Args:
         configs: the members', which differ in numbers alone: all of them, also when some are
@@ -316,12 +314,8 @@ def _finish(
     initialised: Sequence[str],
     probabilities: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Writes release/, then the test predictions, then metrics.json, which says that all is there.
-
-    Args:
-        initialised: parameters that were drawn at random because the checkpoint lacked them.
-        probabilities: [n, num_labels] of the model for the test split; None if there is none.
-    """
+    """Writes release/, then the test predictions, if there are any, then metrics.json, which says
+    that all is there."""
     statement = dp.privacy_statement(
         run.plan.mechanisms(),
         delta=run.plan.delta,

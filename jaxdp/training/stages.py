@@ -2,10 +2,7 @@
 """What a run will do to the private reports: every mechanism, calibrated before any is run."""
 
 import dataclasses
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from jaxdp import dp
@@ -148,29 +145,9 @@ def make_optimizer(settings: HeadStageConfig | TrainConfig) -> optax.GradientTra
         "cosine": lambda: optax.cosine_decay_schedule(1.0, settings.steps),
     }[settings.schedule]()
     rule = {"adam": optax.scale_by_adam, "sgd": lambda: optax.trace(decay=0.9)}[settings.optimizer]
-    return optax.chain(rule(), scale_by_rate(settings.learning_rate, schedule))
 
+    @optax.inject_hyperparams
+    def descend(rate):
+        return optax.scale_by_schedule(lambda step: -rate * schedule(step))
 
-class RateState(NamedTuple):
-    """What `scale_by_rate` keeps."""
-
-    rate: jax.Array
-    """Learning rate at the start; never changes."""
-    step: jax.Array
-    """Number of updates so far, int32."""
-
-
-def scale_by_rate(rate: float, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Multiplies by -rate * schedule(step); the rate is read from the state."""
-
-    def init(params):
-        del params
-        return RateState(jnp.asarray(rate), jnp.zeros((), jnp.int32))
-
-    def update(updates, state, params=None):
-        del params
-        factor = -(state.rate * schedule(state.step))
-        updates = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
-        return updates, state._replace(step=state.step + 1)
-
-    return optax.GradientTransformation(init, update)
+    return optax.chain(rule(), descend(rate=settings.learning_rate))

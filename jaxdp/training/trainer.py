@@ -132,9 +132,10 @@ class StageTrainer:
         frozen = [
             (own, nothing if at_feature else each) for own, each in zip(frozen, center, strict=True)
         ]
-        bound = [jnp.float32(_clip_norm(each.stage)) for each in members]
+        mechanisms = (each.stage.mechanism for each in members)
+        bound = [jnp.float32(own.l2_clip_norm if own else math.inf) for own in mechanisms]
         specs = frozen_specs(frozen[0], mesh) if shard_frozen and mesh else WHOLE
-        loss = _report_loss(graphdef, self.level)
+        loss = report_loss(graphdef, self.level)
         step = make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs)
         several = len(members) > 1
         state, center, bound = (stack(x) if several else x[0] for x in (state, center, bound))
@@ -216,7 +217,7 @@ def _require_one_program(members: Sequence[StageMember], secure_noise: bool) -> 
         raise ValueError("members of one program must share samples, and differ in numbers alone")
 
 
-def _report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]:
+def report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]:
     """(adapters, (frozen, center), values, length, labels) -> loss of a report given at `level`."""
 
     def loss(adapters, frozen, values, length, labels):
@@ -226,10 +227,6 @@ def _report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]
         return TASKS[merged.task].loss(logits, labels)
 
     return loss
-
-
-def _clip_norm(stage: Stage) -> float:
-    return stage.mechanism.l2_clip_norm if stage.mechanism else math.inf
 
 
 def _optimizer(

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +93,7 @@ def warm_start(
         below = frozen_layers.at(level)
         above = FrozenLayers(model, below, buckets, mesh=mesh, watch=watch, level=level)
         basis = public_basis(above.at(last)["train"].values, model.classifier.kernel[...])
-        numbers = np.asarray(ravel_pytree(_Public(learnt, *basis))[0])
+        numbers = np.asarray(ravel_pytree((learnt, *basis))[0])
         return Packed.from_lengths(numbers, [numbers.size])
 
     def known() -> tuple[Packed, int]:
@@ -110,25 +109,20 @@ def warm_start(
         return stored(folder, key, lambda: (learn(), 0))
 
     numbers, _ = known() if own is None else stored(own.parent, own.name, known)
-    public = _read(numbers, model, mode)
-    nnx.update(model, public.learnt)
-    directions, dimensions = public.directions, config.model.label_dimensions
-    model.set_basis(public.center, None if dimensions is None else directions[..., :dimensions])
+    learnt, center, directions = _read(numbers, model, mode)
+    nnx.update(model, learnt)
+    dimensions = config.model.label_dimensions
+    model.set_basis(center, None if dimensions is None else directions[..., :dimensions])
 
 
-class _Public(NamedTuple):
-    """What a public start leaves."""
-
-    learnt: nnx.State
-    center: jax.Array
-    directions: jax.Array | None
-
-
-def _read(numbers: Packed, model: ReportClassifier, mode: str) -> _Public:
-    """What a public start of a model like this has left, from one row of all its numbers."""
+def _read(
+    numbers: Packed, model: ReportClassifier, mode: str
+) -> tuple[nnx.State, jax.Array, jax.Array | None]:
+    """What a public start of a model like this has learnt, the center and the directions of its
+    basis, from one row of all their numbers."""
     kernel = model.classifier.kernel[...].T
     by_label = model.pooling == "label-attention"
-    like = _Public(
+    like = (
         lora.split(model, mode)[1],
         jnp.zeros(kernel.shape if by_label else kernel.shape[1:]),
         jnp.zeros((*kernel.shape, kernel.shape[1])) if by_label else None,

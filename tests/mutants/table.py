@@ -1049,8 +1049,8 @@ MUTANTS = [
     Mutant(
         "every member is clipped as the first",
         TRAINER,
-        "jnp.float32(_clip_norm(each.stage))",
-        "jnp.float32(_clip_norm(stage))",
+        "jnp.float32(own.l2_clip_norm if",
+        "jnp.float32(stage.mechanism.l2_clip_norm if",
         MEMBERS,
     ),
     Mutant(
@@ -1063,8 +1063,8 @@ MUTANTS = [
     Mutant(
         "every member has the learning rate of the first",
         "training/stages.py",
-        "state.rate * schedule",
-        "rate * schedule",
+        "-rate * schedule",
+        "-settings.learning_rate * schedule",
         "test_members.py::test_every_member_is_what_it_is_alone_whoever_else_is_there",
     ),
     Mutant(
@@ -1560,8 +1560,8 @@ MUTANTS = [
     Mutant(
         "a stage that is private does not clip",
         TRAINER,
-        "return stage.mechanism.l2_clip_norm if",
-        "return math.inf if",
+        "jnp.float32(own.l2_clip_norm if",
+        "jnp.float32(math.inf if",
         "test_trainer.py::test_a_patient_moves_a_step_by_at_most_the_clip_norm_however_many_reports",
     ),
     Mutant(
