@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+import types
 
 import numpy as np
 import pyarrow.csv
@@ -28,6 +29,7 @@ from helpers_training import (
 from rich.console import Console
 
 from jaxdp import dp
+from jaxdp.commands import sweep as sweep_command
 from jaxdp.config import Config, ConfigError
 from jaxdp.run.directory import RunDirectory, RunError
 from jaxdp.run.interrupt import Interrupt
@@ -348,6 +350,22 @@ def test_a_run_keeps_the_samples_it_was_started_with(tmp_path):
     assert secret.sampling_seed("s") == RunSecret(bytes(32), shared).sampling_seed("s")
     assert secret.sampling_seed("s") != own.sampling_seed("s")
     assert (secret.init_seed(), secret.public_id()) == (own.init_seed(), own.public_id())
+
+
+def test_a_group_that_diverges_keeps_no_other_from_training(tmp_path, monkeypatch):
+    plan, ran = plan_sweep(tiny_sweep(tmp_path, axes={"lora.rank": (2, 4)})), []
+
+    def run(folder, index, interrupt):
+        ran.append(index)
+        if index == 0:
+            raise FloatingPointError("member: lower the learning rate")
+
+    monkeypatch.setattr(sweep_command, "run_group", run)
+    monkeypatch.setattr(sweep_command, "_EXECUTOR", types.SimpleNamespace(value="inline"))
+    console = Console(file=io.StringIO())
+    errors = sweep_command.train_all(plan, Interrupt(), console)
+    assert errors == ["member: lower the learning rate"] and ran == [*range(len(plan.groups))]
+    assert len(ran) > 1
 
 
 def test_history_counts_attempts_and_reads_over_a_torn_line(tmp_path):

@@ -60,18 +60,22 @@ def read_sweep() -> Sweep:
 
 
 def train_all(plan: SweepPlan, interrupt: Interrupt, console: Console) -> list[str]:
-    """Trains what is lacking; errors of jobs. Stops early where it is asked to."""
+    """Trains what is lacking; errors of groups. Stops early where it is asked to."""
     folder = plan.sweep.path
     lacking = [
         index
         for index, names in enumerate(plan.groups)
         if not all([finished(plan.members[name]) for name in names])
     ]
+    errors = []
     with watching(plan, console):
         if _EXECUTOR.value == "inline":
             for index in lacking:
-                run_group(folder, index, interrupt)
-            return []
+                try:
+                    run_group(folder, index, interrupt)
+                except FloatingPointError as error:  # other groups need not wait for that
+                    errors.append(str(error))
+            return errors
         options = dict(option.partition("=")[::2] for option in _OPTIONS.value)
         return run_jobs(folder, lacking, _EXECUTOR.value, options, interrupt)
 

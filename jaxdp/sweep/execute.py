@@ -122,7 +122,8 @@ def run_jobs(
                 job.cancel(check=False)
         time.sleep(1)
     errors = {job.job_id: None if stopping else job.exception() for job in jobs}
-    return [f"job {i}: {str(e).strip().splitlines()[-1]}" for i, e in errors.items() if e]
+    said = {i: str(e).strip() or type(e).__name__ for i, e in errors.items() if e}
+    return [f"job {i}: {text.splitlines()[-1]}" for i, text in said.items()]
 
 
 def _job(folder: str, index: int) -> None:
