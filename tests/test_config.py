@@ -27,6 +27,18 @@ def test_defaults_of_config_files_are_the_dataclasses():
         ({"data": {"rot": "x"}}, r"config\.data\.rot is not a setting; did you mean root"),
         ({"dta": {}}, r"config\.dta is not a setting; did you mean data"),
         ({"data": 3}, r"config\.data must be a section"),
+        ({"data": {"labeler": "gpt"}}, "data.labeler must be chexpert or negbio, not 'gpt'"),
+        (
+            {"data": {"uncertain": "half"}},
+            "uncertain must be one of zeros, ones, ignore, not 'half'",
+        ),
+        ({"data": {"blank": "half"}}, "blank must be one of zeros, ones, ignore, not 'half'"),
+        ({"data": {"evaluate_on": "nobody"}}, "data.evaluate_on must be all or physician"),
+        (
+            {"data": {"validation_fraction": 1}},
+            r"config\.data\.validation_fraction must be in \(0, 1\), not 1",
+        ),
+        ({"teacher": {"mode": "merge"}}, "teacher.mode must be replace or fill, not 'merge'"),
         (
             {"privacy": {"epsilon": None, "ledger": "l", "total_budget": 3.0}},
             r"config\.privacy\.total_budget must be None without privacy\.ledger, or without",

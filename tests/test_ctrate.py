@@ -254,5 +254,3 @@ def test_lfs_pointer(root):
 def test_unknown_choices(root):
     with pytest.raises(DataError, match="data.text must be one of findings"):
         load(root, text="labelled-section")
-    with pytest.raises(DataError, match=r"data.validation_fraction must be in \[0, 1\), not 1"):
-        load(root, validation_fraction=1)

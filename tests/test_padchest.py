@@ -121,5 +121,3 @@ def test_wrong_files(tmp_path):
         load_padchest(other)
     with pytest.raises(DataError, match="no usable report"):
         load(tmp_path, ROWS[4:])
-    with pytest.raises(DataError, match="data.evaluate_on must be one of all, physician"):
-        load_padchest(other, evaluate_on="nobody")

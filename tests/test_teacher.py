@@ -77,7 +77,6 @@ def test_study_numbers_of_mimic(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"mode": "merge"}, "teacher.mode must be one of replace, fill, not 'merge'"),
         ({"origin": " "}, "teacher.origin must say who made the labels"),
         ({"rows": [*ROWS, ["r0", 1, 1, CANARY]]}, "row 6 repeats an id"),
         ({"rows": [["r0", 0.5, 1, CANARY]]}, "row 2: label 2 of 2 is not 1, yes"),

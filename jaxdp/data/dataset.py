@@ -176,11 +176,6 @@ def hold_out_validation(
     """Moves training patients to validation, for sources without a validation split.
 
     Each with chance `fraction`, independently of the others (see `keyed_fraction`).
-
-    Raises:
-        DataError: `fraction` is not in [0, 1).
     """
-    if not 0 <= fraction < 1:
-        raise DataError(f"data.validation_fraction must be in [0, 1), not {fraction}")
     moved = (splits == "train") & (keyed_fraction(patient_ids, seed, "validation") < fraction)
     return np.where(moved, "validation", splits)

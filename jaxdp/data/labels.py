@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import UNKNOWN, DataError, require_choice
+from .dataset import UNKNOWN, DataError
 from .readers import MISSING
 
 UNCERTAIN, BLANK = -1.0, np.nan
@@ -29,10 +29,6 @@ class LabelPolicy:
 
     uncertain: str = "zeros"
     blank: str = "zeros"
-
-    def __post_init__(self):
-        for field in ("uncertain", "blank"):
-            require_choice(f"data.{field}", getattr(self, field), _MEANING)
 
     def __str__(self) -> str:
         return f"uncertain: {self.uncertain}, blank: {self.blank}"

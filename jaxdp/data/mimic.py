@@ -89,7 +89,6 @@ def load_mimic(
         DataError: something is missing, damaged, contradictory or unknown.
     """
     require_choice("data.text", text, TEXTS)
-    require_choice("data.labeler", labeler, LABELERS)
     policy = LabelPolicy(uncertain, blank)
     label_table, split_table, reports = _locate(Path(root), labeler)
     counts = Counter({"reports found": len(reports)})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import DataError, ReportDataset, assign_splits, require_choice
+from .dataset import DataError, ReportDataset, assign_splits
 from .labels import term_table
 from .readers import MISSING, clean_text, read_rows
 
@@ -105,9 +105,8 @@ def load_padchest(
         split_seed: public seed of the 80/10/10 split by patient.
 
     Raises:
-        DataError: missing or damaged table, unknown choice, or a label that no report carries.
+        DataError: missing or damaged table, or a label that no report carries.
     """
-    require_choice("data.evaluate_on", evaluate_on, ("all", "physician"))
     if not Path(table).is_file():
         raise DataError(f"{table} is not a file; expected PadChest's CSV table of labels")
     counts: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import UNKNOWN, DataError, ReportDataset, require_choice
+from .dataset import UNKNOWN, DataError, ReportDataset
 from .labels import LabelPolicy, parse_cells
 from .readers import clean_text, read_rows
 
@@ -41,7 +41,6 @@ def apply_teacher(
         DataError: missing, damaged or contradictory table, too many missing or surplus ids, or no
             origin.
     """
-    require_choice("teacher.mode", mode, ("replace", "fill"))
     if not origin.strip():
         raise DataError("teacher.origin must say who made the labels")
     policy = LabelPolicy(uncertain, blank)
