@@ -16,25 +16,15 @@ _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 # Section -> how its header is spelled (lower case) in the collection, where the general rules below
 # would miss it or call it something else. "pfi" and "ndication" are as odd as in the source.
 _SPELLINGS = {
-    "impression": """impression|conclusion|findings and impression|findings/impression|ndication
-        |impresson|imprression|imoression|impressoin|imprssion|impresion|imperssion|mpression
-        |impession|findings/ impression""",
-    "findings": """findings|chest, two views|finding|findins|findindgs|findgings|findngs|findnings
-        |finidngs|reference findings""",
-    "comparison": """comparison|comparisons|reference exam|comparison exam|comparison film
-        |comparision|comparsion|comparrison|comparisions""",
-    "indication": """indication|reason for examination|reason for exam|clinical indication
-        |idication""",
-    "history": "history|clinical history|clinical information|patient history|pfi",
-    "examination": "examination|exam|type of examination",
-    "recommendations": "recommendations|recommendation(s)|recommendation",
-    "wet read": "wet read|wetread",
-    "preamble": "preamble",
-    "technique": "technique",
-    "notification": "notification",
-    "addendum": "addendum",
-    "date": "date",
-    "comment": "comment",
+    "impression": """conclusion|ndication|impresson|imprression|imoression|impressoin|imprssion
+        |impresion|imperssion|mpression|impession""",
+    "findings": "finding|findins|findindgs|findgings|findngs|findnings|finidngs",
+    "comparison": "reference exam|comparision|comparsion|comparrison|comparisions",
+    "indication": "reason for examination|reason for exam|clinical indication|idication",
+    "history": "clinical information|pfi",
+    "examination": "exam|type of examination",
+    "recommendations": "recommendation(s)|recommendation",
+    "wet read": "wetread",
 }
 _SECTION_OF = {
     spelling.strip(): section
