@@ -8,19 +8,12 @@ from huggingface_hub import errors
 
 from .checkpoints import WeightsError
 
-_SMALL_FILES = [
-    "config.json",
-    "1_Pooling/config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-]
+VOCABULARIES = {
+    *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+}
+TOKENIZER_FILES = VOCABULARIES | {"merges.txt", "special_tokens_map.json", "added_tokens.json"}
+"""Beside tokenizer_config.json: what is fetched, and what a release may hold."""
+_SMALL_FILES = ["config.json", "1_Pooling/config.json", "tokenizer_config.json", *TOKENIZER_FILES]
 # One format is enough, and repositories often hold several: the first that exists is fetched.
 _WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"],

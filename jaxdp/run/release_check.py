@@ -17,6 +17,7 @@ from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.models.checkpoints import Description, WeightsError, first_of, read_json, read_tensors
 from jaxdp.models.classifier import HEAD
+from jaxdp.models.hub import TOKENIZER_FILES, VOCABULARIES
 from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, WEIGHTS, torch_class
 from jaxdp.models.pretrained import read_config
 from jaxdp.models.tasks import TASKS
@@ -25,10 +26,6 @@ _BUNDLE = {"PRIVACY.md", "privacy.json"}
 _ADAPTER = {"adapter_config.json", WEIGHTS}
 _WHOLE = {"config.json", "model.safetensors"}
 _BESIDE_WEIGHTS = {"jaxdp.json", "tokenizer_config.json"}
-_VOCABULARIES = {
-    *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-}
-TOKENIZER_FILES = _VOCABULARIES | {"merges.txt", "special_tokens_map.json", "added_tokens.json"}
 
 PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 """Where transformers keeps paths of whoever saved a file."""
@@ -150,8 +147,8 @@ class _Bundle:
             raise ReleaseError(f"links or folders where files belong: {', '.join(sorted(odd))}")
         if code in found and found[code].read_bytes() not in map(torch_class, TASKS):
             raise ReleaseError(f"{code} is not the class that belongs there")
-        if not {f"adapter/{name}" for name in _VOCABULARIES} & found.keys():
-            raise ReleaseError(f"none of {', '.join(sorted(_VOCABULARIES))} is there")
+        if not {f"adapter/{name}" for name in VOCABULARIES} & found.keys():
+            raise ReleaseError(f"none of {', '.join(sorted(VOCABULARIES))} is there")
         return f"{len(found) - 1} files, each of them allowed"
 
     def statement(self) -> str:
