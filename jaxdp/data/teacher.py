@@ -69,31 +69,21 @@ def apply_teacher(
         if number > limit:
             raise DataError(f"{path}: {number} {what}, more than teacher.{field} = {limit}")
     counts.update({f"teacher's {what}": n for what, n in policy.tally(cells[given]).items()})
-    return _merge(dataset, policy.apply(cells), given, mode, dict(counts), f"{origin} ({policy})")
-
-
-def _merge(
-    dataset: ReportDataset,
-    taught: np.ndarray,
-    given: np.ndarray,
-    mode: str,
-    counts: dict[str, int],
-    origin: str,
-) -> ReportDataset:
-    """`taught` [n, labels] counts only in rows that are `given`."""
+    taught, origin = policy.apply(cells), f"{origin} ({policy})"
     if mode == "replace":
         replaced = dataclasses.replace(
             dataset,
             labels=taught,
-            counts=counts,
+            counts=dict(counts),
             label_origin=f"teacher: {origin}",
             labelled_by=np.full(len(dataset), "teacher"),
         )
         return replaced.take(np.flatnonzero(given))
     fill = (dataset.labels == UNKNOWN) & given[:, None]
+    counts["labels filled by the teacher"] = int(fill.sum())
     return dataclasses.replace(
         dataset,
         labels=np.where(fill, taught, dataset.labels),
-        counts=counts | {"labels filled by the teacher": int(fill.sum())},
+        counts=dict(counts),
         label_origin=f"{dataset.label_origin}; where it gives none, teacher: {origin}",
     )
