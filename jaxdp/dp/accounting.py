@@ -7,7 +7,6 @@ upwards by construction), with Renyi DP (RDP) as the independent, looser second 
 
 import contextlib
 import functools
-import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 
@@ -212,11 +211,6 @@ def _quiet():
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def accountant_version() -> str:
-    """Name and version of the library behind the numbers."""
-    return f"dp-accounting {importlib.metadata.version('dp-accounting')}"
 
 
 def composed_event(mechanisms: Sequence[SubsampledGaussian]) -> dp_accounting.DpEvent:

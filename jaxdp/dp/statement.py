@@ -3,6 +3,7 @@
 
 import dataclasses
 import decimal
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -10,11 +11,9 @@ from typing import Any
 
 import dp_accounting
 
-from .accounting import accountant_version, composed_event, epsilon_pld, epsilon_rdp
+from .accounting import composed_event, epsilon_pld, epsilon_rdp
 from .groups import group_epsilon, swap_epsilon
 from .mechanism import SubsampledGaussian
-
-NEIGHBORING_RELATION = "add-or-remove-one"
 
 GROUP_SIZES = (2, 5, 10, 20, 50, 100)
 """Reports of one patient for which a report-level statement gives epsilon. Public numbers: how many
@@ -75,9 +74,9 @@ def privacy_statement(
         "epsilon": _json_number(epsilon),
         "delta": delta if private else None,
         "privacy_unit": privacy_unit,
-        "neighboring_relation": NEIGHBORING_RELATION,
+        "neighboring_relation": "add-or-remove-one",
         "accountant": "pld",
-        "accountant_version": accountant_version(),
+        "accountant_version": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
         "epsilon_rdp": _json_number(epsilon_rdp(stages, delta)) if private else None,
         "max_reports_per_patient": max_reports_per_patient,
         "group_epsilon": groups,
