@@ -55,11 +55,6 @@ HEADINGS = {
 }
 
 
-def writable(value: float | None) -> float | str | None:
-    """JSON has no infinity."""
-    return "infinite" if value == math.inf else value
-
-
 def renyi_noise(mechanism: dp.SubsampledGaussian, epsilon: float, delta: float) -> float | None:
     """What calibrating by Renyi DP would need; None where its orders do not reach the target.
 
@@ -124,7 +119,7 @@ def account(console: Console) -> dict[str, Any]:
         "delta": delta,
         "sampling_probability": probability,
         "neighboring_relation": "add-or-remove-one",
-        "rows": [{name: writable(value) for name, value in row.items()} for row in rows],
+        "rows": [{name: dp.json_number(value) for name, value in row.items()} for row in rows],
     }
 
 
@@ -132,7 +127,7 @@ def check(path: Path, console: Console) -> dict[str, float | str | None]:
     """Recomputes a statement; ends the program unless its epsilon is the one claimed."""
     statement = read_json(path)
     try:
-        recomputed = writable(dp.recomputed_epsilon(statement))
+        recomputed = dp.json_number(dp.recomputed_epsilon(statement))
         claimed = statement["epsilon"]
     except (KeyError, TypeError, ValueError) as error:
         fail(f"{path}: {error}")
@@ -160,7 +155,7 @@ def add_up(path: Path, console: Console) -> dict[str, Any]:
     rows = []
     for fingerprint, runs in ledger.runs().items():
         epsilon = ledger.epsilon(fingerprint, _DELTA.value)
-        rows.append({"data": fingerprint, "runs": len(runs), "epsilon": writable(epsilon)})
+        rows.append({"data": fingerprint, "runs": len(runs), "epsilon": dp.json_number(epsilon)})
         table.add_row(fingerprint, str(len(runs)), f"{epsilon:.6g}")
     console.print(table)
     return {"delta": _DELTA.value, "data": rows}

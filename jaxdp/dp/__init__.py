@@ -31,6 +31,7 @@ from .sampling import PoissonSampler
 from .secure_noise import SecureNoise
 from .statement import (
     event_from_json,
+    json_number,
     privacy_statement,
     recomputed_epsilon,
     statement_markdown,

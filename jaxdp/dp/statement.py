@@ -71,13 +71,13 @@ def privacy_statement(
             swap = swap_epsilon(tuple(stages), delta)
     event = composed_event(stages) if private else dp_accounting.NonPrivateDpEvent()
     return {
-        "epsilon": _json_number(epsilon),
+        "epsilon": json_number(epsilon),
         "delta": delta if private else None,
         "privacy_unit": privacy_unit,
         "neighboring_relation": "add-or-remove-one",
         "accountant": "pld",
         "accountant_version": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
-        "epsilon_rdp": _json_number(epsilon_rdp(stages, delta)) if private else None,
+        "epsilon_rdp": json_number(epsilon_rdp(stages, delta)) if private else None,
         "max_reports_per_patient": max_reports_per_patient,
         "group_epsilon": groups,
         "swap_epsilon": _claimed(swap),
@@ -187,7 +187,7 @@ def recomputed_epsilon(statement: Mapping[str, Any]) -> float | None:
     return epsilon_pld(stages, delta)
 
 
-def _json_number(value: float | None) -> float | str | None:
+def json_number(value: float | None) -> float | str | None:
     """JSON has no infinity: stages without noise have epsilon "infinite"."""
     return "infinite" if value is not None and math.isinf(value) else value
 
