@@ -288,9 +288,9 @@ def test_missing_values_of_parquet_are_not_the_text_nan(tmp_path):
 
 def test_policies_and_origin(tmp_path):
     source = write(tmp_path, "csv")
-    data = load_table(source, **CHOICE, uncertain="ones", blank="ignore", label_origin="a nurse")
+    data = load_table(source, **CHOICE, uncertain="ones", blank="ignore")
     assert data.labels.tolist() == [[1, 0], [0, 1], [-1, 1], [0, 1]]
-    assert data.label_origin == "a nurse (uncertain: ones, blank: ignore)"
+    assert data.label_origin == "as given in the table (uncertain: ones, blank: ignore)"
     assert data.counts["uncertain labels, taken as positive"] == 1
     assert data.counts["blank labels, taken as unknown"] == 1
 

@@ -43,7 +43,6 @@ def load_table(
     blank: str = "zeros",
     validation_fraction: float = 0.1,
     split_seed: int = 0,
-    label_origin: str = "as given in the table",
 ) -> ReportDataset:
     """Reads a table with one row per report, in one pass.
 
@@ -62,7 +61,6 @@ def load_table(
             "[...]" in JSON or Python, separated by ; or |, or as 0/1 for each of `labels`; names
             not in `labels` are ignored and counted. None: every label has a column of its own.
         id_column: of unique report ids; None makes them of what rows hold.
-        label_origin: for the privacy statement.
 
     Raises:
         DataError: as `stream_rows`, or a cell that cannot be used, which names file and row; or a
@@ -95,6 +93,7 @@ def load_table(
     counts.update(policy.tally(table))
     if label_column:
         require_carried(table, labels, f"in {source}")
+    kind = "one class for each report" if one_class else policy
     patients, splits = [r.patient for r in rows.values()], [r.split for r in rows.values()]
     dataset = ReportDataset(
         name=Path(source).name,
@@ -105,7 +104,7 @@ def load_table(
         patient_ids=patients,
         splits=_complete(splits, patients, split_seed, validation_fraction),
         counts=dict(counts),
-        label_origin=f"{label_origin} ({'one class for each report' if one_class else policy})",
+        label_origin=f"as given in the table ({kind})",
         patients_known=patient_column is not None,
     )
     if one_class:

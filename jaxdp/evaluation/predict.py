@@ -23,7 +23,8 @@ from jaxdp.models.tasks import TASKS, Task
 from .evidence import Evidence
 from .inference import Predictor
 
-_WIDTHS = 8
+_MICROBATCH_TOKENS, _WIDTHS = 2048, 8
+"""Positions computed at once, on each device; and how many widths of reports are told apart."""
 
 
 class ReleasedClassifier:
@@ -37,21 +38,13 @@ class ReleasedClassifier:
     Args:
         release: a run's release/ directory.
         base_model: directory of the frozen weights, if they are not where the adapter says.
-        microbatch_tokens: positions computed at once, on each device.
         mesh: devices to share the reports; None is the default device alone.
 
     Raises:
         WeightsError, ConfigError, DataError: the bundle or its base model cannot be used.
     """
 
-    def __init__(
-        self,
-        release: Path,
-        *,
-        base_model: str | None = None,
-        microbatch_tokens: int = 2048,
-        mesh: Mesh | None = None,
-    ):
+    def __init__(self, release: Path, *, base_model: str | None = None, mesh: Mesh | None = None):
         adapter = Path(release) / "adapter"
         if not adapter.is_dir():
             raise DataError(f"{adapter} does not exist; expected the release/ of a finished run")
@@ -64,7 +57,7 @@ class ReleasedClassifier:
         graphdef, *self._states = lora.split(model, "head")
         self._windows = 1 if model.window is None else model.window[1]
         lengths = any_lengths(self._max_length * self._windows)
-        buckets = Buckets.for_lengths(lengths, microbatch_tokens, _WIDTHS)
+        buckets = Buckets.for_lengths(lengths, _MICROBATCH_TOKENS, _WIDTHS)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
         self._evidence = cache(partial(Evidence, model, self._tokenizer, self._max_length, buckets))
 

@@ -61,13 +61,11 @@ def save_checkpoint(
     description.write(directory)
 
 
-def load_checkpoint(directory: Path, *, dtype=None) -> tuple[ReportClassifier, tuple[str, ...]]:
+def load_checkpoint(directory: Path) -> tuple[ReportClassifier, tuple[str, ...]]:
     """(model, label names) of a directory that `save_checkpoint` wrote; WeightsError otherwise."""
     described = Description.read(directory)
     labels = described.label_names
-    model, report = load_classifier(
-        directory, len(labels), described.pooling, dtype=dtype, rngs=nnx.Rngs(0)
-    )
+    model, report = load_classifier(directory, len(labels), described.pooling, rngs=nnx.Rngs(0))
     if report.initialised:
         raise WeightsError(f"{directory} lacks {', '.join(report.initialised)}")
     model.window, model.task = described.window, described.task
