@@ -234,7 +234,10 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     if not adapted:
         return {"r": 1, "lora_alpha": 1, "target_modules": _NO_TARGETS}
     ranks = {name: module.rank for name, module in adapted.items()}
-    alphas = {name: _number(module.alpha) for name, module in adapted.items()}
+    # 16.0 as 16: PEFT declares alpha an integer, though it computes with any number.
+    alphas = {
+        name: int(m.alpha) if m.alpha == int(m.alpha) else m.alpha for name, m in adapted.items()
+    }
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     # PEFT adapts every layer whose name ends so: short names only where they hit these and no more.
@@ -249,11 +252,6 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
         "target_modules": sorted(short if hits == adapted.keys() else adapted),
     }
-
-
-def _number(value: float) -> float:
-    """16.0 as 16: PEFT declares alpha an integer, though it computes with any number."""
-    return int(value) if value == int(value) else value
 
 
 def _read_supported_config(directory: Path) -> dict[str, Any]:
