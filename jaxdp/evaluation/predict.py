@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A release, ready to label texts."""
 
-import json
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ class ReleasedClassifier:
         self.privacy: dict[str, Any] = read_json(Path(release) / "privacy.json")
         model, self.labels, _ = load_finetuned(adapter, base_model)
         self._tokenizer: Tokenizer = load_tokenizer(adapter)
-        config = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
+        config = read_json(adapter / "tokenizer_config.json")
         self._max_length = int(config["model_max_length"])
         self.task: Task = TASKS[model.task]
         graphdef, *self._states = lora.split(model, "head")
