@@ -35,8 +35,24 @@ def test_agrees_with_scikit_learn():
     for average in ("weighted", "micro", "macro"):
         expected = f1_score(labels, probabilities >= 0.5, average=average)
         assert metrics[f"{average}_f1"] == pytest.approx(expected)
+    f1 = [row["f1"] for row in metrics["per_label"].values()]
+    assert f1 == pytest.approx(list(f1_score(labels, probabilities >= 0.5, average=None)))
     aurocs = [row["auroc"] for row in metrics["per_label"].values()]
     assert aurocs == pytest.approx(list(roc_auc_score(labels, probabilities, average=None)))
+
+
+def test_f1_of_known_labels_agrees_with_scikit_learn():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(-1, 2, (300, 4))
+    probabilities = np.clip(0.4 * labels + 0.6 * rng.random((300, 4)), 0, 1)
+    metrics = classification_metrics(probabilities, labels, tuple("abcd"))
+    known, decided = labels >= 0, probabilities >= 0.5
+    expected = [f1_score(labels[k, i], decided[k, i]) for i, k in enumerate(known.T)]
+    assert [row["f1"] for row in metrics["per_label"].values()] == pytest.approx(expected)
+    assert metrics["micro_f1"] == pytest.approx(f1_score(labels[known], decided[known]))
+    assert metrics["macro_f1"] == pytest.approx(np.mean(expected))
+    support = (labels == 1).sum(axis=0)
+    assert metrics["weighted_f1"] == pytest.approx(np.average(expected, weights=support))
 
 
 def test_calibration_of_a_case_by_hand():

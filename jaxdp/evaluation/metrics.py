@@ -7,9 +7,10 @@ import numpy as np
 
 from jaxdp.models.tasks import DECISION_THRESHOLD, TASKS
 
+from .statistics import F1_AVERAGES, f1_scores
+
 # scikit-learn takes a second to import, which a start need not wait for: where it is used.
 
-AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
 ONE_CLASS = ("accuracy", "balanced_accuracy")
 """Of one class per text, besides: accuracy, which micro F1 is there, and the mean recall of the
 classes that there are."""
@@ -38,32 +39,29 @@ def classification_metrics(
         nothing in weighted_f1, and counts as 0 in macro_f1); its AUROC, like that of a label with
         no negatives, is None.
     """
-    from sklearn.metrics import recall_score, roc_auc_score
+    from sklearn.metrics import roc_auc_score
 
     one_class = TASKS[task].one_class
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities must be finite")
     per_label, known_all = {}, labels >= 0
     decisions = TASKS[task].decide(probabilities)
+    found = {name: score[0] for name, score in f1_scores(decisions[None], labels).items()}
     for i, name in enumerate(label_names):
         known = known_all[:, i]
         truth, predicted = labels[known, i], decisions[known, i]
         both_classes = len(np.unique(truth)) == 2
         per_label[name] = {
-            "f1": _f1(truth, predicted),
+            "f1": float(found["per_label"][i]),
             "auroc": float(roc_auc_score(truth, probabilities[known, i])) if both_classes else None,
             "support": int((truth == 1).sum()),
             "predicted": int(predicted.sum()),
             "labelled": int(known.sum()),
         }
     bins = reliability(probabilities, labels, task)
-    f1 = np.array([row["f1"] for row in per_label.values()])
-    support = np.array([row["support"] for row in per_label.values()])
     lost = labels == 1 if one_class else known_all
     result = {
-        "weighted_f1": float(f1 @ support / max(support.sum(), 1)),
-        "micro_f1": _f1(labels[known_all], decisions[known_all]),
-        "macro_f1": float(f1.mean()),
+        **{name: float(found[name]) for name in F1_AVERAGES},
         "log_loss": _log_loss(labels[lost], probabilities[lost]),
         "expected_calibration_error": float(
             np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1)
@@ -74,16 +72,14 @@ def classification_metrics(
         "per_label": per_label,
     }
     if one_class:
-        truth, decided = labels.argmax(axis=1), decisions.argmax(axis=1)
-        recalls = recall_score(truth, decided, labels=np.unique(truth), average=None)
-        result["accuracy"] = float((truth == decided).mean())
-        result["balanced_accuracy"] = float(recalls.mean())
+        result["accuracy"] = float((labels.argmax(axis=1) == decisions.argmax(axis=1)).mean())
+        result["balanced_accuracy"] = float(found["balanced_accuracy"])
     return result
 
 
 def scores(metrics: dict[str, Any]) -> dict[str, float]:
-    """Over all labels, what `classification_metrics` gives for its task: AVERAGES and ONE_CLASS."""
-    return {n: metrics[n] for n in (*AVERAGES, *(n for n in ONE_CLASS if n in metrics))}
+    """Over all labels, what `classification_metrics` gives for its task: F1_AVERAGES, ONE_CLASS."""
+    return {n: metrics[n] for n in (*F1_AVERAGES, *(n for n in ONE_CLASS if n in metrics))}
 
 
 def reliability(
@@ -113,10 +109,3 @@ def _log_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
     if not len(truth):
         return 0.0
     return float(log_loss(truth, probabilities.astype(np.float32), labels=[0, 1]))
-
-
-def _f1(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """0 where nothing is labelled, or nothing positive and nothing predicted."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(truth, predicted, zero_division=0)) if len(truth) else 0.0
