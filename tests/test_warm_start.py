@@ -97,7 +97,8 @@ def run(config):
 
 def test_a_run_goes_on_from_the_public_start_that_it_began_with(workspace, book, monkeypatch):
     """Also where another one would be learnt now: with other devices, versions, or by chance."""
-    config = smoke_config(workspace, **settings(book, steps=2))
+    quick = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
+    config = smoke_config(workspace, **settings(book, steps=2, **quick))
 
     def trained(name, interrupt, resume=False):
         own = config.below(config.path.parent, name)
