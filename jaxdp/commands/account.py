@@ -107,11 +107,8 @@ def account(console: Console) -> dict[str, Any]:
     for row in rows:
         table.add_row(*("-" if row[name] is None else f"{row[name]:.6g}" for name in columns))
     console.print(table)
-    if units is not None and delta >= 1 / units:
-        console.print(
-            f"Warning: delta is not below 1 / units = {1 / units:.3g}; publishing a random unit "
-            "outright could satisfy it."
-        )
+    if units is not None and (warning := dp.delta_warning(delta, units)):
+        console.print(f"Warning: {warning}.")
     return {
         "units": units,
         "expected_batch_size": batch,

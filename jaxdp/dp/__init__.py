@@ -30,6 +30,7 @@ from .noise import add_noise_and_average, dp_aggregate
 from .sampling import PoissonSampler
 from .secure_noise import SecureNoise
 from .statement import (
+    delta_warning,
     event_from_json,
     json_number,
     privacy_statement,

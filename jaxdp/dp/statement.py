@@ -105,6 +105,14 @@ def privacy_statement(
     }
 
 
+def delta_warning(delta: float, units: int) -> str | None:
+    """What is wrong with a delta that bounds nothing, before anything is run; None if it does."""
+    if delta < 1 / units:
+        return None
+    why = "publishing a random unit outright could satisfy it"
+    return f"delta is not below 1 / units = {1 / units:.3g}; {why}"
+
+
 def _warnings(
     epsilon: float | None, delta: float, units: int | None, seed_policy: str
 ) -> list[str]:

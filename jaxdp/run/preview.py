@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from jaxdp import recipe
+from jaxdp import dp, recipe
 from jaxdp.backbone import backbone_size, hub_id_of
 from jaxdp.config import Config, ConfigError
 from jaxdp.data.dataset import DataError
@@ -54,12 +54,9 @@ def problems(config: Config) -> Iterator[str]:
             check()
         except (ConfigError, DataError) as error:
             yield str(error)
-    units, delta = config.privacy.units, config.privacy.delta
-    if config.privacy.private and delta >= 1 / units:
-        yield (
-            f"config.privacy.delta is not below 1 / units = {1 / units:.3g}; publishing a random "
-            "unit outright could satisfy it"
-        )
+    privacy = config.privacy
+    if privacy.private and (warning := dp.delta_warning(privacy.delta, privacy.units)):
+        yield f"config.privacy.{warning}"
 
 
 def release_lines(config: Config, plan: RunPlan) -> list[str]:

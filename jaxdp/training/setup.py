@@ -141,7 +141,7 @@ def build_model(
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
             folder=keeping(cache_directory() / "public_starts"),
-            own=kept_start,
+            kept_start=kept_start,
             watch=watch,
         )
     return model, report

@@ -51,7 +51,7 @@ def warm_start(
     label_names: Sequence[str],
     mesh: Mesh,
     folder: Path | None,
-    own: Path | None = None,
+    kept_start: Path | None = None,
     watch: Watch,
 ) -> None:
     """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
@@ -62,7 +62,7 @@ def warm_start(
         directory: of the backbone.
         folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
             nothing.
-        own: keeps it for one run, whatever has changed since; None does not.
+        kept_start: keeps it for one run, whatever has changed since; None does not.
         watch: shows people how far it is, in reports and then in steps.
 
     Raises:
@@ -108,7 +108,7 @@ def warm_start(
         key = key_of(repr(depends), (tokens.values, labels, *weights))
         return stored(folder, key, lambda: (learn(), 0))
 
-    numbers, _ = known() if own is None else stored(own.parent, own.name, known)
+    numbers, _ = stored(kept_start.parent, kept_start.name, known) if kept_start else known()
     learnt, center, directions = _read(numbers, model, mode)
     nnx.update(model, learnt)
     dimensions = config.model.label_dimensions

@@ -765,7 +765,7 @@ MUTANTS = [
     Mutant(
         "a resumed run learns another public start",
         WARM_START,
-        "known() if own is None else stored(own.parent, own.name, known)",
+        "stored(kept_start.parent, kept_start.name, known) if kept_start else known()",
         "known()",
         "test_warm_start.py::test_a_run_goes_on_from_the_public_start_that_it_began_with",
     ),
