@@ -19,7 +19,6 @@ def get_config():
     config.train.steps = 6
     config.train.expected_batch_size = 16.0
     config.train.microbatch_tokens = 128
-    config.train.widths = 1  # so less to compile
     config.privacy.epsilon = 0.5
     config.privacy.delta = 1e-3
     config.privacy.units = 96

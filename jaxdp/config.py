@@ -325,7 +325,8 @@ class TrainConfig(Settings, path="config.train"):
     is the platform's, see `PlatformDefaults`."""
     widths: Annotated[int | None, at_least(1)] = None
     """A microbatch is as wide as its longest report needs, out of so many widths, which are chosen
-    by the reports' lengths: more pad less, fewer compile fewer programs. None is the platform's."""
+    by the reports' lengths: more pad less, fewer compile fewer programs. None lets reports share
+    rows of one or two widths where that can be done; elsewhere it is the platform's."""
 
     def __post_init__(self):
         self._fill(PLAIN["train"])

@@ -312,13 +312,12 @@ class _Silent(SilentMonitor):
         self._history = history
 
     def stepped(self, done, diagnostics, reports: int, fill: float) -> None:
-        losses = np.asarray(diagnostics.loss)[:reports]
         self._history.append(
             {
                 "stage": done.stage,
                 "step": done.step,
                 "reports": reports,
-                "unnoised_loss": float(losses.mean()) if reports else float("nan"),
+                "unnoised_loss": float(diagnostics.loss.mean()) if reports else float("nan"),
             }
         )
 

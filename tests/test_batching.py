@@ -52,9 +52,30 @@ def test_as_many_rows_as_positions_allow_and_never_none(longest, tokens, count):
 @pytest.mark.parametrize("given, wanted", [(3, 3), (None, ON_CPU.widths)])
 def test_a_run_has_the_widths_that_it_is_configured_to_have(given, wanted):
     config = default_config()
-    config.privacy.epsilon, config.train.widths = None, given
+    config.privacy.epsilon, config.train.widths, config.train.mode = None, given, "full"
     buckets = token_buckets(Config.from_dict(config.to_dict()), np.arange(1, 101))
-    assert len(buckets.widths) == wanted != 4
+    assert len(buckets.widths) == wanted != 4 and buckets.reports is None
+
+
+@pytest.mark.parametrize(
+    "changes, shared",
+    [
+        ({}, True),
+        ({"train.mode": "lora-ffa"}, True),
+        ({"train.mode": "full"}, False),
+        ({"train.mode": "bitfit"}, False),
+        ({"data.windows": 2}, False),
+        ({"train.widths": 1}, False),
+    ],
+)
+def test_reports_share_rows_where_they_can(changes, shared):
+    values = default_config().to_dict()
+    values["privacy"]["epsilon"] = None
+    for name, value in changes.items():
+        section, field = name.split(".")
+        values[section][field] = value
+    buckets = token_buckets(Config.from_dict(values), np.arange(1, 101))
+    assert (buckets.reports is not None) == shared
 
 
 @pytest.mark.parametrize("longest", [1, 3, 128, 2048])
@@ -125,6 +146,72 @@ def test_capacity(batch):
     if needed:
         with pytest.raises(OverflowError, match=f"need {needed} slots, not {needed - 1}"):
             buckets.plan(sampled, lengths, needed - 1)
+
+
+@st.composite
+def shared_batches(draw):
+    """As `batches`, for rows that several reports share."""
+    longest = draw(st.integers(1, 600))
+    length = st.one_of(st.integers(1, longest), st.integers(1, min(longest, 20)))
+    lengths = np.array(draw(st.lists(length, min_size=1, max_size=80)), np.int32)
+    widths = (longest, longest // 3) if longest > 20 and draw(st.booleans()) else (longest,)
+    rows, reports = (tuple(draw(st.integers(1, 5)) for _ in widths) for _ in range(2))
+    sampled = draw(st.lists(st.integers(0, len(lengths) - 1), unique=True))
+    return Buckets(widths, rows, reports), lengths, np.array(sampled, np.int64)
+
+
+@given(shared_batches())
+@settings(max_examples=300)
+def test_a_plan_of_shared_rows(batch):
+    buckets, lengths, sampled = batch
+    plan = buckets.plan(sampled, lengths, buckets.capacity(len(sampled)))
+    seen, microbatches = [], []
+    for (width, slots, together), start, count in zip(
+        buckets.shapes, plan.starts, plan.counts, strict=True
+    ):
+        narrower = [other for other in buckets.widths if other < width]
+        rows = plan.rows[start : start + count * slots].reshape(-1, together)
+        tokens = np.where(rows >= 0, lengths[rows], 0)
+        assert (tokens.sum(axis=1) <= width).all()
+        # places are filled from the front, and the longest report decides on the width
+        assert (np.diff((rows >= 0).astype(int), axis=1) <= 0).all()
+        for group in np.split(tokens, count) if count else []:
+            assert group.max() > max(narrower, default=0)
+        seen += rows[rows >= 0].tolist()
+        microbatches += [
+            rows[i : i + slots // together] for i in range(0, len(rows), slots // together)
+        ]
+    assert sorted(seen) == sorted(sampled)  # each once
+    assert len(seen) == (plan.rows >= 0).sum()
+    # empty rows in the very last microbatch alone, and not only those
+    empty = [(group < 0).all(axis=1) for group in microbatches]
+    assert not any(e.any() for e in empty[:-1]) and not any(e.all() for e in empty)
+    needed = sum(
+        count * slots for count, (_, slots, _) in zip(plan.counts, buckets.shapes, strict=True)
+    )
+    buckets.plan(sampled, lengths, int(needed))
+    if needed:
+        with pytest.raises(OverflowError, match=f"need {needed} slots, not {needed - 1}"):
+            buckets.plan(sampled, lengths, needed - 1)
+
+
+@pytest.mark.parametrize(
+    "mean, longest, widths",
+    [(40, 128, (128,)), (40, 256, (256,)), (40, 500, (512, 128)), (70, 128, (128,))],
+)
+def test_rows_that_are_shared_are_full(mean, longest, widths):
+    lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.15, 0.55, 20_000)
+    lengths = np.append(np.clip(lengths, 3, longest).astype(np.int32), np.int32(longest))
+    buckets = Buckets.shared(lengths, 2048)
+    assert buckets.widths == widths
+    batch = np.arange(4096)
+    plan = buckets.plan(batch, lengths, buckets.capacity(len(batch)))
+    assert lengths[batch].sum() > 0.9 * buckets.positions(plan)
+
+
+def test_rows_are_not_shared_where_one_report_fills_them():
+    assert Buckets.shared(np.array([1000] * 50 + [580] * 50, np.int32), 512) is None
+    assert Buckets.shared(np.array([2000] + [40] * 500, np.int32), 512) is None
 
 
 def test_empty_draw():

@@ -25,10 +25,10 @@ def backbone(tmp_path):
     return write_backbone(tmp_path / "backbone")
 
 
-def evidence(backbone, queries):
+def evidence(backbone, queries, buckets=BUCKETS):
     model = load(backbone, LABELS, "label-attention")
     model.label_attention.queries[...] = jnp.asarray(queries(model), jnp.float32)
-    return Evidence(model, load_tokenizer(backbone), 16, BUCKETS)
+    return Evidence(model, load_tokenizer(backbone), 16, buckets)
 
 
 def asks_for(backbone, *words):
@@ -54,8 +54,9 @@ def test_sentences_end_where_a_reader_would_end_them():
     assert sentences("") == [] and sentences(" \n ") == []
 
 
-def test_each_label_is_shown_its_sentence(backbone):
-    show = evidence(backbone, asks_for(backbone, "effusion", "opacity", "heart"))
+@pytest.mark.parametrize("buckets", [BUCKETS, Buckets((40,), (1,), (3,))], ids=str)
+def test_each_label_is_shown_its_sentence(backbone, buckets):
+    show = evidence(backbone, asks_for(backbone, "effusion", "opacity", "heart"), buckets)
     texts = ["Enlarged heart. Small left effusion. No opacity.", "opacity. heart. effusion."]
     found = show(texts)
     assert found[0] == ["Small left effusion.", "No opacity.", "Enlarged heart."]

@@ -64,7 +64,7 @@ def test_every_label_reads_its_own_tokens(model):
     np.testing.assert_allclose(found, features, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(model(IDS, LENGTH), logits, rtol=1e-5, atol=1e-5)
     assert np.ptp(features, axis=0).max() > 0.01  # labels do read differently
-    weights = model.label_attention.weights(jnp.ones((12, 16)), LENGTH)
+    weights = model.label_attention.weights(jnp.ones((12, 16)), jnp.arange(12) < LENGTH)
     np.testing.assert_allclose(weights[:, :LENGTH], 1 / LENGTH, rtol=1e-6)
     assert not weights[:, LENGTH:].any()
 

@@ -75,8 +75,8 @@ class Lab:
                 value = jnp.where(done == lab.fails_at, jnp.nan, step + 1)
                 return TrainState({"w": value.astype(jnp.float32)}, ()), done
 
-            def describe(self, plan):
-                return 0, 1.0
+            def describe(self, plan, diagnostics):
+                return diagnostics, 0, 1.0
 
             def validation_probabilities(self, state):
                 return np.full((2, 1), 0.5)

@@ -20,6 +20,7 @@ from jaxdp.training.step import (
     make_train_step,
     plain_gradient_sum,
 )
+from jaxdp.training.trainer import _row_value_and_grad
 
 REPORTS, VOCABULARY, HIDDEN, LABELS = 23, 50, 6, 3
 CLIP = 0.15
@@ -31,6 +32,7 @@ CAPACITY = 64
 SILENT = MECHANISM.replace(noise_multiplier=0.0)
 BUCKETS = Buckets((16, 6), (2, 5))
 OTHER_SHAPES = [Buckets((16,), (1,)), Buckets((16,), (7,))]
+SHARED = [Buckets((24,), (2,), (4,)), Buckets((24, 7), (1, 3), (2, 3))]
 
 
 def loss_fn(adapters, frozen, tokens, length, labels):
@@ -39,6 +41,15 @@ def loss_fn(adapters, frozen, tokens, length, labels):
     mean = jnp.sum(frozen[tokens] * mask[:, None], axis=0) / jnp.maximum(length, 1)
     logits = jnp.tanh(mean @ adapters["inner"]) @ adapters["head"] + adapters["bias"]
     return multilabel_loss(logits, labels)
+
+
+def row_loss(adapters, frozen, tokens, lengths, labels):
+    """`loss_fn` of each report of a row, with its own adapters."""
+
+    def of_report(adapters, start, length, labels):
+        return loss_fn(adapters, frozen, jnp.roll(tokens, -start), length, labels)
+
+    return jax.vmap(of_report)(adapters, jnp.cumsum(lengths) - lengths, lengths, labels)
 
 
 def problem():
@@ -89,7 +100,9 @@ def run(
     state = TrainState(adapters, optimizer(mechanism).init(adapters))
     lengths = np.asarray(data.reports.lengths)
     for batch in batches:
-        plan = buckets.plan(np.asarray(batch, int), lengths, CAPACITY)
+        plan = buckets.plan(
+            np.asarray(batch, int), lengths, 2 * CAPACITY if buckets.reports else CAPACITY
+        )
         state, diagnostics = step(state, frozen, data, plan, CLIP)
     assert step._cache_size() == 1, "every draw must run the same program"
     return state.adapters, diagnostics, plan
@@ -143,6 +156,19 @@ def expected():
 def test_equals_the_loop_over_reports_whatever_the_microbatches(buckets, expected):
     adapters, _, _ = run(BATCHES, buckets)
     assert_trees_close(adapters, expected)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("buckets", SHARED, ids=str)
+def test_equals_that_loop_where_reports_share_rows(buckets, expected):
+    gradient_sum = functools.partial(clipped_gradient_sum, value_and_grad=_row_value_and_grad)
+    adapters, diagnostics, plan = run(BATCHES, buckets, gradient_sum=gradient_sum, loss=row_loss)
+    assert_trees_close(adapters, expected)
+    _, wanted, alone = run(BATCHES)
+    for found, each in zip(diagnostics, wanted, strict=True):
+        by_report = dict(zip(alone.rows.tolist(), each.tolist(), strict=True))
+        for row, value in zip(plan.rows.tolist(), found.tolist(), strict=True):
+            assert value == pytest.approx(by_report[row] if row >= 0 else 0, rel=1e-9)
 
 
 @pytest.mark.usefixtures("float64")

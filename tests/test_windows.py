@@ -85,7 +85,7 @@ def test_every_window_is_read_alone_and_labels_read_all_of_them(model, length):
         read = partial(other.last_states, IDS[start:end], end - start, 0)
         states.append(read())
     states = jnp.concatenate(states)
-    whole = other.classifier(other.label_attention(states, length))
+    whole = other.classifier(other.label_attention(states, jnp.ones(length, bool)))
     np.testing.assert_allclose(model(IDS, length), whole, atol=2e-6, rtol=1e-5)
     cut = model(IDS[: length + 1], length)  # a width that is no multiple of the window's
     np.testing.assert_allclose(cut, whole, atol=2e-6, rtol=1e-5)

@@ -104,8 +104,8 @@ def programs(config: Config, device: jax.Device) -> Iterator[tuple[str, int, jax
         secure_noise=privacy.secure_noise,
     )
     yield f"step ({len(trainer.buckets.widths)} widths)", 1, trainer.lower(device)
-    rows, width = buckets.rows[0], buckets.widths[0]
-    widest = np.zeros((rows, width), np.int32), np.full(rows, width, np.int32)
+    width, slots, together = next(buckets.shapes)
+    widest = _blank(model, 0, slots, width // together).gather(np.arange(slots), width, together)
     if level > 0:
         graphdef, state = nnx.split(model)
         frozen = jax.jit(advancing(graphdef, 0, level))

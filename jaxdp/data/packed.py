@@ -32,14 +32,22 @@ class Packed:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[: len(lengths)]
         return cls(values, offsets.astype(np.int32), lengths)
 
-    def gather(self, rows, width: int):
+    def gather(self, rows, width: int, together: int = 1):
         """(values [B, width, ...], lengths [B]) of the given rows [B]; row -1 has length 0.
 
-        Positions beyond a row's length repeat its last value; the model's mask keeps them out.
+        Or so many `together` end to end: values [B / together, width, ...], and lengths
+        [B / together, together].
+
+        Positions behind them repeat the last value; the model's mask keeps them out.
         NumPy arrays in, NumPy arrays out; jax arrays likewise.
         """
         xp = np if isinstance(self.values, np.ndarray) else jnp
         index = xp.maximum(rows, 0)
         lengths = xp.where(rows >= 0, xp.minimum(self.lengths[index], width), 0)
-        position = xp.minimum(xp.arange(width), xp.maximum(lengths - 1, 0)[:, None])
-        return self.values[self.offsets[index][:, None] + position], lengths
+        each = lengths.reshape(-1, together)
+        lengths = lengths if together == 1 else each
+        ends = xp.cumsum(each, axis=1)
+        position = xp.minimum(xp.arange(width), xp.maximum(ends[:, -1:] - 1, 0))
+        owner = (position[:, :, None] >= ends[:, None, :-1]).sum(axis=2)
+        begin = self.offsets[index].reshape(each.shape) - (ends - each)
+        return self.values[xp.take_along_axis(begin, owner, axis=1) + position], lengths

@@ -146,22 +146,27 @@ def clipped_gradient_sum(
     l2_clip_norm: float | jax.Array,
     value_and_grad: Callable[..., Callable] = jax.value_and_grad,
 ) -> Callable[..., tuple[Any, ClipDiagnostics]]:
-    """Turns a one-report loss into the clipped gradient sum of a batch of reports.
+    """Turns a loss of one report into the clipped gradient sum of a batch of reports.
 
     Args:
         loss_fn: (params, *report) -> scalar loss of ONE report; it sees no other report.
         l2_clip_norm: see `sum_clipped`, whose guarantee and edge cases hold here.
         value_and_grad: loss_fn -> f(params, *report) -> (loss, gradient like params); another one
-            may give leaves as `OuterProducts` or `ColumnProducts`, of the same values.
+            may give leaves as `OuterProducts` or `ColumnProducts`, of the same values. Or those of
+            K reports that come together, each as if alone: losses [K], leaves [K, ...].
 
     Returns:
         f(params, *batch, is_padding=) -> (sum like params, `ClipDiagnostics`), where every array in
-        `batch` has a leading axis [B].
+        `batch` has a leading axis [B], or [B / K] if K reports come together.
     """
 
     def clipped_sum(params, *batch, is_padding):
         per_report = jax.vmap(value_and_grad(loss_fn), in_axes=(None,) + (0,) * len(batch))
         losses, gradients = per_report(params, *batch)
+        if losses.ndim > 1:
+            losses, gradients = jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]), (losses, gradients)
+            )
         total, norms = sum_clipped(gradients, l2_clip_norm, is_padding)
         return total, ClipDiagnostics(jnp.where(is_padding, 0.0, losses), norms)
 

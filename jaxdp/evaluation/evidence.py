@@ -7,6 +7,7 @@ It is computed from the released classifier and the new report alone, so it cost
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
@@ -15,6 +16,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import tokenize, windows_of
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.layers import firsts, several
 
 from .inference import in_batches
 
@@ -51,13 +53,21 @@ class Evidence:
 
         @jax.jit
         def attention(state, values, lengths):
+            model = nnx.merge(graphdef, state)
+
+            def of_report(states, real, begin):
+                return jnp.roll(model.label_attention.weights(states, real), -begin, axis=1)
+
             def one(ids, length):
-                model = nnx.merge(graphdef, state)
                 with model.precise():
                     states = model.last_states(ids, length, 0)
-                    return model.label_attention.weights(states, length)
+                    if several(length):
+                        begins = firsts(length, len(ids))
+                        return model.by_report(of_report, states, length, begins)
+                    return of_report(states, jnp.arange(len(ids)) < length, 0)
 
-            return jax.vmap(one)(values, lengths)
+            found = jax.vmap(one)(values, lengths)
+            return found.reshape(lengths.size, *found.shape[-2:])
 
         self._attention = lambda values, lengths: attention(state, values, lengths)
         self._tokenizer, self._max_length, self._buckets = tokenizer, max_length, buckets
@@ -70,6 +80,8 @@ class Evidence:
         found: list[list[str]] = [[] for _ in texts]
         for rows, lengths, weights in in_batches(self._attention, tokens, self._buckets):
             for row, length, attended in zip(rows, lengths, weights, strict=True):
+                if row < 0:
+                    continue
                 windows = windows_of(encodings[row], self._windows)
                 offsets = np.concatenate([w.offsets for w in windows])[:length].reshape(-1, 2)
                 found[row] = _most_read(texts[row], offsets, attended[:, :length])

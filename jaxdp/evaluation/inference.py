@@ -34,39 +34,36 @@ def unwatched(total: int, unit: str = "") -> AbstractContextManager[Callable[[in
 def in_batches(
     fn: Callable, reports: Packed, buckets: Buckets, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields (rows [B], lengths [B], fn's output [B, ...]) until every report was seen once.
+    """Yields (rows [B], lengths [B], fn's output) until every report was seen once; row -1, which
+    has length 0, is none.
 
     Args:
-        fn: (values [rows, width, ...], lengths [rows]) -> array with leading axis [rows]; called
-            with the shapes of `buckets` only, so a jitted fn compiles once per bucket in use.
+        fn: (values [rows, width, ...], lengths [rows], or where reports share rows [rows, reports])
+            -> any array; called with the shapes of `buckets` only, so a jitted fn compiles once per
+            bucket in use.
         reports: on the host.
         buckets: widths that hold the longest report.
         devices: that many microbatches of one bucket are given to `fn` at once, end to end; each
             is the one that it would be alone.
     """
     everything = np.arange(len(reports))
-    plan = buckets.plan(everything, reports.lengths, len(reports) + max(buckets.rows))
+    plan = buckets.plan(everything, reports.lengths, buckets.capacity(len(reports)))
     computing = None
-    for width, size, start, count in zip(
-        buckets.widths, buckets.rows, plan.starts, plan.counts, strict=True
+    for (width, size, together), start, count in zip(
+        buckets.shapes, plan.starts, plan.counts, strict=True
     ):
         end = start + count * size
         for begin in range(start, end, devices * size):
             rows = np.full(devices * size, -1, plan.rows.dtype)
             taken = plan.rows[begin : min(begin + devices * size, end)]
             rows[: len(taken)] = taken
-            values, lengths = reports.gather(rows, width)
+            values, lengths = reports.gather(rows, width, together)
             # Waited for only once the devices have the next one to work on.
-            ready, computing = computing, (rows, lengths, fn(values, lengths))
+            ready, computing = computing, (rows, lengths.ravel(), fn(values, lengths))
             if ready:
-                yield _real(*ready)
+                yield *ready[:2], np.asarray(ready[2])
     if computing:
-        yield _real(*computing)
-
-
-def _real(rows: np.ndarray, lengths: np.ndarray, output: jax.Array) -> tuple[np.ndarray, ...]:
-    real = rows >= 0
-    return rows[real], lengths[real], np.asarray(output)[real]
+        yield *computing[:2], np.asarray(computing[2])
 
 
 def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
@@ -120,14 +117,15 @@ def run_on_all(
     buckets: Buckets,
     mesh: Mesh | None,
     watch: Watch,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows [B], output [B, ...]) of `in_batches`, for fn(weights, values, lengths) of `on_all`."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(rows [B], lengths [B], output) of `in_batches`, for fn(weights, values, lengths) of
+    `on_all`."""
     weights = weights if mesh is None else _on_mesh(weights, mesh)
     devices = 1 if mesh is None else mesh.shape[_DATA]
     with watch(len(reports)) as seen:
-        for rows, _, output in in_batches(partial(fn, weights), reports, buckets, devices):
-            yield rows, output
-            seen(len(rows))
+        for done in in_batches(partial(fn, weights), reports, buckets, devices):
+            yield done
+            seen(int((done[0] >= 0).sum()))
 
 
 def shaped(tree: Any, device: jax.Device) -> Any:
@@ -148,7 +146,8 @@ def packed_logits(
     level: int,
     center: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Logits [num_labels] of one report as a `Packed` row holds it at `level`.
+    """Logits [num_labels] of one report as a `Packed` row holds it at `level`; of the K reports of
+    a row, given their lengths, [K, num_labels].
 
     `center`, like a feature, is subtracted from it before the head.
     """
@@ -186,8 +185,8 @@ class Predictor:
             adapters, frozen, center = weights
             model = nnx.merge(graphdef, adapters, frozen)
             one = partial(packed_logits, model, level=level, center=center)
-            made = activation or TASKS[model.task].activation
-            return made(jax.vmap(lambda x, n: one(x, n))(values, lengths))
+            logits = jax.vmap(lambda x, n: one(x, n))(values, lengths)
+            return (activation or TASKS[model.task].activation)(logits.reshape(lengths.size, -1))
 
         self._probabilities = on_all(probabilities, mesh, members)
 
@@ -207,10 +206,10 @@ class Predictor:
         """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
         With members [members, n, num_labels]."""
         weights, result = (adapters, frozen, center), None
-        for rows, output in run_on_all(
+        for rows, _, output in run_on_all(
             self._probabilities, weights, reports, self._buckets, self._mesh, watch
         ):
             if result is None:
                 result = np.empty((len(reports), *output.shape[1:]), np.float32)
-            result[rows] = output
+            result[rows[rows >= 0]] = output[rows >= 0]
         return result if self._members is None else np.moveaxis(result, 1, 0)

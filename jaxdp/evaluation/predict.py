@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A release, ready to label texts."""
 
+import dataclasses
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from jaxdp.models.tasks import TASKS, Task
 from .evidence import Evidence
 from .inference import Predictor
 
-_MICROBATCH_TOKENS, _WIDTHS = 2048, 8
-"""Positions computed at once, on each device; and how many widths of reports are told apart."""
+_MICROBATCH_TOKENS, _TOGETHER, _WIDTHS = 2048, 16, 8
+"""Positions computed at once, on each device; how many texts share a row, or where none do, how
+many widths are told apart."""
 
 
 class ReleasedClassifier:
@@ -56,7 +58,10 @@ class ReleasedClassifier:
         graphdef, *self._states = lora.split(model, "head")
         self._windows = 1 if model.window is None else model.window[1]
         lengths = any_lengths(self._max_length * self._windows)
-        buckets = Buckets.for_lengths(lengths, _MICROBATCH_TOKENS, _WIDTHS)
+        buckets = Buckets.shared(lengths, _MICROBATCH_TOKENS) if self._windows == 1 else None
+        if buckets:  # texts may be shorter, and without gradients a place costs nothing
+            buckets = dataclasses.replace(buckets, reports=(_TOGETHER,) * len(buckets.widths))
+        buckets = buckets or Buckets.for_lengths(lengths, _MICROBATCH_TOKENS, _WIDTHS)
         self._logits = Predictor(graphdef, 0, buckets, mesh, activation=lambda logits: logits)
         self._evidence = cache(partial(Evidence, model, self._tokenizer, self._max_length, buckets))
 

@@ -8,7 +8,7 @@ a group, or an adapter on it, is one, and acts at every depth that uses the grou
 from flax import nnx
 
 from .bert import BertClassifier, Layer, Names
-from .layers import Embeddings, apply_once_traced, dense, place
+from .layers import Embeddings, apply_once_traced, dense, owner_of, place
 
 
 class Group(nnx.Module):
@@ -49,13 +49,14 @@ class AlbertClassifier(BertClassifier):
     def first_use(self, number):
         return self.groups.index(number)
 
-    def embed(self, token_ids_L):
-        narrow = self.backbone.embeddings(token_ids_L)
-        wide = self.backbone.encoder.embedding_hidden_mapping_in(narrow)
+    def embed(self, token_ids_L, length):
+        narrow = self.backbone.embeddings(token_ids_L, length)
+        widen = self.backbone.encoder.embedding_hidden_mapping_in
+        wide = widen(narrow, owner_of(narrow, length))
         return wide.astype(narrow.dtype)
 
-    def apply_layer(self, index, x_LxH, length, rows):
+    def apply_layer(self, index, x_LxH, length, first):
         *inner, last = self.backbone.encoder.albert_layer_groups[self.groups[index]].albert_layers
         for layer in inner:
-            x_LxH = apply_once_traced(layer, x_LxH, length, x_LxH.shape[0])
-        return apply_once_traced(last, x_LxH, length, rows)
+            x_LxH = apply_once_traced(layer, x_LxH, length, False)
+        return apply_once_traced(last, x_LxH, length, first)

@@ -18,9 +18,11 @@ from .layers import (
     ACTIVATIONS,
     Embeddings,
     apply_once_traced,
+    asked_of,
     attend,
     dense,
     layer_norm,
+    owner_of,
     place,
 )
 
@@ -52,7 +54,8 @@ class Names(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """One encoder layer: [L, H], of which `length` are real -> its first `rows` outputs [rows, H].
+    """One encoder layer: [L, H] of the reports of these lengths -> its outputs, [L, H] or `first`
+    the one for each report's first token alone.
 
     A bias, where there is one, is added to the scores.
     """
@@ -70,18 +73,18 @@ class Layer(nnx.Module):
         place(self, names.output_norm, layer_norm(width, sizes.eps, dtype, rngs=rngs))
 
     def __call__(
-        self, x: jax.Array, length: jax.Array, rows: int, bias_NxQxL: jax.Array | None = None
+        self, x: jax.Array, length: jax.Array, first: bool, bias_NxQxL: jax.Array | None = None
     ) -> jax.Array:
         parts = attrgetter(*self.names)(self)
         query, key, value, attended, attended_norm, widened, narrowed, output_norm = parts
-        first = x[:rows]
+        owner, (asked, asking) = owner_of(x, length), asked_of(x, length, first)
         q, k, v = (
-            projection(y).reshape(y.shape[0], self.heads, -1)
-            for projection, y in ((query, first), (key, x), (value, x))
+            projection(y, of).reshape(y.shape[0], self.heads, -1)
+            for projection, y, of in ((query, asked, asking), (key, x, owner), (value, x, owner))
         )
-        y = attend(q, k, v, length, bias_NxQxL=bias_NxQxL).reshape(first.shape)
-        x = attended_norm(attended(y) + first)
-        return output_norm(narrowed(self.activation(widened(x))) + x)
+        y = attend(q, k, v, length, first=first, bias_NxQxL=bias_NxQxL).reshape(asked.shape)
+        x = attended_norm(attended(y, asking) + asked)
+        return output_norm(narrowed(self.activation(widened(x, asking)), asking) + x)
 
 
 class BertClassifier(ReportClassifier):
@@ -128,9 +131,9 @@ class BertClassifier(ReportClassifier):
     def add_pooler(self, cfg, dtype, *, rngs):
         place(self, self.pooler_path, dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs))
 
-    def apply_layer(self, index, x_LxH, length, rows):
+    def apply_layer(self, index, x_LxH, length, first):
         layer = attrgetter(self.layers_path)(self.backbone)[index]
-        return apply_once_traced(layer, x_LxH, length, rows)
+        return apply_once_traced(layer, x_LxH, length, first)
 
     def pool_first(self, x_H):
         return self.pooler_activation(attrgetter(self.pooler_path)(self)(x_H))

@@ -8,7 +8,7 @@ cached features" are the same call with another starting level.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from .label_attention import Basis, LabelAttention, LabelHead, bias_of
+from .layers import asked_of, owners, several
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -180,12 +181,15 @@ class ReportClassifier(nnx.Module):
         levels = [self.level_of(path) for path, _ in nnx.to_flat_state(adapters)]
         return min(levels, default=self.feature_level)
 
-    def embed(self, token_ids_L: jax.Array) -> jax.Array:
+    def embed(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:
         """Token ids [L] -> [L, H]."""
-        return self.backbone.embeddings(token_ids_L)
+        return self.backbone.embeddings(token_ids_L, length)
 
-    def apply_layer(self, index: int, x_LxH: jax.Array, length: jax.Array, rows: int) -> jax.Array:
-        """The `index`-th layer applied (0 <= index < depth): [L, H] -> its first rows [rows, H]."""
+    def apply_layer(
+        self, index: int, x_LxH: jax.Array, length: jax.Array, first: bool
+    ) -> jax.Array:
+        """The `index`-th layer applied (0 <= index < depth): [L, H], or `first` the outputs for the
+        first token of each report alone."""
         raise NotImplementedError
 
     def output(self, x_LxH: jax.Array) -> jax.Array:
@@ -203,7 +207,8 @@ class ReportClassifier(nnx.Module):
         Args:
             x: token ids [L] int or their embeddings [L, H] for start = 0, hidden states [L, H], or
                 the feature.
-            length: how many of the L positions are real; the rest never influence the result.
+            length: how many of the L positions are real; the rest never influence the result. Or
+                [K] those of K reports that lie end to end, which become K features.
             start, stop: levels, 0 <= start <= stop <= feature_level.
         """
         if not 0 <= start <= stop <= self.feature_level:
@@ -212,10 +217,34 @@ class ReportClassifier(nnx.Module):
             if stop <= self.depth:
                 return self._layers(x, length, start, stop)[0]
             if start <= self.depth:
-                x = self.pool(self.last_states(x, length, start), length)
-                if self.basis is not None:
-                    x = self.basis(x)
+                states = self.last_states(x, length, start)
+                if several(length):
+                    return self.by_report(self.feature, states, length)
+                x = self.feature(states, jnp.arange(states.shape[0]) < length)
             return x
+
+    def by_report(self, fn: Callable, states: jax.Array, length: jax.Array, *more) -> jax.Array:
+        """fn(states, real, *more), as `feature` takes them, for each report of a row.
+
+        Args:
+            states: `last_states` of the row.
+            more: trees with a leading axis of reports.
+        """
+        first = self._reads_first
+        states = states[:, None] if first else states
+        real = owners(length, states.shape[-2]) == jnp.arange(len(length))[:, None]
+
+        def one(states, real, *more):
+            # Another report's states need not be finite.
+            return fn(states if first else jnp.where(real[:, None], states, 0), real, *more)
+
+        return jax.vmap(one, (0 if first else None, 0) + (0,) * len(more))(states, real, *more)
+
+    def feature(self, states_LxH: jax.Array, real_L: jax.Array) -> jax.Array:
+        """Of one report, whose states are the real ones: [H], or with label attention [labels,
+        H], or [labels, K] in the directions of a basis."""
+        x = self.pool(states_LxH, real_L)
+        return x if self.basis is None else self.basis(x)
 
     def _layers(
         self, x: jax.Array, length: jax.Array, start: int, stop: int, only_first: bool = False
@@ -232,18 +261,18 @@ class ReportClassifier(nnx.Module):
             first = only_first and index == stop - 1
 
             def layer(x, n, index=index, first=first):
-                return self.apply_layer(index, x, n, 1 if first else x.shape[0])
+                return self.apply_layer(index, x, n, first)
 
             before, x = x, self._by_window(layer, x, length)
         return x.astype(wide), before.astype(wide)
 
     def embedded(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:
         """`embed` of all windows."""
-        return self._by_window(lambda ids, _: self.embed(ids), token_ids_L, length)
+        return self._by_window(self.embed, token_ids_L, length)
 
     def _by_window(self, fn, x: jax.Array, length: jax.Array) -> jax.Array:
         """fn(x, length) of each window by itself, end to end again."""
-        size = x.shape[0] if self.window is None else self.window[0]
+        size = x.shape[0] if self.window is None or several(length) else self.window[0]
         if x.shape[0] <= size:
             return fn(x, length)
         count = -(-x.shape[0] // size)
@@ -253,12 +282,15 @@ class ReportClassifier(nnx.Module):
         return out.reshape(count * size, *out.shape[2:])[: x.shape[0]]
 
     def last_states(self, x: jax.Array, length: jax.Array, start: int) -> jax.Array:
-        """What is pooled, from level `start` <= depth: token states [L, H], or the first one's.
+        """What is pooled, from level `start` <= depth: token states [L, H], or the first one's of
+        each report.
 
         ValueError for poolings of the last two layers from a level above the first of them.
         """
         # The last layer's other outputs are not read: 10 of its 12 matrix products shrink.
         x, before = self._layers(x, length, start, self.depth, only_first=self._reads_first)
+        if start == self.depth:
+            x, _ = asked_of(x, length, self._reads_first)
         x = self.output(x)
         if self.pooling in ("mean-last2", "label-attention"):
             if before is None:
@@ -266,16 +298,16 @@ class ReportClassifier(nnx.Module):
             x = (self.output(before) + x) / 2
         return x
 
-    def pool(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
-        """`last_states` -> the feature: [H], of the first token or the mean over the real tokens,
+    def pool(self, x_LxH: jax.Array, real_L: jax.Array) -> jax.Array:
+        """One report's `last_states` -> [H], of the first token or the mean over the real tokens,
         or with label attention [labels, H]."""
         if self.pooling == "label-attention":
-            return self.label_attention(x_LxH, length)
+            return self.label_attention(x_LxH, real_L)
         if self._reads_first:
             x_H = x_LxH[0]
         else:
-            real = (jnp.arange(x_LxH.shape[0]) < length).astype(x_LxH.dtype)
-            x_H = real @ x_LxH / jnp.maximum(length, 1).astype(x_LxH.dtype)
+            real = real_L.astype(x_LxH.dtype)
+            x_H = real @ x_LxH / jnp.maximum(real.sum(), 1)
         return self.pool_first(x_H) if self.pooling == "cls" else x_H
 
     @property

@@ -19,7 +19,7 @@ from .layers import softmax
 
 
 class LabelAttention(nnx.Module):
-    """[L, H] token states, of which `length` are real -> one feature for each label [labels, H].
+    """[L, H] token states and which are real -> one feature for each label [labels, H].
 
     Scores and softmax in float32 or wider.
     """
@@ -27,16 +27,15 @@ class LabelAttention(nnx.Module):
     def __init__(self, num_labels: int, width: int):
         self.queries = nnx.Param(jnp.zeros((num_labels, width)))
 
-    def weights(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
+    def weights(self, x_LxH: jax.Array, real_L: jax.Array) -> jax.Array:
         """How much each label reads of each token: [labels, L], rows add up to 1."""
         queries = self.queries[...]
         wide = jnp.promote_types(jnp.promote_types(x_LxH.dtype, queries.dtype), jnp.float32)
         scores = jnp.einsum("nh,lh->nl", queries, x_LxH, preferred_element_type=wide)
-        real = jnp.arange(x_LxH.shape[0]) < length
-        return softmax(jnp.where(real, scores, jnp.finfo(jnp.float32).min).astype(wide))
+        return softmax(jnp.where(real_L, scores, jnp.finfo(jnp.float32).min).astype(wide))
 
-    def __call__(self, x_LxH: jax.Array, length: jax.Array) -> jax.Array:
-        return self.weights(x_LxH, length) @ x_LxH
+    def __call__(self, x_LxH: jax.Array, real_L: jax.Array) -> jax.Array:
+        return self.weights(x_LxH, real_L) @ x_LxH
 
 
 def bias_of(head: nnx.Linear) -> jax.Array:

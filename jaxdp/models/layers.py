@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What BERT-family encoders share: activations, embeddings, attention.
 
-Every module here works on ONE report, [L, H]; batches are made with `jax.vmap`. A model built from
-them cannot mix two reports, which is what per-report clipping relies on.
+Every module here works on ONE row, [L, H]; batches are made with `jax.vmap`. A model built from
+them cannot mix two rows, which is what per-report clipping relies on.
+
+A row is one report, whose `length` is a number, or the K reports of lengths [K], end to end. What
+reads several positions keeps those apart: another report's numbers are multiplied by zero, and
+first made such that this is zero, `bounded` in the value and `bounded_back` in the gradient.
 
 `dtype` is the type matrix products run in, and what stands between them in a layer: residuals, what
 norms and activations give (None: that of the parameters). Means and variances, softmax and logits
@@ -86,11 +90,19 @@ def layer_norm(
     )
 
 
+class Linear(nnx.Linear):
+    """Of every position alike, whatever report it is of, as only an adapter needs to know."""
+
+    def __call__(self, x: jax.Array, owner: jax.Array | None = None) -> jax.Array:
+        del owner
+        return super().__call__(x)
+
+
 def dense(
     in_features: int, out_features: int, dtype, bias: bool = True, *, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """x @ kernel + bias with kernel [in, out]; the product runs in `dtype`."""
-    return nnx.Linear(in_features, out_features, use_bias=bias, dtype=dtype, rngs=rngs)
+    return Linear(in_features, out_features, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
 def table(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
@@ -111,6 +123,54 @@ def place(module: nnx.Module, path: str, part: Any) -> None:
     setattr(module, last, part)
 
 
+_LARGEST = 1e17
+"""No number in a model that works is near it, and sums of products of two still are float32."""
+
+
+def _is_bounded(x: jax.Array) -> jax.Array:
+    return jnp.abs(x) <= _LARGEST  # NaN is not
+
+
+@jax.custom_vjp
+def bounded(x: jax.Array) -> jax.Array:
+    """x, with 0 for what is not finite or beyond `_LARGEST`: times zero it would be NaN."""
+    return jnp.where(_is_bounded(x), x, 0)
+
+
+bounded.defvjp(lambda x: (bounded(x), None), lambda _, cotangent: (cotangent,))
+
+
+@jax.custom_vjp
+def bounded_back(x: jax.Array) -> jax.Array:
+    """x, whose gradient is `bounded`."""
+    return x
+
+
+bounded_back.defvjp(lambda x: (x, None), lambda _, cotangent: (bounded(cotangent),))
+
+
+def owners(length: jax.Array, positions: int) -> jax.Array:
+    """[positions]: which report of the row each is of; 1 more than the last behind them all."""
+    ends = jnp.cumsum(jnp.atleast_1d(length))
+    return jnp.sum(jnp.arange(positions)[:, None] >= ends, axis=1)
+
+
+def firsts(length: jax.Array, positions: int) -> jax.Array:
+    """[reports]: where in the row each begins."""
+    ends = jnp.cumsum(jnp.atleast_1d(length))
+    return jnp.minimum(ends - length, positions - 1)  # an empty one may stand behind the row
+
+
+def several(length: jax.Array) -> bool:
+    """Whether a row is of several reports."""
+    return jnp.ndim(length) > 0
+
+
+def owner_of(x_LxH: jax.Array, length: jax.Array) -> jax.Array | None:
+    """`owners` of a row's positions; None where all are one report's."""
+    return owners(length, len(x_LxH)) if several(length) else None
+
+
 class Embeddings(nnx.Module):
     """Word + position + segment embeddings (segment 0 throughout, where the family has segments),
     normalised: [L] -> [L, E].
@@ -129,23 +189,30 @@ class Embeddings(nnx.Module):
         self.LayerNorm = layer_norm(width, eps, rngs=rngs)
         self.padding = padding
 
-    def __call__(self, token_ids_L: jax.Array) -> jax.Array:
+    def __call__(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:
         first = 0 if self.padding is None else self.padding + 1
-        check_positions(token_ids_L, self.position_embeddings.num_embeddings - first)
+        check_positions(token_ids_L, length, self.position_embeddings.num_embeddings - first)
         positions = jnp.arange(token_ids_L.shape[0])
         if self.padding is not None:
             is_token = token_ids_L != self.padding
-            positions = jnp.cumsum(is_token) * is_token + self.padding
+            positions = jnp.cumsum(is_token) - is_token
+        if several(length):
+            owner, begin = owners(length, len(positions)), firsts(length, len(positions))
+            real = owner < len(begin)
+            positions = jnp.where(real, positions - positions[begin[jnp.where(real, owner, 0)]], 0)
+        if self.padding is not None:
+            positions = (positions + 1) * is_token + self.padding
         x = self.word_embeddings(token_ids_L) + self.position_embeddings(positions)
         if self.segments:
             x = x + self.token_type_embeddings(jnp.zeros_like(positions))
         return self.LayerNorm(x)
 
 
-def check_positions(token_ids_L: jax.Array, positions: int) -> None:
-    """ValueError for more tokens than a backbone has positions, which JAX would quietly clamp."""
-    if (length := token_ids_L.shape[0]) > positions:
-        raise ValueError(f"{length} tokens, but this backbone has {positions} positions")
+def check_positions(token_ids_L: jax.Array, length: jax.Array, positions: int) -> None:
+    """ValueError for a report of more tokens than a backbone has positions, which JAX would quietly
+    clamp."""
+    if (tokens := token_ids_L.shape[0]) > positions and not several(length):
+        raise ValueError(f"{tokens} tokens, but this backbone has {positions} positions")
 
 
 @jax.custom_vjp
@@ -184,19 +251,23 @@ def attend(
     v_LxNxD: jax.Array,
     length: jax.Array,
     *,
+    first: bool = False,
     bias_NxQxL: jax.Array | None = None,
     window: int | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(D) + bias) v per head, over the first `length` keys: [Q, N, D].
+    """softmax(q k^T / sqrt(D) + bias) v per head, over the keys of the query's report: [Q, N, D].
 
     With a `window`, over those of them that are at most so far from the query. Queries are those of
-    the first Q tokens. Scores and softmax in float32 or wider. Memory grows with Q, not with Q L:
-    long texts are worked through by blocks of queries, whose scores the gradient computes anew.
+    all tokens, or of the `first` one of each report. Scores and softmax in float32 or wider. Memory
+    grows with Q, not with Q L: a long report is worked through by blocks of queries, whose scores
+    the gradient computes anew, as it does those of a wide row that reports share.
 
     cuDNN's fused attention where it exists (GPU, half precision), plain products elsewhere: on
     XLA's CPU backend no other order of axes, gradient in one piece or late normalisation was faster
     (docs/measurements/speed.md).
     """
+    if several(length):
+        return _attend_apart(q_QxNxD, k_LxNxD, v_LxNxD, length, first, bias_NxQxL, window)
     if window is None and bias_NxQxL is None and _fused(q_QxNxD, k_LxNxD):
         # A row of padding has length 0, whose softmax would be NaN. Given for queries too, since
         # vmap does not take a length that is the same for all reports.
@@ -216,6 +287,22 @@ def attend(
     if window is not None:
         seen &= jnp.abs(keys - jnp.arange(queries)[:, None]) <= window
     return _attend(q_QxNxD, k_LxNxD, v_LxNxD, seen, bias_NxQxL)
+
+
+def _attend_apart(q, k, v, length: jax.Array, first: bool, bias_NxQxL, window) -> jax.Array:
+    """`attend` within each report of a row: NaN where a query, or what it sees, is not bounded, as
+    it may be for a report by itself; 0 for an empty place, which sees nothing."""
+    owner, keys = owners(length, len(k)), jnp.arange(len(k))
+    asking, queries = (jnp.arange(len(q)), firsts(length, len(k))) if first else (owner, keys)
+    seen = asking[:, None] == owner
+    if window is not None:
+        seen &= jnp.abs(keys - queries[:, None]) <= window
+    lost_q, lost_k, lost_v = (~_is_bounded(x).all(axis=(1, 2)) for x in (q, k, v))
+    lost = lost_q | (seen & (lost_k | lost_v)).any(axis=1)
+    attention = _attend if len(k) <= _BLOCK // 2 else jax.checkpoint(_attend)
+    y = bounded_back(attention(bounded(q), bounded(k), bounded(v), seen, bias_NxQxL))
+    y = jnp.where(seen.any(axis=1)[:, None, None], y, 0) if first else y
+    return jnp.where(lost[:, None, None], jnp.nan, y)
 
 
 def _attend(q_QxNxD, k_LxNxD, v_LxNxD, seen: jax.Array, bias_NxQxL=None) -> jax.Array:
@@ -263,11 +350,23 @@ def _fused(q: jax.Array, k: jax.Array) -> bool:
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def _apply(graphdef, state, x_LxH, length, rows, *more):
-    return nnx.merge(graphdef, state)(x_LxH, length, rows, *more)
+def _apply(graphdef, state, x_LxH, length, first, *more):
+    return nnx.merge(graphdef, state)(x_LxH, length, first, *more)
 
 
-def apply_once_traced(layer: nnx.Module, x_LxH: jax.Array, length, rows: int, *more) -> jax.Array:
-    """layer(x, length, rows, *more), as a function of its own: layers of one kind are traced
+def apply_once_traced(layer: nnx.Module, x_LxH: jax.Array, length, first: bool, *more) -> jax.Array:
+    """layer(x, length, first, *more), as a function of its own: layers of one kind are traced
     once."""
-    return _apply(*nnx.split(layer), x_LxH, length, rows, *more)
+    return _apply(*nnx.split(layer), x_LxH, length, first, *more)
+
+
+def asked_of(
+    x_LxH: jax.Array, length: jax.Array, first: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """(the positions [Q, H] whose outputs are asked of a layer, `owner_of` each): all, or the first
+    one of each report."""
+    if not first:
+        return x_LxH, owner_of(x_LxH, length)
+    if not several(length):
+        return x_LxH[:1], None
+    return x_LxH[firsts(length, len(x_LxH))], jnp.arange(len(length))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .classifier import ReportClassifier
+from .layers import bounded, bounded_back
 
 _HEAD = nnx.PathContains("classifier")
 _TRAINED = {
@@ -28,7 +29,11 @@ MODES = tuple(_TRAINED)
 
 
 class LoRALinear(nnx.Module):
-    """base(x) + (alpha / rank) * (x A) B, with A [in, rank] and B [rank, out] (Hu et al., 2021)."""
+    """base(x) + (alpha / rank) * (x A) B, with A [in, rank] and B [rank, out] (Hu et al., 2021).
+
+    B, or A and B, with a leading axis of reports are each report's own: what their gradients are,
+    are the gradients of each report.
+    """
 
     def __init__(self, base: nnx.Linear, a: jax.Array, b: jax.Array, alpha: float):
         self.base = base
@@ -38,7 +43,7 @@ class LoRALinear(nnx.Module):
 
     @property
     def rank(self) -> int:
-        return self.lora_a.shape[1]
+        return self.lora_a.shape[-1]
 
     @property
     def scale(self) -> float:
@@ -49,11 +54,17 @@ class LoRALinear(nnx.Module):
         update = jnp.matmul(self.lora_a[...], self.lora_b[...], precision="highest")
         return self.base.kernel[...] + update * self.scale
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, owner: jax.Array | None = None) -> jax.Array:
         y = self.base(x)
         x = x.astype(y.dtype)
         a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-        return y + (x @ a) @ b * self.scale
+        if b.ndim == 2:
+            return y + (x @ a) @ b * self.scale
+        x = bounded(x)
+        each = (x @ a)[:, None] if a.ndim == 2 else jnp.einsum("li,kir->lkr", x, a)
+        mine = jnp.asarray(owner)[:, None] == jnp.arange(len(b))
+        update = jnp.einsum("lkr,kro->lo", jnp.where(mine[..., None], each, 0), b)
+        return y + bounded_back(update) * self.scale
 
 
 def linear_layers(model: nnx.Module) -> dict[tuple, nnx.Linear]:

@@ -15,10 +15,12 @@ from .classifier import ReportClassifier
 from .layers import (
     ACTIVATIONS,
     apply_once_traced,
+    asked_of,
     attend,
     check_positions,
     dense,
     layer_norm,
+    owner_of,
     place,
     rotate,
     table,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Layer(nnx.Module):
-    """One encoder layer: [L, H] and its length -> its first `rows` outputs [rows, H]."""
+    """One encoder layer, as `bert.Layer`."""
 
     attn: Any
     mlp: Any
@@ -48,17 +50,18 @@ class Layer(nnx.Module):
         place(self, "mlp.Wi", dense(width, 2 * inner, dtype, cfg.mlp_bias, rngs=rngs))
         place(self, "mlp.Wo", dense(inner, width, dtype, cfg.mlp_bias, rngs=rngs))
 
-    def __call__(self, x: jax.Array, length: jax.Array, rows: int) -> jax.Array:
+    def __call__(self, x: jax.Array, length: jax.Array, first: bool) -> jax.Array:
         normed = x if self.attn_norm is None else self.attn_norm(x)
         q, k, v = (
             y.reshape(x.shape[0], self.num_heads, -1)
-            for y in jnp.split(self.attn.Wqkv(normed), 3, axis=-1)
+            for y in jnp.split(self.attn.Wqkv(normed, owner_of(x, length)), 3, axis=-1)
         )
-        q, k = rotate(q[:rows], self.theta), rotate(k, self.theta)
-        y = attend(q, k, v, length, window=self.window).reshape(rows, -1)
-        x = x[:rows] + self.attn.Wo(y)
-        y, gate = jnp.split(self.mlp.Wi(self.mlp_norm(x)), 2, axis=-1)
-        return x + self.mlp.Wo(self.activation(y) * gate)
+        q, k = (rotate(y, self.theta) for y in (q, k))
+        (q, _), (x, asking) = asked_of(q, length, first), asked_of(x, length, first)
+        y = attend(q, k, v, length, first=first, window=self.window).reshape(x.shape[0], -1)
+        x = x + self.attn.Wo(y, asking)
+        y, gate = jnp.split(self.mlp.Wi(self.mlp_norm(x), asking), 2, axis=-1)
+        return x + self.mlp.Wo(self.activation(y) * gate, asking)
 
 
 class ModernBertClassifier(ReportClassifier):
@@ -95,13 +98,13 @@ class ModernBertClassifier(ReportClassifier):
         place(self, "pooler.dense", dense(width, width, dtype, bias, rngs=rngs))
         place(self, "pooler.norm", _norm(cfg, rngs=rngs))
 
-    def embed(self, token_ids_L):
-        check_positions(token_ids_L, self.num_positions)  # they come with attention
+    def embed(self, token_ids_L, length):
+        check_positions(token_ids_L, length, self.num_positions)  # they come with attention
         embeddings = self.backbone.embeddings
         return embeddings.norm(embeddings.tok_embeddings(token_ids_L))
 
-    def apply_layer(self, index, x_LxH, length, rows):
-        return apply_once_traced(self.backbone.layers[index], x_LxH, length, rows)
+    def apply_layer(self, index, x_LxH, length, first):
+        return apply_once_traced(self.backbone.layers[index], x_LxH, length, first)
 
     def output(self, x_LxH):
         return self.backbone.final_norm(x_LxH)

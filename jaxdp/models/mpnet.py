@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .bert import Names, RobertaClassifier
-from .layers import apply_once_traced, place, table
+from .layers import apply_once_traced, firsts, place, table
 
 _PADDING = 1  # what positions are counted from, whatever config.json says
 _BUCKETS, _FAR = 32, 128  # kinds of distances, and from where on they are all one
@@ -53,14 +53,15 @@ class MPNetClassifier(RobertaClassifier):
         biases = table(_BUCKETS, cfg.num_attention_heads, rngs=rngs)
         place(self, "mpnet.encoder.relative_attention_bias", biases)
 
-    def apply_layer(self, index, x_LxH, length, rows):
-        encoder = self.backbone.encoder
-        bias = encoder.relative_attention_bias(_kinds(rows, x_LxH.shape[0])).transpose(2, 0, 1)
-        return apply_once_traced(encoder.layer[index], x_LxH, length, rows, bias)
+    def apply_layer(self, index, x_LxH, length, first):
+        encoder, keys = self.backbone.encoder, jnp.arange(x_LxH.shape[0])
+        queries = firsts(length, keys.shape[0]) if first else keys
+        bias = encoder.relative_attention_bias(_kinds(queries, keys)).transpose(2, 0, 1)
+        return apply_once_traced(encoder.layer[index], x_LxH, length, first, bias)
 
 
-def _kinds(rows: int, length: int) -> jax.Array:
-    """Of the distances from the first `rows` queries to all keys: [rows, length]."""
-    distances = jnp.arange(length) - jnp.arange(rows)[:, None]
+def _kinds(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Of the distances between positions: [queries, keys]."""
+    distances = keys - queries[:, None]
     kinds = jnp.asarray(buckets_of(np.arange(-_FAR, _FAR + 1)))
     return kinds[jnp.clip(distances, -_FAR, _FAR) + _FAR]

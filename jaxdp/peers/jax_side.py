@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import arithmetic, compute_dtype, token_buckets
 from jaxdp.training.stages import Stage
-from jaxdp.training.trainer import StageMember, StageTrainer, report_loss
+from jaxdp.training.step import LabelledData, make_share_sum
+from jaxdp.training.trainer import StageMember, StageTrainer, gradient_by, report_loss
 
 from .job import ADAPTER_PREFIX, MAIN, Job, Reports
 from .side import Side
@@ -108,19 +110,22 @@ class OurTrainer(JaxSide):
     def clipped_sum(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(norm of each training report's gradient at the start, clipped sum by adapter tensor)."""
         graphdef, _, frozen = lora.split(self._model, self.job.stage.mode)
-        train = self.job.train
-        of_report = report_loss(graphdef, 0)
-
-        def loss(adapters, *report):
-            return of_report(adapters, (frozen, self.job.center), *report)
-
-        ids, lengths = packed(train).gather(np.arange(len(train)), int(train.lengths.max()))
-        gradient_sum = dp.clipped_gradient_sum(loss, self.stage.stage.mechanism.l2_clip_norm)
-        nothing = np.zeros(len(train), bool)
-        total, diagnostics = jax.jit(gradient_sum)(
-            self.stage.initial_state.adapters, ids, lengths, train.labels, is_padding=nothing
+        train, buckets = self.job.train, token_buckets(self.job.config, self.job.train.lengths)
+        clipped = partial(dp.clipped_gradient_sum, value_and_grad=gradient_by(buckets))
+        share_sum = partial(make_share_sum(report_loss(graphdef, 0), clipped, buckets), devices=1)
+        data = jax.device_put(LabelledData(packed(train), train.labels))
+        plan = buckets.plan(np.arange(len(train)), train.lengths, buckets.capacity(len(train)))
+        total, diagnostics = jax.jit(share_sum)(
+            self.stage.initial_state.adapters,
+            (frozen, self.job.center),
+            data,
+            plan,
+            self.stage.stage.mechanism.l2_clip_norm,
+            device=0,
         )
-        return np.asarray(diagnostics.norm), self._by_name(total)
+        norms = np.empty(len(train), np.float32)
+        norms[plan.rows[plan.rows >= 0]] = np.asarray(diagnostics.norm)[plan.rows >= 0]
+        return norms, self._by_name(total)
 
     def adapters(self) -> dict[str, np.ndarray]:
         return self._by_name(self._state.adapters)
@@ -182,7 +187,9 @@ class OurTrainer(JaxSide):
             "optimizer momentum": None if adam else 0.9,
             "weight decay": 0,
             "attention": "jaxdp.models.layers",
-            "padding": f"to one of {len(buckets.widths)} widths, batch sorted by length",
+            "padding": f"reports share rows of {' or '.join(map(str, buckets.widths))} positions"
+            if buckets.reports
+            else f"to one of {len(buckets.widths)} widths, batch sorted by length",
             "physical batch": f"about {buckets.widths[0] * buckets.rows[0]} tokens",
             "threads": f"{os.cpu_count()}, on {jax.device_count()} devices",
         } | super().settings()

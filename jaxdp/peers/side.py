@@ -25,8 +25,8 @@ class Side:
     prepare()        takes all cores; static, called before anything is computed
     step(rows)       one logical step on these training reports, to its end
     settings()       what is run, JSON-ready, read back from the objects that run it
-    widths(rows)     positions of every report slot that a step on `rows`, just taken, has computed,
-                     padding included: [slots]
+    widths(rows)     positions of every row that a step on `rows`, just taken, has computed, padding
+                     included: of each report's, or of those that reports share
     savings()        what `step_flops` has to know beyond the job
     device_memory()  most bytes held on the device so far; 0 on a CPU
 

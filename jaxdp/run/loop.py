@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdp.evaluation.metrics import classification_metrics
 from jaxdp.training.setup import Inputs
@@ -66,7 +65,7 @@ class StageLoop:
             if unread:
                 self._stepped(*unread)
             done = Position(position.stage, step + 1)
-            unread = (done, diagnostics, *self.trainer.describe(plan))
+            unread = (done, plan, diagnostics)
             last = step + 1 == stage.steps
             stop = self.stop.received()
             evaluate = stop or self._due(step + 1)
@@ -95,8 +94,8 @@ class StageLoop:
         for run, own in zip(self.runs, metrics, strict=True):
             run.monitor.evaluated(done, own, run.plan.epsilon(*done))
 
-    def _stepped(self, done: Position, diagnostics, reports: int, fill: float) -> None:
-        read = jax.tree.map(np.asarray, diagnostics)
+    def _stepped(self, done: Position, plan, diagnostics) -> None:
+        read, reports, fill = self.trainer.describe(plan, diagnostics)
         for run, own in zip(self.runs, self.trainer.each(read), strict=True):
             run.monitor.stepped(done, own, reports, fill)
 

@@ -183,19 +183,17 @@ class Monitor:
     def stepped(
         self, done: Position, diagnostics: ClipDiagnostics, reports: int, fill: float
     ) -> None:
-        """A step's diagnostics are read, in order; `reports` took part in it."""
-        losses = np.asarray(diagnostics.loss)[:reports]
-        norms = np.asarray(diagnostics.norm)[:reports]
+        """A step's diagnostics are read, in order, of the `reports` that took part in it."""
         # Reading waits for the device, so the time between two readings is that of one step.
         now = time.perf_counter()
         self._rates.append(reports / (now - self._last_read))
         self._last_read = now
         values = {"reports": reports, "fill": fill, "reports_per_second": self._rates[-1]}
         if reports:
-            values["loss"] = losses.mean()
+            values["loss"] = diagnostics.loss.mean(dtype=np.float64)
         if reports and self._clip_norm:
-            values["gradient_norm_median"] = np.median(norms)
-            values["clipped_fraction"] = np.mean(norms > self._clip_norm)
+            values["gradient_norm_median"] = np.median(diagnostics.norm)
+            values["clipped_fraction"] = np.mean(diagnostics.norm > self._clip_norm)
         for name, value in values.items():
             self._writer.add_scalar(f"unnoised/{name}", value, self._offset + done.step)
         self._progress.update(done.step, f"{self._rate():.0f} reports/s {self._spent}".rstrip())

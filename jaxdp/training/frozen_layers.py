@@ -75,23 +75,29 @@ class FrozenLayers:
         def made(reports: Packed) -> Packed:
             packed = None
             lengths = np.ones_like(reports.lengths) if features else reports.lengths
-            for rows, output in run_on_all(
+            for rows, taken, output in run_on_all(
                 everywhere, state, reports, self._buckets, self._mesh, self._watch
             ):
-                if features:
-                    output = output[:, None]
                 if packed is None:
-                    shape = (lengths.sum(), *output.shape[2:])
+                    shape = (lengths.sum(), *output.shape[1 if features else 2 :])
                     kept = np.float16 if len(shape) == 3 else np.float32
                     packed = Packed.from_lengths(np.empty(shape, kept), lengths)
-                for row, states in zip(rows, output, strict=True):
-                    packed.values[packed.offsets[row] :][: lengths[row]] = states[: lengths[row]]
+                real = rows >= 0
+                if features:
+                    packed.values[rows[real]] = output[real]
+                    continue
+                # Each row of states begins with its reports' real tokens, end to end.
+                filled = taken.reshape(len(output), -1).sum(axis=1)
+                states = output[np.arange(output.shape[1]) < filled[:, None]]
+                begins = packed.offsets[rows[real]] - (taken.cumsum() - taken)[real]
+                packed.values[np.arange(len(states)) + begins.repeat(taken[real])] = states
             return packed
 
         if self._folder is None:
             return {split: made(reports) for split, reports in splits.items()}
-        some, width = next(iter(splits.values())), self._buckets.widths[0]
-        blank = some.gather(np.full(self._buckets.rows[0], -1), width)
+        some = next(iter(splits.values()))
+        width, slots, together = next(self._buckets.shapes)
+        blank = some.gather(np.full(slots, -1), width, together)
         program = jax.jit(advance).lower(state, *blank).as_text()
         weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
         if not _adapters_act(model, state, level):
@@ -107,11 +113,13 @@ class FrozenLayers:
 
 
 def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., jax.Array]:
-    """(state, values [rows, width, ...], lengths) -> what the reports are at `level`."""
+    """(state, values [rows, width, ...], lengths) -> what they are at `level`: the rows' states, or
+    the reports' features."""
 
     def advance(state, values, lengths):
         model = nnx.merge(graphdef, state)
-        return jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
+        out = jax.vmap(lambda x, n: model.advance(x, n, start, level))(values, lengths)
+        return out.reshape(-1, *out.shape[lengths.ndim :]) if level == model.feature_level else out
 
     return advance
 

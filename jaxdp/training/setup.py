@@ -136,7 +136,7 @@ def build_model(
         warm_start(
             config,
             model,
-            partial(token_buckets, config),
+            partial(token_buckets, config, share=False),  # its batches are of like length
             directory=backbone.directory,
             label_names=label_names,
             mesh=make_mesh(config.run.devices),
@@ -196,13 +196,19 @@ def arithmetic(config: Config) -> str:
     return instead.get(jax.default_backend(), dtype) if dtype == "tensorfloat32" else dtype
 
 
-def token_buckets(config: Config, lengths: np.ndarray, members: int = 1) -> Buckets:
-    """The microbatch shapes for whole reports of these lengths; those that so many members compute
-    at once hold as many positions together as one member's, as far as a report can be no
-    shorter."""
-    here = platform_defaults()
-    tokens = config.train.microbatch_tokens or here.microbatch_tokens
-    return Buckets.for_lengths(lengths, tokens // members, config.train.widths or here.widths)
+def token_buckets(
+    config: Config, lengths: np.ndarray, members: int = 1, share: bool = True
+) -> Buckets:
+    """The microbatch shapes for whole reports of these lengths, which `share` rows where they can.
+    Those that so many members compute at once hold as many positions together as one member's, as
+    far as a report can be no shorter."""
+    here, train = platform_defaults(), config.train
+    tokens = (train.microbatch_tokens or here.microbatch_tokens) // members
+    # Gradients of what every token goes through are those of reports alone, and so are windows.
+    share &= train.mode not in ("bitfit", "full") and config.data.windows == 1
+    if share and train.widths is None and (shared := Buckets.shared(lengths, tokens)):
+        return shared
+    return Buckets.for_lengths(lengths, tokens, train.widths or here.widths)
 
 
 def test_probabilities(

@@ -46,7 +46,7 @@ def plain_gradient_sum(loss_fn: Callable[..., jax.Array], l2_clip_norm: jax.Arra
     def gradient_sum(params, *batch, is_padding):
         def total(params):
             losses = jax.vmap(loss_fn, in_axes=(None,) + (0,) * len(batch))(params, *batch)
-            losses = jnp.where(is_padding, 0.0, losses)
+            losses = jnp.where(is_padding, 0.0, losses.reshape(is_padding.shape))
             return jnp.sum(losses), losses
 
         gradient, losses = jax.grad(total, has_aux=True)(params)
@@ -81,28 +81,24 @@ def make_share_sum(
         total = jax.tree.map(jnp.zeros_like, adapters)
         diagnostics = ClipDiagnostics(*(jnp.zeros(plan.rows.shape) for _ in range(2)))
         before = jnp.cumsum(plan.counts) - plan.counts
-        for i, (width, rows) in enumerate(zip(buckets.widths, buckets.rows, strict=True)):
+        for i, (width, slots, together) in enumerate(buckets.shapes):
             first = (device - before[i]) % devices
             # A trip count, not a shape: how full a bucket is differs from step to step.
             trips = (plan.counts[i] - first + devices - 1) // devices
 
-            def microbatch(j, carry, i=i, width=width, rows=rows, first=first):
-                start = plan.starts[i] + (first + j * devices) * rows
-                index = jax.lax.dynamic_slice(plan.rows, (start,), (rows,))
-                values, lengths = data.reports.gather(index, width)
+            def microbatch(j, carry, i=i, width=width, slots=slots, together=together, first=first):
+                start = plan.starts[i] + (first + j * devices) * slots
+                index = jax.lax.dynamic_slice(plan.rows, (start,), (slots,))
+                values, lengths = data.reports.gather(index, width, together)
                 if data.center is not None:
                     values = values - data.center
-                part = summed(
-                    adapters,
-                    values,
-                    lengths,
-                    jax.tree.map(lambda x: x[jnp.maximum(index, 0)], data.labels),
-                    is_padding=index < 0,
-                )
+                labels = jax.tree.map(lambda x: x[jnp.maximum(index, 0)], data.labels)
+                labels = jax.tree.map(lambda x: x.reshape(*lengths.shape, *x.shape[1:]), labels)
+                part = summed(adapters, values, lengths, labels, is_padding=index < 0)
                 total, diagnostics = carry
 
                 def place(all_rows, new):
-                    old = jax.lax.dynamic_slice(all_rows, (start,), (rows,))
+                    old = jax.lax.dynamic_slice(all_rows, (start,), (slots,))
                     new = jnp.where(index < 0, old, new)
                     return jax.lax.dynamic_update_slice(all_rows, new, (start,))
 
@@ -155,7 +151,8 @@ def make_train_step(
     """The step of one stage, to be jitted by the caller.
 
     Args:
-        loss_fn: (adapters, frozen, values, length, labels) -> scalar loss of one report.
+        loss_fn: (adapters, frozen, values, length, labels) -> scalar loss of one report; or of the
+            K reports of a row of `buckets` [K], given their lengths and labels.
         gradient_sum: turns a one-report loss (params, *report) -> scalar, and a clip norm, into
             (params, *batch, is_padding=) -> (sum of gradients, diagnostics):
             `dp.clipped_gradient_sum` or `plain_gradient_sum`.

@@ -21,6 +21,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, packed_logits, shaped
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.layers import several
 from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
@@ -111,13 +112,12 @@ class StageTrainer:
             units.num_units,
         )
         # A draw beyond this happens less than once in 10^15 steps, and only costs a compilation.
-        draw = batch + 8 * math.sqrt(batch)
-        slots = int(min(draw, units.num_units) + max(self.buckets.rows))
-        self._capacity = -(-slots // 64) * 64
+        draw = min(batch + 8 * math.sqrt(batch), units.num_units)
+        self._capacity = -(-self.buckets.capacity(int(draw)) // 64) * 64
 
         gradient_sum = plain_gradient_sum
         if mechanism:
-            one_gradient = _head_value_and_grad if at_feature else jax.value_and_grad
+            one_gradient = _head_value_and_grad if at_feature else gradient_by(self.buckets)
             gradient_sum = partial(dp.clipped_gradient_sum, value_and_grad=one_gradient)
         optimizers = [_optimizer(each, adapters[0], secure_noise) for each in members]
         # What members differ in is in the state, so the update of one is that of all.
@@ -180,10 +180,15 @@ class StageTrainer:
     def _arguments(self, state: TrainState, step: int, plan: Plan) -> tuple[tuple, dict[str, Any]]:
         return (state, self._frozen, self._data, plan, self._bound), self._draw(step)
 
-    def describe(self, plan: Plan) -> tuple[int, float]:
-        """(reports that take part, share of the computed positions that are real)."""
-        rows = plan.rows[plan.rows >= 0]
-        return len(rows), float(self._lengths[rows].sum() / max(self.buckets.positions(plan), 1))
+    def describe(
+        self, plan: Plan, diagnostics: dp.ClipDiagnostics
+    ) -> tuple[dp.ClipDiagnostics, int, float]:
+        """(a step's diagnostics [reports] without empty places, of members with their axis before;
+        reports that take part; share of the computed positions that are real)."""
+        taken = plan.rows >= 0
+        real = self._lengths[plan.rows[taken]].sum()
+        read = jax.tree.map(lambda x: np.asarray(x)[..., taken], diagnostics)
+        return read, int(taken.sum()), float(real / max(self.buckets.positions(plan), 1))
 
     def validation_probabilities(self, state: TrainState) -> np.ndarray:
         """[n, num_labels] for the validation split; of members [members, n, num_labels]."""
@@ -218,15 +223,51 @@ def _require_one_program(members: Sequence[StageMember], secure_noise: bool) -> 
 
 
 def report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]:
-    """(adapters, (frozen, center), values, length, labels) -> loss of a report given at `level`."""
+    """(adapters, (frozen, center), values, length, labels) -> loss of a report given at `level`; or
+    of the K reports of a row [K], of lengths [K], for which adapters may have an axis of reports,
+    each report's own."""
 
     def loss(adapters, frozen, values, length, labels):
         frozen, center = frozen
         merged = nnx.merge(graphdef, adapters, frozen)
-        logits = packed_logits(merged, values, length, level, center)
-        return TASKS[merged.task].loss(logits, labels)
+        if not several(length):
+            logits = packed_logits(merged, values, length, level, center)
+            return TASKS[merged.task].loss(logits, labels)
+
+        def one(states, real, labels, adapters=adapters):
+            model = nnx.merge(graphdef, adapters, frozen)
+            logits = model.logits(model.feature(states, real) - center)
+            return TASKS[model.task].loss(logits, labels)
+
+        own = (adapters,) if merged.classifier.bias.ndim > 1 else ()
+        with merged.precise():
+            states = merged.last_states(values, length, level)
+            return merged.by_report(one, states, length, labels, *own)
 
     return loss
+
+
+def gradient_by(buckets: Buckets) -> Callable:
+    """`jax.value_and_grad`, for reports alone in their rows or for those that share them."""
+    return _row_value_and_grad if buckets.reports else jax.value_and_grad
+
+
+def _row_value_and_grad(loss_fn):
+    """`jax.value_and_grad` for the reports of a row: losses [K], and of every leaf [K, ...] each
+    report's gradient, which is that of adapters of its own."""
+
+    def value_and_grad(adapters, values, lengths, *row):
+        own = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(lengths), *x.shape)), adapters)
+
+        def total(own):
+            losses = loss_fn(own, values, lengths, *row)
+            # An empty place stands on its neighbour, to whose gradient it must not add.
+            return jnp.sum(losses, where=lengths > 0), losses
+
+        (_, losses), gradients = jax.value_and_grad(total, has_aux=True)(own)
+        return losses, gradients
+
+    return value_and_grad
 
 
 def _optimizer(

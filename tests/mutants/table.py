@@ -24,6 +24,10 @@ RELEASE_CHECK = "run/release_check.py"
 TASKS, TABLES = "models/tasks.py", "data/tables.py"
 LORA, WARM_START = "models/lora.py", "training/warm_start.py"
 LAYERS, FAMILIES = "models/layers.py", "test_families.py"
+BATCHING, CLASSIFIER, ROWS = "data/batching.py", "models/classifier.py", "test_shared_rows.py"
+ROW_GRADIENTS = "test_gradients_of_shared_rows_are_those_of_reports_alone"
+NEIGHBOURS = "test_no_number_of_a_report_reaches_its_neighbours"
+ATTENTION, ADAPTER = (f"test_{what}_keeps_reports_apart" for what in ("attention", "an_adapter"))
 LOCAL = "test_attention.py::test_long_and_local_attention_are_what_their_definition_says"
 
 
@@ -38,7 +42,7 @@ class Mutant(NamedTuple):
 
 
 LOOP = "test_step.py::test_equals_the_loop_over_reports_whatever_the_microbatches[{}]".format(
-    "Buckets(widths=(16,), rows=(7,))"
+    "Buckets(widths=(16,), rows=(7,), reports=None)"
 )
 EDGES = "test_clipping.py::test_edge_table"
 COLUMNS = "test_label_attention.py::test_column_products_are_the_gradients_of_the_label_head"
@@ -845,8 +849,8 @@ MUTANTS = [
     Mutant(
         "reports counted twice where microbatches overlap",
         STEP,
-        "start = plan.starts[i] + (first + j * devices) * rows",
-        "start = plan.starts[i] + (first + j * devices) * (rows - 1)",
+        "start = plan.starts[i] + (first + j * devices) * slots",
+        "start = plan.starts[i] + (first + j * devices) * (slots - 1)",
         LOOP,
     ),
     Mutant(
@@ -1098,7 +1102,7 @@ MUTANTS = [
     ),
     Mutant(
         "the average of the last layer and itself",
-        "models/classifier.py",
+        CLASSIFIER,
         "x = (self.output(before) + x) / 2",
         "x = (x + x) / 2",
         "test_bert.py::test_the_last_two_layers_are_averaged_from_below_both",
@@ -1119,7 +1123,7 @@ MUTANTS = [
     ),
     Mutant(
         "one width fewer than there could be",
-        "data/batching.py",
+        BATCHING,
         "range(min(widths, len(grid)) - 1)",
         "range(min(widths, len(grid)) - 2)",
         "test_batching.py::test_no_other_widths_pad_less",
@@ -1127,7 +1131,7 @@ MUTANTS = [
     Mutant(
         "widths that nobody has asked for",
         "training/setup.py",
-        "config.train.widths or here.widths",
+        "train.widths or here.widths",
         "here.widths",
         "test_batching.py::test_a_run_has_the_widths_that_it_is_configured_to_have",
     ),
@@ -1140,7 +1144,7 @@ MUTANTS = [
     ),
     Mutant(
         "a report cut to the widest shape",
-        "data/batching.py",
+        BATCHING,
         "if (ordered > self.widths[0]).any():",
         "if False:",
         "test_batching.py::test_a_report_longer_than_all_widths_is_an_error",
@@ -1212,7 +1216,7 @@ MUTANTS = [
     Mutant(
         "padding is attended to",
         "models/label_attention.py",
-        "jnp.where(real, scores, jnp.finfo(jnp.float32).min)",
+        "jnp.where(real_L, scores, jnp.finfo(jnp.float32).min)",
         "scores",
         "test_label_attention.py::test_padding_is_not_read_and_an_empty_row_is_finite",
     ),
@@ -1232,7 +1236,7 @@ MUTANTS = [
     ),
     Mutant(
         "a folded head forgets the centre",
-        "models/classifier.py",
+        CLASSIFIER,
         "bias - jnp.sum(center * kernel.T, axis=-1)",
         "bias",
         "test_label_attention.py::test_a_basis_changes_coordinates_and_nothing_else",
@@ -1254,7 +1258,7 @@ MUTANTS = [
     ),
     Mutant(
         "a temperature leaves the biases",
-        "models/classifier.py",
+        CLASSIFIER,
         "bias / temperature)",
         "bias)",
         "test_label_attention.py::test_a_temperature_divides_all_logits",
@@ -1834,19 +1838,87 @@ MUTANTS = [
         "os.O_TRUNC, 0o644)",
         "test_ledger.py::test_fingerprint_is_of_the_multiset_and_keyed",
     ),
+    # Reports that share a row.
+    Mutant(
+        "reports of a row attend to those before",
+        LAYERS,
+        "seen = asking[:, None] == owner",
+        "seen = asking[:, None] >= owner",
+        f"{ROWS}::test_attention_keeps_reports_apart",
+    ),
+    Mutant(
+        "positions go on from the report before",
+        LAYERS,
+        "positions - positions[begin[jnp.where(real, owner, 0)]]",
+        "positions",
+        f"{ROWS}::{ROW_GRADIENTS}[roberta-first]",
+    ),
+    Mutant(
+        "all reports of a row have one adapter",
+        LORA,
+        "jnp.where(mine[..., None], each, 0)",
+        "each",
+        f"{ROWS}::test_an_adapter_keeps_reports_apart",
+    ),
+    Mutant(
+        "an empty place adds to its neighbour's gradient",
+        TRAINER,
+        "where=lengths > 0)",
+        "where=lengths >= 0)",
+        f"{ROWS}::{ROW_GRADIENTS}[bert-cls]",
+    ),
+    *(
+        Mutant(f"{what} reaches neighbours", where, old, new, f"{ROWS}::{killer}")
+        for what, where, old, new, killer in (
+            ("NaN of a value", LAYERS, "bounded(k), bounded(v)", "bounded(k), v", ATTENTION),
+            ("NaN of a key", LAYERS, "bounded(k), bounded(v)", "k, bounded(v)", ATTENTION),
+            ("NaN of a query", LAYERS, "attention(bounded(q)", "attention(q", ATTENTION),
+            ("NaN of attention's gradient", LAYERS, "y = bounded_back(", "y = (", ATTENTION),
+            ("NaN before an adapter", LORA, "x = bounded(x)", "", ADAPTER),
+            ("NaN of an adapter's gradient", LORA, "y + bounded_back(", "y + (", ADAPTER),
+            (
+                "NaN before what pools",
+                CLASSIFIER,
+                "jnp.where(real[:, None], states, 0)",
+                "states",
+                f"{NEIGHBOURS}[mpnet-label-attention]",
+            ),
+        )
+    ),
+    Mutant(
+        "what is not finite is hidden by a row",
+        LAYERS,
+        "jnp.where(lost[:, None, None], jnp.nan, y)",
+        "y",
+        f"{ROWS}::{ATTENTION}",
+    ),
+    Mutant(
+        "a row is filled beyond its end",
+        BATCHING,
+        "space -= length",
+        "space -= length - 1",
+        "test_batching.py::test_a_plan_of_shared_rows",
+    ),
+    Mutant(
+        "a shared row is gathered from where another report begins",
+        "data/packed.py",
+        "(position[:, :, None] >= ends",
+        "(position[:, :, None] > ends",
+        f"{ROWS}::test_reports_are_gathered_end_to_end",
+    ),
     # What a family's arithmetic promises.
     Mutant(
         "positions are counted from 0",
         LAYERS,
-        "jnp.cumsum(is_token) * is_token + self.padding",
-        "jnp.cumsum(is_token) * is_token",
+        "(positions + 1) * is_token + self.padding",
+        "(positions + 1) * is_token",
         f"{FAMILIES}::test_float64_agrees_to_1e_10[roberta-cls]",
     ),
     Mutant(
         "a padding token inside a text is counted",
         LAYERS,
-        "jnp.cumsum(is_token) * is_token",
-        "jnp.cumsum(is_token)",
+        "(positions + 1) * is_token + self.padding",
+        "(positions + 1) + self.padding",
         f"{FAMILIES}::test_a_padding_token_inside_a_text_has_no_position_of_its_own[roberta]",
     ),
     Mutant(
@@ -1886,7 +1958,7 @@ MUTANTS = [
     ),
     Mutant(
         "the layer before the last is pooled without the last norm",
-        "models/classifier.py",
+        CLASSIFIER,
         "(self.output(before) + x) / 2",
         "(before + x) / 2",
         f"{FAMILIES}::test_label_attention_runs_in_pytorch_on_what_lies_beside_the_adapter[modernbert]",
@@ -1943,7 +2015,7 @@ MUTANTS = [
     ),
     Mutant(
         "float32 that a GPU rounds to TensorFloat-32",
-        "models/classifier.py",
+        CLASSIFIER,
         "return jax.default_matmul_precision(self.precision)",
         "return contextlib.nullcontext()",
         "test_precision.py::test_every_product_of_a_step_is_in_what_was_asked_for"
