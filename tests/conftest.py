@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings and fixtures for all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -40,6 +41,10 @@ LONGEST = ("training", "members", "mesh", "faults", "sweep", "benchmark", "warm_
 def pytest_collection_modifyitems(items):
     rank = {f"test_{name}": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: no garbage collection need go through it
 
 
 @pytest.fixture(scope="session", autouse=True)

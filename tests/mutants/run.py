@@ -11,6 +11,7 @@ test from its own copy, so no mutant sees another's modules. First the killers m
 
 import argparse
 import compileall
+import gc
 import importlib
 import os
 import re
@@ -70,6 +71,7 @@ def apply(mutant: Mutant, tree: Path) -> None:
             f"mutant {mutant.name!r}: its text occurs {text.count(mutant.old)} times in "
             f"jaxdp/{mutant.file}, not once; adapt tests/mutants/table.py"
         )
+    file.unlink()  # a link to the original's
     file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
@@ -125,7 +127,7 @@ def run_all(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, int, floa
         while waiting or running:
             while waiting and free:
                 i, mutant = waiting.pop(0)
-                tree = shutil.copytree(original, scratch / str(i))
+                tree = shutil.copytree(original, scratch / str(i), copy_function=os.link)
                 apply(mutant, tree)
                 compiled = free.pop()
                 pid = start_tests(tree, [mutant.killer], compiled)
@@ -169,6 +171,7 @@ def main() -> int:
     sys.dont_write_bytecode = True  # a mutant must never run another's stale bytecode
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # or each fork's garbage collections would go through all that was imported
 
     start = time.monotonic()
     if not options.after_tests:
