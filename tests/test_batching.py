@@ -197,7 +197,13 @@ def test_a_plan_of_shared_rows(batch):
 
 @pytest.mark.parametrize(
     "mean, longest, widths",
-    [(40, 128, (128,)), (40, 256, (256,)), (40, 500, (512, 128)), (70, 128, (128,))],
+    [
+        (5, 16, (32,)),
+        (40, 128, (128,)),
+        (40, 256, (256,)),
+        (40, 500, (512, 128)),
+        (70, 128, (128,)),
+    ],
 )
 def test_rows_that_are_shared_are_full(mean, longest, widths):
     lengths = np.random.default_rng(0).lognormal(np.log(mean) - 0.15, 0.55, 20_000)

@@ -26,8 +26,11 @@ class Plan(NamedTuple):
     """[buckets] int32: how many microbatches each bucket has."""
 
 
-_SHARED = (128, 256, 512)
+_SHARED = (32, 64, 128, 256, 512)
 """Positions of a row that several reports share, at least; at most twice as many."""
+_LANES = 128
+"""Narrower rows are for short texts alone, and not for an accelerator, whose microbatches are large
+and whose lanes they would leave without work."""
 _ATTENTION = 600
 """At so many positions attention costs as much as all else; BERT-small on a TPU 300, on a CPU 1,100
 (docs/measurements/speed.md)."""
@@ -108,6 +111,8 @@ class Buckets:
         some = lengths[:: -(-len(lengths) // 4096)]
         costs = {}
         for wide in _SHARED:
+            if wide < _LANES and (longest > 2 * wide or tokens > 16 * _LANES):
+                continue
             two = longest > 2 * wide and (lengths <= wide).any()
             widths = (longest, wide) if two else (max(longest, wide),)
             reports = []
