@@ -60,6 +60,10 @@ def test_a_step_is_one_program_of_few_kernels(workspace, mode, widths, most):
         assert 0.8 * kernels < rows[name]["kernels"] <= kernels, name
 
 
+def test_programs_have_the_shapes_of_a_run(workspace):
+    assert measure(smoke_config(workspace), "cpu")[0]["program"] == "step (1 widths)"
+
+
 def test_the_model_is_the_configured_one(workspace):
     changes = dict(model__pooling="mean", model__dtype="bfloat16", data__windows=2)
     model = blank_model(smoke_config(workspace, **changes), 3)

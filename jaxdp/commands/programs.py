@@ -26,7 +26,7 @@ from rich.table import Table
 from jaxdp import dp
 from jaxdp.backbone import resolve_backbone
 from jaxdp.compiled import CHIPS, count, device_of, roofline
-from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError
+from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError, PlatformDefaults
 from jaxdp.data.batching import any_lengths
 from jaxdp.data.load import label_names
 from jaxdp.data.packed import Packed
@@ -82,11 +82,16 @@ def blank_model(config: Config, num_labels: int) -> ReportClassifier:
     return model
 
 
+def _defaults(device: jax.Device) -> PlatformDefaults:
+    return ON_CPU if device.platform == "cpu" else ON_ACCELERATOR
+
+
 def programs(config: Config, device: jax.Device) -> Iterator[tuple[str, int, jax.stages.Lowered]]:
     """(name, how many there are, one of them lowered for `device`)."""
     num_labels = len(label_names(config.data) or range(_LABELS))
     model, train, privacy = blank_model(config, num_labels), config.train, config.privacy
-    buckets = token_buckets(config, any_lengths(config.data.max_length * config.data.windows))
+    lengths = any_lengths(config.data.max_length * config.data.windows)
+    buckets = token_buckets(config, lengths, defaults=_defaults(device))
     reports = min(privacy.units or _REPORTS, _REPORTS)
     mechanism = None
     if privacy.private:  # how much noise makes no difference
@@ -122,8 +127,8 @@ def measure(config: Config, chip: str) -> list[dict[str, Any]]:
     except RuntimeError:
         extra = "cuda13" if CHIPS[chip].platform == "cuda" else "tpu"
         raise ConfigError(f'--chip={chip} needs pip install "jaxdp-text[{extra}]"') from None
-    values, defaults = config.to_dict(), ON_CPU if chip == "cpu" else ON_ACCELERATOR
-    for section, field in (("model", "dtype"), ("train", "microbatch_tokens"), ("train", "widths")):
+    values, defaults = config.to_dict(), _defaults(device)
+    for section, field in (("model", "dtype"), ("train", "microbatch_tokens")):
         values[section][field] = values[section][field] or getattr(defaults, field)
     rows = []
     for name, number, lowered in programs(Config.from_dict(values), device):

@@ -197,12 +197,16 @@ def arithmetic(config: Config) -> str:
 
 
 def token_buckets(
-    config: Config, lengths: np.ndarray, members: int = 1, share: bool = True
+    config: Config,
+    lengths: np.ndarray,
+    members: int = 1,
+    share: bool = True,
+    defaults: PlatformDefaults | None = None,
 ) -> Buckets:
     """The microbatch shapes for whole reports of these lengths, which `share` rows where they can.
     Those that so many members compute at once hold as many positions together as one member's, as
-    far as a report can be no shorter."""
-    here, train = platform_defaults(), config.train
+    far as a report can be no shorter. `defaults` are this platform's where none are given."""
+    here, train = defaults or platform_defaults(), config.train
     tokens = (train.microbatch_tokens or here.microbatch_tokens) // members
     # Gradients of what every token goes through are those of reports alone, and so are windows.
     share &= train.mode not in ("bitfit", "full") and config.data.windows == 1
