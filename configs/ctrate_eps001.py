@@ -2,8 +2,6 @@
 """CT-RATE, BERT-medium, epsilon 0.01 per report.
 
 python scripts/train.py --config configs/ctrate_eps001.py --config.data.root=/data/ct-rate
-
-Result: not run (the data are gated).
 """
 
 from jaxdp.config import inherit

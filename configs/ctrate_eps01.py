@@ -2,8 +2,6 @@
 """CT-RATE, BERT-medium, epsilon 0.1 per report.
 
 python scripts/train.py --config configs/ctrate_eps01.py --config.data.root=/data/ct-rate
-
-Result: not run (the data are gated).
 """
 
 from jaxdp.config import inherit

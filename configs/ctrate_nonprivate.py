@@ -2,8 +2,6 @@
 """CT-RATE, BERT-medium, without privacy: LoRA as the study describes it.
 
 python scripts/train.py --config configs/ctrate_nonprivate.py --config.data.root=/data/ct-rate
-
-Result: not run (the data are gated).
 """
 
 from jaxdp.config import inherit

@@ -2,8 +2,6 @@
 """MIMIC-CXR, BERT-medium, epsilon 10 per report.
 
 python scripts/train.py --config configs/mimic_eps10.py --config.data.root=/data/mimic-cxr
-
-Result: not run (the data are gated).
 """
 
 from jaxdp.config import inherit

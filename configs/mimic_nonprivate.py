@@ -2,8 +2,6 @@
 """MIMIC-CXR, BERT-medium, without privacy: LoRA as the study describes it.
 
 python scripts/train.py --config configs/mimic_nonprivate.py --config.data.root=/data/mimic-cxr
-
-Result: not run (the data are gated).
 """
 
 from jaxdp.config import inherit

@@ -10,8 +10,6 @@ One member alone is trained by scripts/train.py:
 
 python scripts/train.py --config configs/mimic_plain_eps1.py --config.model.backbone=bert-small \
     --config.privacy.epsilon=0.1 --config.run.name=mimic_lora_bert-small_eps0.1
-
-Result: not run (the data are gated).
 """
 
 from jaxdp.config import inherit

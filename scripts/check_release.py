@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that a release bundle holds what may be shared, and is what it claims to be.
-
-    python scripts/check_release.py runs/openi_eps8/release
-
-The same as `jaxdp check-release`; --help shows all flags.
-"""
+"""`jaxdp check-release`; --help shows its flags."""
 
 from jaxdp.commands import run
 

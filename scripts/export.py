@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a released adapter elsewhere.
-
-    python scripts/export.py --adapter runs/openi_eps8/release/adapter --output merged
-
-The same as `jaxdp export`; --help shows all flags.
-"""
+"""`jaxdp export`; --help shows its flags."""
 
 from jaxdp.commands import run
 

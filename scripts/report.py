@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a sweep's page and figures, from whatever of it is finished.
-
-    python scripts/report.py --sweep runs/sweep_openi
-
-The same as `jaxdp report`; --help shows all flags.
-"""
+"""`jaxdp report`; --help shows its flags."""
 
 from jaxdp.commands import run
 

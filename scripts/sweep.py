@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains all members of a sweep, and says what they cost together.
-
-    python scripts/sweep.py --config configs/sweep_openi.py
-
-The same as `jaxdp sweep`; --help shows all flags.
-"""
+"""`jaxdp sweep`; --help shows its flags."""
 
 from jaxdp.commands import run
 

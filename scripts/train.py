@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes a report classifier with differential privacy.
-
-    python scripts/train.py --config configs/openi_eps8.py
-
-The same as `jaxdp train`; --help shows all flags.
-"""
+"""`jaxdp train`; --help shows its flags."""
 
 from jaxdp.commands import run
 
