@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import time
@@ -118,7 +119,8 @@ def test_random_seed_comes_from_the_operating_system_by_default(workspace):
 
 def test_research_seed_repeats_the_run(workspace):
     run(smoke_config(workspace, run__name="one"))
-    run(smoke_config(workspace, run__name="two"))
+    _, text = run(smoke_config(workspace, run__name="two"))
+    assert re.search(r"compiled in [0-9.]+ s; [0-9.]+ s spared, since programs were found", text)
     assert_same_adapter(adapter(workspace, "one"), adapter(workspace, "two"))
     run(smoke_config(workspace, run__name="three", run__research_seed=8))
     other = adapter(workspace, "three")

@@ -16,7 +16,7 @@ from jaxdp import assets
 from jaxdp.config import Config
 from jaxdp.run.directory import RunError
 from jaxdp.run.interrupt import Interrupt
-from jaxdp.run.monitor import Monitor
+from jaxdp.run.monitor import Monitor, durations
 from jaxdp.run.train import train
 from jaxdp.runtime import prepare
 
@@ -40,17 +40,12 @@ class _Marks(Monitor):
     def __init__(self, began: float):
         super().__init__(Console(file=sys.stderr))
         self.parts: dict[str, dict[str, float]] = {}
-        self._last, self._compiling = began, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
-
-    def _heard(self, event: str, seconds: float, **_) -> None:
-        if event in _COMPILING:
-            self._compiling += seconds
+        self._last, self._compiled = began, 0.0
 
     def mark(self, part: str) -> None:
-        now = time.time()
-        self.parts[part] = {"seconds": now - self._last, "compiling": self._compiling}
-        self._last, self._compiling = now, 0.0
+        now, compiled = time.time(), sum(durations[event] for event in _COMPILING)
+        self.parts[part] = {"seconds": now - self._last, "compiling": compiled - self._compiled}
+        self._last, self._compiled = now, compiled
 
     def planned(self, *arguments) -> None:
         super().planned(*arguments)

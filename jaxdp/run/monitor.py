@@ -7,6 +7,7 @@ also hold un-noised diagnostics. Neither ever holds a report's text or an id.
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,19 @@ from .directory import RunDirectory
 _UNITS_OFF = 0.05
 """Share by which privacy.units may be off before people are told, and they alone: how many units
 there are is private."""
+
+_SPENT = "/jax/core/compile/backend_compile_duration"
+_SPARED = "/jax/compilation_cache/compile_time_saved_sec"
+durations: Counter[str] = Counter()
+"""JAX's events -> seconds that this process has spent on them; or been spared, by programs that
+were found on disk."""
+
+
+def _heard(event: str, seconds: float, **_) -> None:
+    durations[event] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
 def _epsilon(value: float | str) -> str:
@@ -167,6 +181,7 @@ class Monitor:
             say=self._say,
         )
         self._rates: list[float] = []
+        self._before = durations.copy()
         self._last_read = time.perf_counter()
         self._spent = ""
         self._clip_norm = stage.mechanism.l2_clip_norm if stage.mechanism else None
@@ -188,6 +203,10 @@ class Monitor:
         now = time.perf_counter()
         self._rates.append(reports / (now - self._last_read))
         self._last_read = now
+        if len(self._rates) == 1:
+            spent, spared = (durations[e] - self._before[e] for e in (_SPENT, _SPARED))
+            found = f"; {spared:.1f} s spared, since programs were found" if spared > 0 else ""
+            self._say(f"compiled in {spent:.1f} s{found}")
         values = {"reports": reports, "fill": fill, "reports_per_second": self._rates[-1]}
         if reports:
             values["loss"] = diagnostics.loss.mean(dtype=np.float64)
