@@ -126,12 +126,12 @@ def load_finetuned(
     """
     if (directory / "model.safetensors").exists():
         return *load_checkpoint(directory), directory
-    info = read_adapter_info(directory)
-    pooling, labels = info.description.pooling, info.description.label_names
-    name = base_model or info.base_model
+    config, description = read_adapter_info(directory)
+    pooling, labels = description.pooling, description.label_names
+    name = base_model or config.get("base_model_name_or_path")
     if name is None:
         raise ConfigError(f"{directory} does not name its base model; give --base_model")
-    backbone = resolve_backbone(name, pooling, info.revision)
+    backbone = resolve_backbone(name, pooling, config.get("revision"))
     model, _ = load_classifier(backbone.directory, len(labels), pooling, rngs=nnx.Rngs(0))
     load_adapter(directory, model)
     return model, labels, backbone.directory

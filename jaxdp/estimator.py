@@ -139,8 +139,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
         with self._folder() as folder:
             prepare()
             config = self._config(dataset, folder, task)
-            history: list[dict[str, float]] = []
-            monitor = _Shown(history) if self.verbose else _Silent(history)
+            monitor = _Shown(Console()) if self.verbose else _Silent()
             interrupt = _Interrupt()
             signals_come = threading.current_thread() is threading.main_thread()
             try:
@@ -159,7 +158,7 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
                 if path.is_file()
             }
         self._release, self._base_model, self._loaded = files, str(self.backbone), None
-        self.history_ = history
+        self.history_ = monitor.history
         self.classes_ = classes
         self.privacy_ = self._released().privacy
         for warning in self.privacy_["warnings"]:
@@ -305,35 +304,28 @@ class _Interrupt(Interrupt):
             signal.signal(number, self._previous[number])
 
 
-class _Silent(SilentMonitor):
+class _Kept:
     """Keeps the course of a fit, un-noised, for whoever trains."""
-
-    def __init__(self, history: list[dict[str, float]]):
-        self._history = history
-
-    def stepped(self, done, diagnostics, reports: int, fill: float) -> None:
-        self._history.append(
-            {
-                "stage": done.stage,
-                "step": done.step,
-                "reports": reports,
-                "unnoised_loss": float(diagnostics.loss.mean()) if reports else float("nan"),
-            }
-        )
-
-
-class _Shown(Monitor):
-    """The same, and prints."""
 
     keeps = False
 
-    def __init__(self, history: list[dict[str, float]]):
-        super().__init__(Console())
-        self._keep = _Silent(history)
+    def __init__(self, *console: Console):
+        super().__init__(*console)
+        self.history: list[dict[str, float]] = []
 
     def stepped(self, done, diagnostics, reports: int, fill: float) -> None:
-        self._keep.stepped(done, diagnostics, reports, fill)
+        loss = float(diagnostics.loss.mean()) if reports else float("nan")
+        course = {"stage": done.stage, "step": done.step, "reports": reports}
+        self.history.append(course | {"unnoised_loss": loss})
         super().stepped(done, diagnostics, reports, fill)
+
+
+class _Silent(_Kept, SilentMonitor):
+    pass
+
+
+class _Shown(_Kept, Monitor):
+    pass
 
 
 def _two_figures(number: int) -> int:

@@ -57,7 +57,7 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     made_up = "findings are put in words before a private report is seen"
     classes = config["data"]["labels"] if config["data"]["task"] == "multi-class" else None
     if book == "labels" and classes and not config["warm_start"]["synonyms"]:
-        if not any(letter.isalpha() for name in classes for letter in name):
+        if not any(letter.isalpha() for name in classes for letter in str(name)):
             book, made_up = None, "numbers of classes say nothing; warm_start.synonyms would"
     found = [
         Choice("model", "pooling", "label-attention", "each label reads its own tokens"),

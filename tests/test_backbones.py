@@ -235,7 +235,8 @@ def test_minilm_with_its_real_weights_trains_privately(workspace):
     tensors = load_file(adapter / "adapter_model.safetensors")
     lora_b = [value for name, value in tensors.items() if "lora_B" in name]
     assert len(lora_b) == 2 and all(np.abs(value).max() > 0 for value in lora_b)
-    assert read_adapter_info(adapter).base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    config, _ = read_adapter_info(adapter)
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_finished_runs_are_kept(workspace):
 
     def compared(config) -> tuple[list[dict], list[str]]:
         said = []
-        jobs = find_jobs([config], [1.0], 2, workspace / "private", said.append)
+        jobs = find_jobs([config], 2, workspace / "private", said.append)
         return compare_runs(jobs, options, said.append)["runs"], said
 
     runs, said = compared(config)

@@ -234,7 +234,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here_and_after_resaving(saved,
     theirs = peft.get_peft_model(torch_base(base), config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     expected = torch_logits(theirs, *reports())
-    assert read_adapter_info(tmp_path / "theirs").description.label_names[4] == "LABEL_4"
+    assert read_adapter_info(tmp_path / "theirs")[1].label_names[4] == "LABEL_4"
     model = load(base)
     plain = our_logits(model, *reports())
     load_adapter(tmp_path / "theirs", model)

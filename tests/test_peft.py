@@ -102,7 +102,7 @@ def test_mean_pooling_loads_on_a_class_that_averages(base, tmp_path):
     save(tmp_path, model)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["task_type"] is None
-    assert read_adapter_info(tmp_path).description.pooling == "mean"
+    assert read_adapter_info(tmp_path)[1].pooling == "mean"
     with pytest.raises(WeightsError, match="its pooling is mean, the model's cls"):
         load_adapter(tmp_path, load(base))
     theirs = peft.PeftModel.from_pretrained(mean_pooled(torch_base(base)), tmp_path).eval()
@@ -157,9 +157,9 @@ def test_what_the_files_say(base, tmp_path):
     wanted = {"r": 3, "lora_alpha": 16, "target_modules": ["query", "value"], "revision": "v1"}
     assert config | wanted == config
     assert isinstance(config["lora_alpha"], int)
-    info = read_adapter_info(tmp_path)
-    assert (info.base_model, info.revision) == ("owner/name", "v1")
-    assert info.description == Description("cls", LABELS, load(base).base_fingerprint)
+    read, description = read_adapter_info(tmp_path)
+    assert (read["base_model_name_or_path"], read["revision"]) == ("owner/name", "v1")
+    assert description == Description("cls", LABELS, load(base).base_fingerprint)
     with pytest.raises(ValueError, match="2 label names for a head of 5 labels"):
         save_adapter(tmp_path, load(base), "head", base_model="", label_names="ab")
     with pytest.raises(ValueError, match="full has no adapter"):
@@ -200,9 +200,9 @@ def test_an_adapter_of_peft_gives_the_same_logits_here_and_after_resaving(base, 
     theirs = save_peft_adapter(base, tmp_path / "theirs", **PEFT_SETTINGS[name])
     ids, lengths = reports()
     expected = torch_logits(theirs, ids, lengths)
-    info = read_adapter_info(tmp_path / "theirs")
-    assert info.base_model == str(base)
-    assert info.description == Description("cls", tuple(f"LABEL_{i}" for i in range(5)))
+    read, description = read_adapter_info(tmp_path / "theirs")
+    assert read["base_model_name_or_path"] == str(base)
+    assert description == Description("cls", tuple(f"LABEL_{i}" for i in range(5)))
     model = load(base)
     plain = our_logits(model, ids, lengths)
     load_adapter(tmp_path / "theirs", model)
@@ -327,3 +327,11 @@ def test_a_merged_checkpoint_with_mean_pooling_says_so(base, tmp_path):
     (tmp_path / "jaxdp.json").write_text("{}")
     with pytest.raises(WeightsError, match="jaxdp.json must hold pooling"):
         load_checkpoint(tmp_path)
+    for wrong, message in (
+        ({"label_names": [1]}, "must hold pooling .* and label_names"),
+        ({"window": 5}, "window must be two whole numbers"),
+    ):
+        value = {"pooling": "mean", "label_names": LABELS} | wrong
+        (tmp_path / "jaxdp.json").write_text(json.dumps(value))
+        with pytest.raises(WeightsError, match=message):
+            load_checkpoint(tmp_path)

@@ -110,6 +110,9 @@ def test_labels_come_in_the_order_that_is_asked_for(book):
         ({"slots": []}, "slots must be an object"),
         ({"other": ["a", 1]}, "other must be a list of sentences"),
         ({"close_normal": [""]}, "close_normal must be a list of sentences"),
+        ({"slots": {"side": ["left {part}"], "part": [""]}}, "slots.side uses part, no word of"),
+        ({"origin": None}, "origin must be a text"),
+        ({"normal": 0}, "normal must be a text"),
     ],
 )
 def test_a_mistake_in_a_book_is_named(tmp_path, changes, message):

@@ -111,10 +111,10 @@ def test_chunks_do_not_change_the_labels(release, workspace, monkeypatch):
     for chunk in (7, 2048):
         monkeypatch.setattr(module, "CHUNK", chunk)
         target = workspace / f"{chunk}.csv"
-        outcome = label_file(
+        labelled, _ = label_file(
             classifier, workspace / "new.csv", target, text_column="text", skip_bad_rows=False
         )
-        assert outcome.labelled == 50
+        assert labelled == 50
         outputs.append(read_output(target))
     for left, right in zip(*outputs, strict=True):
         for name in LABELS:
@@ -183,13 +183,13 @@ class Constant:
         ),
     ],
 )
-def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem):
+def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem, monkeypatch):
     source, target = tmp_path / name, tmp_path / "out.csv"
     source.write_text(content)
     label = functools.partial(
         label_file, Constant(), source, target, text_column="text", skip_bad_rows=True
     )
-    assert [row.problem for row in label(id_column="study").skipped] == [problem]
+    assert [row.problem for row in label(id_column="study")[1]] == [problem]
     rows = read_output(target)
     assert list(rows[0]) == ["row", "study", "a", "probability_a"]
     assert [row["study"] for row in rows] == ["s1", "007"]
@@ -198,6 +198,9 @@ def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem)
     for taken in ("row", "a", "probability_a"):
         with pytest.raises(DataError, match=f"--id_column '{taken}' is the name of another col"):
             label(id_column=taken)
+    monkeypatch.setattr(Constant, "labels", ("row",))
+    with pytest.raises(DataError, match="label 'row' has the name of another column"):
+        label()
 
 
 def test_every_format_holds_the_same(release, workspace):
@@ -294,10 +297,12 @@ def test_bad_rows_fail_or_are_skipped_by_flag(tmp_path):
         label_file(Constant(), source, target, text_column="text", skip_bad_rows=False)
     assert "secret" not in str(error.value)
     assert list(tmp_path.iterdir()) == [source], "a failed run leaves no output"
-    outcome = label_file(Constant(), source, target, text_column="text", skip_bad_rows=True)
+    labelled, skipped = label_file(
+        Constant(), source, target, text_column="text", skip_bad_rows=True
+    )
     numbers = [row["row"] for row in read_output(target)]
-    assert outcome.labelled == len(numbers) == 2
-    assert [row.number for row in outcome.skipped] == [2, 3]
+    assert labelled == len(numbers) == 2
+    assert [row.number for row in skipped] == [2, 3]
     assert numbers == ["1", "4"]
     # at the threshold is positive
     assert read_output(target)[0]["a"] == "1"

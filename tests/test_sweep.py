@@ -31,7 +31,7 @@ from rich.console import Console
 from jaxdp import dp
 from jaxdp.commands import sweep as sweep_command
 from jaxdp.config import Config, ConfigError
-from jaxdp.run.directory import RunDirectory, RunError
+from jaxdp.run.directory import RunDirectory, RunError, read_secret
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
 from jaxdp.run.train import Interrupted, train
@@ -341,7 +341,7 @@ def test_a_run_keeps_the_samples_it_was_started_with(tmp_path):
     run.start({})
     run.close()
     with contextlib.closing(RunDirectory(config, resume=True)) as again:
-        assert secret_of(again, shared) == secret == again.stored_secret()[0]
+        assert secret_of(again, shared) == secret == read_secret(again.private / "secret.json")[0]
         for other in (None, bytes(32)):
             with pytest.raises(RunError, match="other samples"):
                 secret_of(again, other)

@@ -332,6 +332,12 @@ def test_broken_escapes_in_json_are_repaired(tmp_path):
     assert data.texts == ["a ? b"] and data.counts[REPAIRED] == 1
 
 
+@pytest.mark.parametrize("name", ["data/reports.csv", "data/Reports.CSV", "data/reports.csv.gz"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(DataError, match=f"{name}.* No such file|{name} does not exist"):
+        load_table(name, labels=("x",))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -47,7 +47,7 @@ from jaxdp.peers.machine import choose, default_platform
 from jaxdp.peers.tables import on_screen
 from jaxdp.progress import Display
 
-from . import fail, shipped_configs
+from . import config_file, fail
 from .define import Define
 
 DEFINE = Define()
@@ -55,13 +55,19 @@ _MODELS = DEFINE.list("models", None, "Backbones; default: all four, for --memor
 _LENGTHS = DEFINE.list("lengths", ["openi", "ct"], "openi (max 128), ct (max 512).")
 _CONTENDERS = DEFINE.list("contenders", None, "Default: all; on a CPU all float32 ones.")
 _PLATFORM = DEFINE.enum("platform", None, ("cpu", "gpu", "tpu"), "Default: JAX's own.")
-_BATCH = DEFINE.float("batch", None, "Reports of a logical batch; default: 256, beyond a CPU 2048.")
-_ROUNDS = DEFINE.integer("rounds", 3, "Timed steps of each; with --quick 7.")
+_BATCH = DEFINE.float(
+    "batch",
+    None,
+    "Reports of a logical batch; default: 256, beyond a CPU 2048.",
+    lower_bound=1,
+    upper_bound=2048,
+)
+_ROUNDS = DEFINE.integer("rounds", 3, "Timed steps of each; with --quick 7.", lower_bound=1)
 _QUICK = DEFINE.bool("quick", False, "MiniLM on Open-I, few contenders: 3 minutes on a CPU.")
 _MEMORY = DEFINE.bool("memory", False, "Instead: our peak memory by logical batch.")
 _BATCHES = DEFINE.list("batches", ["256", "4096"], "--memory: logical batches.")
 _STARTUP = DEFINE.bool("startup", False, "Instead: time to train.py's first step.")
-_CONFIG = DEFINE.string("startup_config", "openi_eps8", "--startup: name in configs/.")
+_CONFIG = DEFINE.string("startup_config", "openi_eps8", "--startup: name, or Python file.")
 _PROFILE = DEFINE.string("profile", None, "Folder for a JAX trace of one step of ours.")
 DEFINE.json("Also write everything to this file, as it comes.")
 
@@ -93,18 +99,8 @@ def _check() -> None:
             fail(f"--{flag.name}: {wrong[0]!r} is none of {', '.join(allowed)}")
         if flag.value == []:
             fail(f"--{flag.name} must name at least one of {', '.join(allowed)}")
-    if _ROUNDS.value < 1:
-        fail(f"--rounds must be at least 1, not {_ROUNDS.value}")
-    if _BATCH.present and not 1 <= _BATCH.value <= 2048:
-        fail(f"--batch must be from 1 to 2048, not {_BATCH.value:g}")
     if not _BATCHES.value or not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value):
         fail(f"--batches must be whole numbers above 0, not {','.join(_BATCHES.value)!r}")
-    if not _config_file().exists():
-        fail(f"--startup_config: no configuration named {_CONFIG.value!r} is shipped")
-
-
-def _config_file() -> Path:
-    return shipped_configs() / f"{_CONFIG.value}.py"
 
 
 def _measure(console: Console, platform: str) -> None:
@@ -128,7 +124,8 @@ def _measure(console: Console, platform: str) -> None:
         names = _CONTENDERS.value or usual.quick_names
         batches = [_BATCH.value or usual.quick_batch]
     if _MEMORY.value:
-        names, batches, count = ["ours"], [float(batch) for batch in _BATCHES.value], 1
+        names, count = ["ours"], 1
+        batches = [_BATCH.value] if _BATCH.present else [float(batch) for batch in _BATCHES.value]
     tune = not (_QUICK.value or _MEMORY.value)
     profile = Path(_PROFILE.value) if _PROFILE.value else None
     rounds = benchmark.Rounds(platform, count, tune, say, profile)
@@ -141,32 +138,14 @@ def _measure(console: Console, platform: str) -> None:
         console.print(on_screen(title, summary.HEADER, summary.rows(table)))
         if busy := [n for n, row in table.items() if row.get("idle_cpu", 0) > 0.02]:
             say(f"[yellow]did not sleep while others stepped: {', '.join(busy)}[/]")
-    if _MEMORY.value:
-        _print_memory(console, document)
-        DEFINE.write_json(document)
-
-
-def _print_memory(console: Console, document: dict[str, Any]) -> None:
-    """Peak memory by batch, over that of the first batch."""
-    first: dict[tuple, int] = {}
-    rows = []
-    for result in document["results"]:
-        row = result["contenders"]["ours"]
-        if row["error"] is None:
-            base = first.setdefault((result["model"], result["lengths"]), row["peak_memory"])
-            row["over_first_batch"] = row["peak_memory"] / base
-            cells = (f"{row['peak_memory'] / 1e9:.3f}", f"{row['over_first_batch']:.3f}")
-            rows.append([result["model"], result["lengths"], f"{result['batch']:g}", *cells])
-    header = ("model", "lengths", "batch", "peak GB", "over the first")
-    console.print(on_screen("Peak memory of a process that trains", header, rows))
 
 
 def _startup(console: Console, platform: str) -> None:
     """Time to the first step, by part."""
     from jaxdp.peers import startup
 
-    settings = inherit(str(_config_file()), _CONFIG.value)
-    config = Config.from_dict(settings.to_dict())
+    path = Path(config_file(_CONFIG.value))
+    config = Config.from_dict(inherit(str(path), path.stem).to_dict())
     with Display(console, "startup", status="training in fresh processes"):
         result = startup.measure(config, _ROUNDS.value, platform)
     columns = ([result["cold"]], result["warm"], result["cached"])

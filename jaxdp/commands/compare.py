@@ -61,7 +61,13 @@ def main() -> None:
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
     console = Console()
-    configs = [Config.from_dict(c.to_dict()) for c in (_CONFIG.value, _PLAIN.value) if c]
+    epsilons = numbers("epsilons", _EPSILONS.value) if _LEVEL.value == "runs" else []
+    configs = []
+    for given in filter(None, (_CONFIG.value, _PLAIN.value)):
+        values = given.to_dict()
+        for epsilon in epsilons or [values["privacy"]["epsilon"]]:
+            values["privacy"]["epsilon"] = epsilon  # before a recipe chooses by it
+            configs.append(Config.from_dict(values))
     run = configs[0].path
     output = Path(_OUTPUT.value or run.with_name(f"compare_{run.name}"))
     output.mkdir(parents=True, exist_ok=True)
@@ -85,8 +91,7 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
     }
     with Display(console, "comparison", status="working"):
         if level == "runs":
-            epsilons, private = numbers("epsilons", _EPSILONS.value), output / "private"
-            jobs = start.find_jobs(configs, epsilons, _SEEDS.value, private, console.print)
+            jobs = start.find_jobs(configs, _SEEDS.value, output / "private", console.print)
             result = comparison.compare_runs(jobs, options, console.print)
         else:
             with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxdp.backbone import resolve_backbone
@@ -39,10 +40,10 @@ _NO_LIMIT = 2**20  # tokens: lengths are counted before reports are cut
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Tables of the splits and of the labels."""
     splits = summary["splits"]
-    console.print(f"[bold]{summary['source']}[/]: {summary['reports']:,} reports")
+    console.print(f"[bold]{escape(summary['source'])}[/]: {summary['reports']:,} reports")
     for what, number in summary["loader"].items():
-        console.print(f"  {what}: {number:,}")
-    console.print(f"  labels made by: {summary['labels_made_by']}")
+        console.print(f"  {escape(what)}: {number:,}")
+    console.print(f"  labels made by: {escape(summary['labels_made_by'])}")
 
     def cells(row):
         known = summary["patients_known"]
@@ -65,10 +66,11 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     table = _table("label", splits, "reports with the label (and share of those labelled)")
     for name in next(iter(splits.values()))["labels"]:
         counts = [row["labels"][name] for row in splits.values()]
-        table.add_row(name, *(f"{c['positive']:,} ({share(c):.1%})" for c in counts))
+        shares = (f"{c['positive']:,} ({share(c):.1%})" for c in counts)
+        table.add_row(escape(name), *shares)
     console.print(table)
     for warning in summary["warnings"]:
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
 
 
 def _table(first: str, splits: Mapping[str, Any], title: str) -> Table:

@@ -44,7 +44,7 @@ def main() -> None:
     if (_RUN.value is None) == (_RELEASE.value is None):
         fail("give either --run or --release")
     classifier = load(_RUN.value or _RELEASE.value, base_model=_BASE_MODEL.value)
-    outcome = label_file(
+    labelled, skipped = label_file(
         classifier,
         Path(_INPUT.value),
         Path(_OUTPUT.value),
@@ -54,6 +54,6 @@ def main() -> None:
         evidence=_EVIDENCE.value,
         thresholds=None if _THRESHOLDS.value is None else read_json(Path(_THRESHOLDS.value)),
     )
-    for row in outcome.skipped:
+    for row in skipped:
         print(f"skipped row {row.number}: {row.problem}", file=sys.stderr)
-    print(f"{outcome.labelled:,} reports labelled, {len(outcome.skipped):,} rows skipped")
+    print(f"{labelled:,} reports labelled, {len(skipped):,} rows skipped")

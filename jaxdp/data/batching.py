@@ -7,6 +7,7 @@ share begins with the longest left, and goes on with such as fill it. Only the v
 can have empty rows, and it is of the cheapest width in use.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -40,24 +41,15 @@ class _Waiting:
     """Reports that are in no row yet, by length: numbers of `ordered`, which is longest first."""
 
     def __init__(self, ordered: np.ndarray):
-        self._by_length: list[list[int]] = [[] for _ in range(int(ordered.max(initial=0)) + 1)]
+        self._by_length: dict[int, list[int]] = {}
         for number, length in reversed(list(enumerate(ordered.tolist()))):
-            self._by_length[length].append(number)
-        # From each length on which the search for one that waits goes on; itself, if one does.
-        self._below = list(range(len(self._by_length)))
-        for length in self._below[1:]:
-            self._emptied(length)
-
-    def _emptied(self, length: int) -> None:
-        if not self._by_length[length]:
-            self._below[length] = length - 1
+            self._by_length.setdefault(length, []).append(number)
+        self._lengths = list(self._by_length)  # of those that wait, ascending
 
     def longest(self, space: int) -> int:
         """The greatest length waiting that is at most `space`; 0 if there is none."""
-        below, found = self._below, min(space, len(self._below) - 1)
-        while below[found] != found:
-            below[found] = found = below[below[found]]
-        return found
+        place = bisect.bisect_right(self._lengths, space)
+        return self._lengths[place - 1] if place else 0
 
     def take(self, space: int, most: int) -> list[int]:
         """Up to `most` reports that fit into `space` together: the longest, then what fills it."""
@@ -66,7 +58,8 @@ class _Waiting:
             if row:  # in even shares, or short ones alone would be left for the end
                 length = self.longest(-(-space // (most - len(row)))) or length
             row.append(self._by_length[length].pop())
-            self._emptied(length)
+            if not self._by_length[length]:
+                self._lengths.remove(length)
             space -= length
         return row
 

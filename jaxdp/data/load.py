@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.data -> `ReportDataset`: which loader reads which source."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,45 +21,28 @@ class Source(NamedTuple):
     """How a source is read."""
 
     load: Callable[..., ReportDataset]
-    """Takes data.root, `labels`, and `settings` by name."""
+    """Takes data.root, and by name `labels` and fields of `DataConfig`."""
     labels: tuple[str, ...]
     """Its own, where config names none."""
     root: Callable[[], Path] | str
     """Where data.root is None: fetches it, or says what it must be."""
-    settings: tuple[str, ...]
-    """Fields of `DataConfig`."""
 
 
 SOURCES = {
-    "openi": Source(
-        openi.load_openi, tuple(openi.LABELS), assets.openi_archive, ("text", "split_seed")
-    ),
+    "openi": Source(openi.load_openi, tuple(openi.LABELS), assets.openi_archive),
     "mimic": Source(
         mimic.load_mimic,
         mimic.LABELS,
         "the folder that holds MIMIC-CXR and MIMIC-CXR-JPG's tables",
-        ("text", "labeler", "uncertain", "blank"),
     ),
     "ctrate": Source(
-        ctrate.load_ctrate,
-        ctrate.LABELS,
-        "the folder that holds CT-RATE's four tables",
-        ("text", "validation_fraction", "split_seed"),
+        ctrate.load_ctrate, ctrate.LABELS, "the folder that holds CT-RATE's four tables"
     ),
-    "padchest": Source(
-        padchest.load_padchest,
-        tuple(padchest.LABELS),
-        assets.padchest_table,
-        ("evaluate_on", "split_seed"),
-    ),
-    "table": Source(
-        load_table,
-        (),
-        "a table, or the folder or hub id of a `datasets` data set",
-        ("text_columns", "label_column", "id_column", "patient_column", "split_column")
-        + ("uncertain", "blank", "validation_fraction", "split_seed"),
-    ),
+    "padchest": Source(padchest.load_padchest, tuple(padchest.LABELS), assets.padchest_table),
+    "table": Source(load_table, (), "a table, or the folder or hub id of a `datasets` data set"),
 }
+_FOUND_OUT = {"labels", "one_class"}
+"""What a loader takes that is no field of `DataConfig` as it is."""
 
 
 def label_names(config: DataConfig) -> tuple[str, ...]:
@@ -89,7 +73,9 @@ def load_reports(config: DataConfig, teacher: TeacherConfig) -> ReportDataset:
         DataError: what was found cannot be used.
     """
     source = source_of(config)
-    settings = {field: getattr(config, field) for field in source.settings}
+    fields = inspect.signature(source.load).parameters.values()
+    taken = {field.name for field in fields if field.kind is field.KEYWORD_ONLY} - _FOUND_OUT
+    settings = {name: getattr(config, name) for name in taken}
     if TASKS[config.task].one_class:
         settings["one_class"] = True  # of tables alone, as `DataConfig` makes sure
     dataset = source.load(config.root or source.root(), labels=label_names(config), **settings)

@@ -152,6 +152,9 @@ class Phrasebook:
         for field in ("labels", "slots"):
             if not isinstance(getattr(self, field), dict):
                 raise DataError(f"{name}: {field} must be an object")
+        for field, kinds in (("origin", str), ("normal", str | None)):
+            if not isinstance(getattr(self, field), kinds):
+                raise DataError(f"{name}: {field} must be a text")
         lists = {field: getattr(self, field) for field in _LISTS}
         lists |= {f"slots.{word}": choices for word, choices in self.slots.items()}
         for label, phrases in self.labels.items():
@@ -167,7 +170,8 @@ class Phrasebook:
             if not right or not (said or may_be_empty):
                 raise DataError(f"{name}: {field} must be a list of sentences")
             for sentence in said:
-                unknown = set(re.findall(r"\{(\w+)\}", sentence)) - self.slots.keys()
+                words = () if optional else self.slots  # in a slot's own, none is filled
+                unknown = set(re.findall(r"\{(\w+)\}", sentence)).difference(words)
                 if unknown:
                     raise DataError(f"{name}: {field} uses {', '.join(unknown)}, no word of slots")
 
@@ -234,7 +238,7 @@ class Phrasebook:
             lambda slot: self.slots[slot[1]][rng.integers(len(self.slots[slot[1]]))],
             sentences[rng.integers(len(sentences))],
         )
-        return sentence[0].upper() + sentence[1:]
+        return sentence[:1].upper() + sentence[1:]
 
 
 def _shipped(name: str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def stream_rows(
     """
     path = Path(source)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if path.is_dir() or (not path.exists() and _is_hub_id(source)):
+    is_id = source.count("/") == 1 and all(source.split("/")) and suffix not in _READERS
+    if path.is_dir() or (is_id and not path.exists()):
         rows = _dataset(source, columns)
     elif suffix in _READERS:
         rows = (("", *row) for row in _READERS[suffix](path, columns))
@@ -54,11 +55,6 @@ def stream_rows(
         elif problem is None:
             values = [repair(v, counts) if isinstance(v, str) else v for v in values]
         yield part, number, [] if problem else values, problem
-
-
-def _is_hub_id(source: str) -> bool:
-    owner, slash, name = source.partition("/")
-    return bool(owner and slash and name) and "/" not in name and not name.endswith(FORMATS)
 
 
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Row]:

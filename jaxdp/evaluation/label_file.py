@@ -8,7 +8,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from jaxdp.models.tasks import DECISION_THRESHOLD
 
 from .predict import ReleasedClassifier
 
+WRITERS = (".csv", ".jsonl", ".parquet")
+"""How the name of a file that is written may end."""
 CHUNK = 2048
 """Reports held in memory at once."""
 
@@ -60,14 +61,6 @@ def read_rows(path: Path, text_column: str, id_column: str | None = None) -> Ite
         yield Row(number, text, problem or (None if text else "has no text"), str(name))
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How many rows were labelled, and which were not, with the reason."""
-
-    labelled: int
-    skipped: tuple[Row, ...]
-
-
 def label_file(
     classifier: ReleasedClassifier,
     source: Path,
@@ -78,7 +71,7 @@ def label_file(
     id_column: str | None = None,
     evidence: bool = False,
     thresholds: Mapping[str, float] | None = None,
-) -> Outcome:
+) -> tuple[int, list[Row]]:
     """Labels every row of `source`: its number, the id if `id_column` names one, then decision and
     probability of each label, and with `evidence` the sentence that each label found has read.
     Where a text has one class, the decision is its name, in a column `class`, and `evidence` one
@@ -89,6 +82,9 @@ def label_file(
 
     Args:
         thresholds: label -> the least probability that is a 1, where that is not 0.5.
+
+    Returns:
+        How many rows were labelled, and those that were not.
 
     Raises:
         DataError: unreadable input; an output of another type; an id column that the output has
@@ -101,22 +97,22 @@ def label_file(
     if thresholds and one_class:
         raise DataError("thresholds: there are none where a text has one class, the likeliest")
     least = _thresholds(thresholds or {}, names)
-    kinds: dict[str, pyarrow.DataType] = {"row": pyarrow.int64()}
-    kinds |= {"class": pyarrow.string()} if one_class else dict.fromkeys(names, pyarrow.int64())
-    kinds |= {f"probability_{name}": pyarrow.float64() for name in names}
+    columns = [("row", pyarrow.int64())]
+    columns += [] if id_column is None else [(id_column, pyarrow.string())]
+    told = [("class", pyarrow.string())] if one_class else [(n, pyarrow.int64()) for n in names]
+    columns += told + [(f"probability_{name}", pyarrow.float64()) for name in names]
     if evidence:
         read_by = ["evidence"] if one_class else [f"evidence_{name}" for name in names]
-        kinds |= dict.fromkeys(read_by, pyarrow.string())
-    if id_column is not None:
-        if id_column in kinds:
-            raise DataError(
-                f"--id_column {id_column!r} is the name of another column of the output"
-            )
-        kinds = {"row": pyarrow.int64(), id_column: pyarrow.string()} | kinds
+        columns += [(name, pyarrow.string()) for name in read_by]
+    twice = [name for name, times in Counter(name for name, _ in columns).items() if times > 1]
+    if id_column in twice:
+        raise DataError(f"--id_column {id_column!r} is the name of another column of the output")
+    if twice:
+        raise DataError(f"label {twice[0]!r} has the name of another column of the output")
     scratch = target.with_name(f".{target.name}.tmp")
     labelled, skipped = 0, []
     try:
-        with WRITERS[target.suffix](scratch, pyarrow.schema(list(kinds.items()))) as write:
+        with _writer(scratch, target.suffix, pyarrow.schema(columns)) as write:
             rows = read_rows(source, text_column, id_column)
             while chunk := list(itertools.islice(rows, CHUNK)):
                 bad = [row for row in chunk if row.problem]
@@ -125,17 +121,16 @@ def label_file(
                 skipped += bad
                 good = [row for row in chunk if not row.problem]
                 if good:
-                    columns = _answers(classifier, [row.text for row in good], least, evidence)
-                    if id_column is not None:
-                        columns.insert(0, [row.id for row in good])
-                    columns.insert(0, [row.number for row in good])
-                    cells = zip(*columns, strict=True)
-                    write([dict(zip(kinds, row, strict=True)) for row in cells])
+                    cells = [[row.number for row in good]]
+                    cells += [] if id_column is None else [[row.id for row in good]]
+                    cells += _answers(classifier, [row.text for row in good], least, evidence)
+                    names = [name for name, _ in columns]
+                    write([dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)])
                     labelled += len(good)
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
-    return Outcome(labelled, tuple(skipped))
+    return labelled, skipped
 
 
 def _answers(
@@ -165,32 +160,19 @@ def _thresholds(given: Mapping[str, Any], labels: tuple[str, ...]) -> np.ndarray
     return np.array([given.get(label, DECISION_THRESHOLD) for label in labels])
 
 
-Write = Callable[[list[dict[str, Any]]], None]
-
-
 @contextlib.contextmanager
-def _csv(path: Path, schema: pyarrow.Schema) -> Iterator[Write]:
+def _writer(
+    path: Path, suffix: str, schema: pyarrow.Schema
+) -> Iterator[Callable[[list[dict[str, Any]]], Any]]:
+    """Gives what writes rows to a file in the format of that suffix."""
+    if suffix == ".parquet":
+        with pyarrow.parquet.ParquetWriter(path, schema) as table:
+            yield lambda rows: table.write_table(pyarrow.Table.from_pylist(rows, schema))
+        return
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, schema.names)
-        writer.writeheader()
-        yield writer.writerows
-
-
-@contextlib.contextmanager
-def _json_lines(path: Path, schema: pyarrow.Schema) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8") as file:
-        yield lambda rows: file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-@contextlib.contextmanager
-def _parquet(path: Path, schema: pyarrow.Schema) -> Iterator[Write]:
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        yield lambda rows: writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-
-
-WRITERS: dict[str, Callable[[Path, pyarrow.Schema], AbstractContextManager[Write]]] = {
-    ".csv": _csv,
-    ".jsonl": _json_lines,
-    ".parquet": _parquet,
-}
-"""How a file's name ends -> a context that gives what writes its rows."""
+        if suffix == ".csv":
+            table = csv.DictWriter(file, schema.names)
+            table.writeheader()
+            yield table.writerows
+        else:
+            yield lambda rows: file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -36,12 +36,12 @@ class AlbertClassifier(BertClassifier):
         # Which group each depth uses, in the floating-point form that defines it upstream.
         per_group = self.depth / cfg.num_hidden_groups
         self.groups = tuple(int(index / per_group) for index in range(self.depth))
-        sizes, narrow = self.sizes(cfg), cfg.embedding_size
-        place(self, "albert.embeddings", Embeddings(cfg, narrow, sizes.eps, None, rngs=rngs))
-        widening = dense(narrow, sizes.width, dtype, rngs=rngs)
+        narrow = cfg.embedding_size
+        place(self, "albert.embeddings", Embeddings(cfg, narrow, None, rngs=rngs))
+        widening = dense(narrow, cfg.hidden_size, dtype, rngs=rngs)
         place(self, "albert.encoder.embedding_hidden_mapping_in", widening)
         groups = nnx.List(
-            Group([Layer(sizes, self.names, dtype, rngs=rngs) for _ in range(cfg.inner_group_num)])
+            Group([Layer(cfg, type(self), dtype, rngs=rngs) for _ in range(cfg.inner_group_num)])
             for _ in range(cfg.num_hidden_groups)
         )
         place(self, "albert.encoder.albert_layer_groups", groups)

@@ -21,6 +21,7 @@ from .layers import (
     asked_of,
     attend,
     dense,
+    eps_of,
     layer_norm,
     owner_of,
     place,
@@ -28,16 +29,6 @@ from .layers import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-
-class Sizes(NamedTuple):
-    """Of a layer, whatever config.json calls them."""
-
-    width: int
-    heads: int
-    inner: int
-    activation: str
-    eps: float
 
 
 class Names(NamedTuple):
@@ -60,17 +51,19 @@ class Layer(nnx.Module):
     A bias, where there is one, is added to the scores.
     """
 
-    def __init__(self, sizes: Sizes, names: Names, dtype, *, rngs: nnx.Rngs):
-        width, inner = sizes.width, sizes.inner
-        self.names = names
-        self.heads = sizes.heads
-        self.activation = ACTIVATIONS[sizes.activation]
+    def __init__(
+        self, cfg: "PreTrainedConfig", family: type["BertClassifier"], dtype, *, rngs: nnx.Rngs
+    ):
+        width, inner, eps = cfg.hidden_size, getattr(cfg, family.inner), eps_of(cfg)
+        self.names = names = family.names
+        self.heads = cfg.num_attention_heads
+        self.activation = ACTIVATIONS[getattr(cfg, family.activation)]
         for name in (names.query, names.key, names.value, names.attended):
             place(self, name, dense(width, width, dtype, rngs=rngs))
-        place(self, names.attended_norm, layer_norm(width, sizes.eps, dtype, rngs=rngs))
+        place(self, names.attended_norm, layer_norm(width, eps, dtype, rngs=rngs))
         place(self, names.widened, dense(width, inner, dtype, rngs=rngs))
         place(self, names.narrowed, dense(inner, width, dtype, rngs=rngs))
-        place(self, names.output_norm, layer_norm(width, sizes.eps, dtype, rngs=rngs))
+        place(self, names.output_norm, layer_norm(width, eps, dtype, rngs=rngs))
 
     def __call__(
         self, x: jax.Array, length: jax.Array, first: bool, bias_NxQxL: jax.Array | None = None
@@ -96,20 +89,12 @@ class BertClassifier(ReportClassifier):
 
     prefix = "bert"
     names: ClassVar[Names] = Names()
+    inner, activation = "intermediate_size", "hidden_act"
+    """Fields of config.json: the width between a layer's last two products, and what acts there."""
     layers_path: ClassVar[str] = "encoder.layer"
     """In the backbone."""
     pooler_path: ClassVar[str] = "bert.pooler.dense"
     pooler_activation = staticmethod(jnp.tanh)
-
-    @classmethod
-    def sizes(cls, cfg: "PreTrainedConfig") -> Sizes:
-        return Sizes(
-            cfg.hidden_size,
-            cfg.num_attention_heads,
-            cfg.intermediate_size,
-            cfg.hidden_act,
-            cfg.layer_norm_eps,
-        )
 
     @classmethod
     def padding(cls, cfg: "PreTrainedConfig") -> int | None:
@@ -122,10 +107,9 @@ class BertClassifier(ReportClassifier):
         return cfg.max_position_embeddings - (0 if padding is None else padding + 1)
 
     def add_encoder(self, cfg, dtype, *, rngs):
-        sizes = self.sizes(cfg)
-        embeddings = Embeddings(cfg, sizes.width, sizes.eps, self.padding(cfg), rngs=rngs)
+        embeddings = Embeddings(cfg, cfg.hidden_size, self.padding(cfg), rngs=rngs)
         place(self, f"{self.prefix}.embeddings", embeddings)
-        layers = nnx.List(Layer(sizes, self.names, dtype, rngs=rngs) for _ in range(self.depth))
+        layers = nnx.List(Layer(cfg, type(self), dtype, rngs=rngs) for _ in range(self.depth))
         place(self.backbone, self.layers_path, layers)
 
     def add_pooler(self, cfg, dtype, *, rngs):
@@ -155,6 +139,7 @@ class DistilBertClassifier(BertClassifier):
     prefix = "distilbert"
     cls_names = {"pooler": "pre_classifier"}
     lora_targets = ("q_lin", "v_lin")
+    inner, activation = "hidden_dim", "activation"
     names = Names(
         query="attention.q_lin",
         key="attention.k_lin",
@@ -168,8 +153,3 @@ class DistilBertClassifier(BertClassifier):
     layers_path = "transformer.layer"
     pooler_path = "pooler"
     pooler_activation = staticmethod(jax.nn.relu)
-
-    @classmethod
-    def sizes(cls, cfg):
-        # The last is of every layer norm, and no field of config.json.
-        return Sizes(cfg.dim, cfg.n_heads, cfg.hidden_dim, cfg.activation, 1e-12)

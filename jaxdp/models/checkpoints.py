@@ -73,12 +73,14 @@ class Description:
         path = Path(directory) / "jaxdp.json"
         value = read_json(path)
         pooling, labels = value.get("pooling"), value.get("label_names")
-        if pooling not in POOLINGS or not isinstance(labels, list):
+        named = isinstance(labels, list) and all(isinstance(name, str) for name in labels)
+        if pooling not in POOLINGS or not named:
             raise WeightsError(
                 f"{path} must hold pooling ({' or '.join(POOLINGS)}) and label_names"
             )
         window = value.get("window")
-        if window is not None and [type(part) for part in window] != [int, int]:
+        whole = isinstance(window, list) and [type(part) for part in window] == [int, int]
+        if window is not None and not whole:
             raise WeightsError(f"{path}: window must be two whole numbers")
         tasks = {task.problem_type: name for name, task in TASKS.items()}
         problem = value.get("problem_type", TASKS[cls.task].problem_type)

@@ -22,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,18 +57,10 @@ _UNDERSTOOD = {
     "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules",
     "bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform",
     "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "qalora_group_size",
+    "eva_config",
 }  # fmt: skip
 # The other initialisations (pissa, olora, loftq, ...) change the base weights as well.
 _INITIALISATIONS = (True, False, "gaussian", "eva")
-
-
-class AdapterInfo(NamedTuple):
-    """What an adapter directory says about the classifier it belongs to."""
-
-    base_model: str | None
-    """Name of the backbone: preset, hub id or directory."""
-    revision: str | None
-    description: Description
 
 
 def save_adapter(
@@ -142,8 +134,8 @@ def torch_class(task: str) -> bytes:
     return TORCH_CLASS.read_bytes().replace(b".sigmoid()", activation)
 
 
-def read_adapter_info(directory: Path) -> AdapterInfo:
-    """What is needed to rebuild the classifier.
+def read_adapter_info(directory: Path) -> tuple[dict[str, Any], Description]:
+    """(adapter_config.json, what else is needed to rebuild the classifier).
 
     For an adapter of PEFT's own, without jaxdp.json, labels are numbered, and pooling is "cls" if
     its task_type is SEQ_CLS, which stands for the classes of transformers.
@@ -166,7 +158,7 @@ def read_adapter_info(directory: Path) -> AdapterInfo:
             '{"pooling": "cls" or "first" or "mean" or "mean-last2", "label_names": [...]} to '
             "jaxdp.json in it"
         )
-    return AdapterInfo(config.get("base_model_name_or_path"), config.get("revision"), description)
+    return config, description
 
 
 def load_adapter(directory: Path, model: ReportClassifier) -> None:
@@ -180,15 +172,15 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             whose layers happen to fit.
     """
     directory = Path(directory)
-    config = _read_supported_config(directory)
-    info = read_adapter_info(directory)
+    config, description = read_adapter_info(directory)
+    _require_supported(config, directory / "adapter_config.json")
     tensors = _read_adapter(directory)
     layers = {model.name_of(path): (path, layer) for path, layer in linear_layers(model).items()}
     parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}
 
     problems = []
-    if info.description.pooling != model.pooling:
-        problems.append(f"its pooling is {info.description.pooling}, the model's {model.pooling}")
+    if description.pooling != model.pooling:
+        problems.append(f"its pooling is {description.pooling}, the model's {model.pooling}")
     pairs = {}
     for name in sorted({name.partition(".lora_")[0] for name in tensors if ".lora_" in name}):
         a, b = (tensors.pop(f"{name}.lora_{which}.weight", None) for which in "AB")
@@ -209,18 +201,18 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
         if value.shape != variable.shape:
             problems.append(f"{name} is {value.shape}, expected {variable.shape}")
         replaced.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
-    wanted, found = info.description.base_fingerprint, model.base_fingerprint
+    wanted, found = description.base_fingerprint, model.base_fingerprint
     if not problems and wanted not in (None, found):
         problems.append(
-            f"it was trained on other weights, {info.base_model} with fingerprint {wanted}, "
-            f"not {found}"
+            f"it was trained on other weights, {config.get('base_model_name_or_path')} with "
+            f"fingerprint {wanted}, not {found}"
         )
     if problems:
         raise WeightsError(
             f"{directory}: the adapter does not fit this model: {first_of(problems, 4)}"
         )
 
-    model.window, model.task = info.description.window, info.description.task
+    model.window, model.task = description.window, description.task
     nnx.update(model, nnx.from_flat_state(replaced))
     for name, pair in pairs.items():
         path, layer = layers[name]
@@ -254,10 +246,8 @@ def _lora_fields(model: ReportClassifier) -> dict[str, Any]:
     }
 
 
-def _read_supported_config(directory: Path) -> dict[str, Any]:
-    """adapter_config.json; WeightsError names the first setting that we would compute wrongly."""
-    path = directory / "adapter_config.json"
-    config = read_json(path)
+def _require_supported(config: Mapping[str, Any], path: Path) -> None:
+    """WeightsError names the first setting that we would compute wrongly."""
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{path}: peft_type must be LORA, not {config.get('peft_type')!r}")
     if config.get("init_lora_weights", True) not in _INITIALISATIONS:
@@ -268,7 +258,6 @@ def _read_supported_config(directory: Path) -> dict[str, Any]:
     for field, value in config.items():
         if value and field not in _UNDERSTOOD:
             raise WeightsError(f"{path}: {field} = {value!r} is not supported")
-    return config
 
 
 def _read_adapter(directory: Path) -> dict[str, np.ndarray]:

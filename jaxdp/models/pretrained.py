@@ -54,7 +54,7 @@ _SURPLUS = re.compile(
 
 
 class LoadReport(NamedTuple):
-    """What happened beside plain copying, for the user to be told."""
+    """What happened beside plain copying."""
 
     initialised: tuple[str, ...]
     """Parameters that the checkpoint lacks and that were drawn at random (head, pooler)."""

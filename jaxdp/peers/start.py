@@ -97,13 +97,12 @@ def private_job(config: Config, folder: Path) -> Job:
 
 def find_jobs(
     configs: Sequence[Config],
-    epsilons: Sequence[float],
     seeds: int,
     folder: Path,
     report: Callable[[str], None],
 ) -> Iterator[Job]:
-    """Jobs of every seed, configuration and epsilon (without any, the configuration's own), each
-    in a folder of its own below this one, and made if it is not there yet.
+    """Jobs of every seed and configuration, each in a folder of its own below this one, and made if
+    it is not there yet.
 
     Raises:
         RunError: there is one of other settings.
@@ -111,20 +110,17 @@ def find_jobs(
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # token ids and predictions will be there
     for seed, config in itertools.product(range(seeds), configs):
-        run = dataclasses.replace(config.run, research_seed=seed)
-        for epsilon in epsilons or [config.privacy.epsilon]:
-            privacy = dataclasses.replace(config.privacy, epsilon=epsilon)
-            own = dataclasses.replace(config, privacy=privacy, run=run)
-            name = f"{run.name}_epsilon_{privacy.epsilon or 'none'}_seed_{seed}"
-            place = folder / name.replace(", ", "_").replace(" ", "_")
-            if not (place / "job.json").exists():
-                began = time.time()
-                make_job(own, load_inputs(own), place).write()
-                report(f"{place.name}: start made in {time.time() - began:.1f} s")
-            job = Job.read(place)
-            if job.config != own:
-                raise RunError(f"{place} holds a run of other settings; choose another --output")
-            yield job
+        own = dataclasses.replace(config, run=dataclasses.replace(config.run, research_seed=seed))
+        name = f"{own.run.name}_epsilon_{own.privacy.epsilon or 'none'}_seed_{seed}"
+        place = folder / name.replace(", ", "_").replace(" ", "_")
+        if not (place / "job.json").exists():
+            began = time.time()
+            make_job(own, load_inputs(own), place).write()
+            report(f"{place.name}: start made in {time.time() - began:.1f} s")
+        job = Job.read(place)
+        if job.config != own:
+            raise RunError(f"{place} holds a run of other settings; choose another --output")
+        yield job
 
 
 def move_adapter(job: Job, scale: float = 0.02) -> None:

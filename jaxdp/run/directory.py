@@ -146,13 +146,13 @@ class RunDirectory:
             if new.sampling_root is not None:
                 self._new["sampling"] = new.sampling_root.hex()
             return new
-        secret, data = self.stored_secret()
+        secret, content = read_secret(self._secret_file)
         if secret.sampling_root != new.sampling_root:
             raise RunError(
                 f"{self.path} was started with other samples: resume a member of a sweep with "
                 "jaxdp sweep, on its own directory"
             )
-        if data != secret.fingerprint(records):
+        if content.get("data") != secret.fingerprint(records):
             raise RunError(
                 f"{self.path} was started on other training reports (or {self._secret_file} is "
                 "damaged); resume it with the same data, or choose another config.run.name"
@@ -174,7 +174,7 @@ class RunDirectory:
         if not self.started:
             write_json(self._secret_file, self._new | {"begins_with": begins_with})
             return True
-        before = self._content().get("begins_with", {})
+        before = read_secret(self._secret_file)[1].get("begins_with", {})
         if others := [name for name, value in begins_with.items() if before.get(name) != value]:
             raise RunError(
                 f"{self.path} was started with other {' and '.join(others)}; resume it with the "
@@ -182,25 +182,21 @@ class RunDirectory:
             )
         return False
 
-    def _content(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self._secret_file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError):
-            raise RunError(f"{self._secret_file} is damaged; the run cannot be continued") from None
-
-    def stored_secret(self) -> tuple[RunSecret, str]:
-        """(the secret of a started run, fingerprint of its records); RunError if damaged."""
-        content = self._content()
-        try:
-            shared = content.get("sampling")
-            sampling_root = None if shared is None else bytes.fromhex(shared)
-            return RunSecret(bytes.fromhex(content["secret"]), sampling_root), content["data"]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{self._secret_file} is damaged; the run cannot be continued") from None
-
     def unstart(self) -> None:
         """The run was refused: it has not started after all."""
         self._secret_file.unlink()
 
     def close(self) -> None:
         self._lock.close()
+
+
+def read_secret(file: Path) -> tuple[RunSecret, dict[str, Any]]:
+    """(the secret that is kept there, all that the file holds); RunError if it is missing or
+    damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        shared = content.get("sampling")
+        sampling_root = None if shared is None else bytes.fromhex(shared)
+        return RunSecret(bytes.fromhex(content["secret"]), sampling_root), content
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        raise RunError(f"{file} is missing or damaged; nothing can be continued with it") from None

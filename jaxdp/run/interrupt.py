@@ -11,10 +11,10 @@ class Interrupt:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self._error: Callable[[], Exception] | None = None
+        self._error: Callable[[], BaseException] | None = None
 
     @contextmanager
-    def raising(self, error: Callable[[], Exception]) -> Iterator[None]:
+    def raising(self, error: Callable[[], BaseException]) -> Iterator[None]:
         """Within, the request raises `error()` wherever it comes: nothing there needs an end."""
         self._error = error
         try:

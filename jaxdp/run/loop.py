@@ -18,8 +18,12 @@ from .begin import Run
 from .checkpoint import Checkpoints, Position
 
 
-class Interrupted(Exception):
-    """Training was asked to stop; everything up to `position` is saved."""
+class Interrupted(BaseException):
+    """Training was asked to stop; everything up to `position` is saved.
+
+    A BaseException like KeyboardInterrupt: it comes wherever a signal does, and must not be taken
+    for what a library that reads damaged files may raise.
+    """
 
     def __init__(self, position: Position, epsilon: float | None):
         self.position = position

@@ -110,10 +110,13 @@ class Collection:
 
     @property
     def names(self) -> list[str]:
-        """Of each setting: its level, and its series where there are several."""
-        if len({s.series for s in self.settings}) == 1:
-            return [s.level for s in self.settings]
-        return [f"{s.series}, {s.level}" for s in self.settings]
+        """Of each setting: its level, after what tells its series from others."""
+        series = [(s.model, s.mode, s.recipe) for s in self.settings]
+        telling = [len(set(parts)) > 1 for parts in zip(*series, strict=True)]
+        return [
+            ", ".join([*filter(None, itertools.compress(parts, telling)), s.level])
+            for parts, s in zip(series, self.settings, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +182,17 @@ def _recipes(members: Mapping[str, Member]) -> dict[str, str]:
             told = more
     return {
         name: ", ".join(
-            f"{f.partition('.')[2].replace('_', ' ')} {member.settings[f]}" for f in telling
+            f"{f.partition('.')[2].replace('_', ' ')} {_last_name(member.settings[f])}"
+            for f in telling
         )
         for name, member in members.items()
     }
+
+
+def _last_name(value: Any) -> Any:
+    """A setting for people; of a path only its last name."""
+    is_path = isinstance(value, str) and value.startswith(("/", "~", "."))
+    return value.rstrip("/").rpartition("/")[2] if is_path else value
 
 
 def _collection(

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxdp import dp
 from jaxdp.files import write_json
-from jaxdp.run.directory import RunError, require_same
+from jaxdp.run.directory import RunError, read_secret, require_same
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import load_inputs
 
@@ -97,12 +97,7 @@ def _require_same_sweep(folder: Path, plan: SweepPlan) -> None:
 
 def sampling_root(folder: Path, group: int) -> bytes:
     """256 secret bits from which all members of a group draw their samples."""
-    file = folder / "private" / "secret.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        secret = RunSecret(bytes.fromhex(content["secret"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"{file} is missing or damaged") from None
+    secret, _ = read_secret(folder / "private" / "secret.json")
     return secret.subsecret(f"samples of group {group}")
 
 

@@ -10,13 +10,9 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from jaxdp import memory
-from jaxdp.dp import ClipDiagnostics
 from jaxdp.evaluation.metrics import scores
 from jaxdp.run.checkpoint import Position
-from jaxdp.run.directory import RunDirectory
 from jaxdp.run.monitor import Monitor
-from jaxdp.training.setup import Inputs
-from jaxdp.training.stages import RunPlan
 
 FILE = "history.jsonl"
 
@@ -45,14 +41,12 @@ class HistoryMonitor(Monitor):
         with self._file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def loaded(self, inputs: Inputs, plan: RunPlan) -> None:
-        super().loaded(inputs, plan)  # from here on the run's lock is held
+    def loaded(self, *arguments) -> None:
+        super().loaded(*arguments)  # from here on the run's lock is held
         self._append("attempt", members=self._members)
 
-    def stepped(
-        self, done: Position, diagnostics: ClipDiagnostics, reports: int, fill: float
-    ) -> None:
-        super().stepped(done, diagnostics, reports, fill)
+    def stepped(self, done: Position, *arguments) -> None:
+        super().stepped(done, *arguments)
         if time.perf_counter() - self._shown > 5:
             self._shown = time.perf_counter()
             self._append("step", stage=done.stage, step=done.step)
@@ -62,10 +56,8 @@ class HistoryMonitor(Monitor):
         place = {"stage": done.stage, "step": done.step, "epsilon": epsilon}
         self._append("evaluated", **place, **scores(metrics))
 
-    def finished(
-        self, run: RunDirectory, statement: dict[str, Any], metrics: dict[str, Any]
-    ) -> None:
-        super().finished(run, statement, metrics)
+    def finished(self, *arguments) -> None:
+        super().finished(*arguments)
         self._append("finished", peak_memory=memory.peak_memory())
 
 

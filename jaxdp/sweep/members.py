@@ -299,5 +299,5 @@ def _in_name(field: str, value: Any) -> str:
         return value.rstrip("/").split("/")[-1].replace(":", "")
     short = field.partition(".")[2]
     if isinstance(value, list | tuple):
-        return "-".join(map(str, value))
+        return "-".join(map(str, value)).replace("/", "-")
     return f"{short}{value:g}" if isinstance(value, int | float) else f"{short}{value}"

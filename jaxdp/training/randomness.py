@@ -74,7 +74,8 @@ class RunSecret:
         """A keyed hash of the records, in order; tells nothing without the secret."""
         digest = hashlib.blake2b(key=self.root, person=b"fingerprint", digest_size=32)
         for record in records:
-            digest.update(len(record).to_bytes(8, "little") + record)
+            digest.update(len(record).to_bytes(8, "little"))
+            digest.update(record)
         return digest.hexdigest()
 
 

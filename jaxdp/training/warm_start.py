@@ -168,14 +168,17 @@ def _begin_at(
         WeightsError: see `load_adapter`.
         ConfigError: its adapters are others than config.lora's, or it knows none of the labels.
     """
-    known = read_adapter_info(folder).description.label_names
+    known = read_adapter_info(folder)[1].label_names
     donor, _ = load_classifier(directory, len(known), model.pooling, rngs=nnx.Rngs(0))
     load_adapter(folder, donor)
     adapters = nnx.state(donor, nnx.LoRAParam)
-    if (theirs := _adapted(donor)) != (ours := _adapted(model)):
-        raise ConfigError(
-            f"config.lora must be as in warm_start.from_adapter: {_said(theirs)}, not {_said(ours)}"
-        )
+    theirs, ours = (
+        {path: (m.rank, m.alpha) for path, m in lora.adapted_layers(one).items()}
+        for one in (donor, model)
+    )
+    if theirs != ours:
+        wrong = f"{_said(theirs)}, not {_said(ours)}"
+        raise ConfigError(f"config.lora must be as in warm_start.from_adapter: {wrong}")
     nnx.update(model, adapters)
     rows = [(i, known.index(name)) for i, name in enumerate(label_names) if name in known]
     if not rows:
@@ -191,15 +194,9 @@ def _begin_at(
         queries[...] = queries[...].at[mine].set(others[...][its])
 
 
-def _adapted(model: ReportClassifier) -> dict[tuple, tuple[int, float]]:
-    """Layer -> (rank, alpha)."""
-    return {path: (m.rank, m.alpha) for path, m in lora.adapted_layers(model).items()}
-
-
 def _said(adapted: Mapping[tuple, tuple[int, float]]) -> str:
-    shapes = sorted(set(adapted.values()))
-    said = " and ".join(f"rank {rank}, alpha {alpha:g}" for rank, alpha in shapes)
-    return f"{said} in {len(adapted)} layers" if adapted else "none"
+    shapes = " and ".join(f"rank {rank}, alpha {a:g}" for rank, a in sorted({*adapted.values()}))
+    return f"{shapes} in {len(adapted)} layers" if adapted else "none"
 
 
 def _train(

@@ -797,7 +797,7 @@ MUTANTS = [
     Mutant(
         "the noise used again on other reports",
         RUNDIR,
-        "if data != secret.fingerprint(records):",
+        'if content.get("data") != secret.fingerprint(records):',
         "if False:",
         "test_checkpoint.py::test_the_secret_is_kept_from_the_start_and_never_replaced",
     ),
