@@ -51,8 +51,9 @@ from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor, peak_memory
 from jaxdp.run.train import train
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import build_model, load_inputs
+from jaxdp.training.setup import load_inputs
 from jaxdp.training.stages import plan_run
+from jaxdp.training.warm_start import build_model
 
 pytestmark = IGNORE_PEFT
 TEXTS = ["Heart size normal.", "No pleural effusion, lungs clear", "Small opacity in the left lung"]

@@ -19,8 +19,9 @@ from jaxdp.dp import epsilon_pld
 from jaxdp.models import lora
 from jaxdp.run.preview import problems
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import build_model, load_inputs
+from jaxdp.training.setup import load_inputs
 from jaxdp.training.stages import plan_run
+from jaxdp.training.warm_start import build_model
 
 
 @pytest.fixture

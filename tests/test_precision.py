@@ -18,7 +18,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.models import layers, lora
-from jaxdp.training import setup
+from jaxdp.training import setup, warm_start
 from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.stages import Stage
@@ -47,7 +47,7 @@ def model_of(backbone, dtype, pooling, mode):
     settings = {"model__dtype": dtype, "model__pooling": pooling, "train__mode": mode}
     config = smoke_config(backbone.parent, **settings, model__backbone=str(backbone))
     resolved = resolve_backbone(str(backbone), pooling)
-    return setup.build_model(config, resolved, "abc", RunSecret.create(0))[0]
+    return warm_start.build_model(config, resolved, "abc", RunSecret.create(0))[0]
 
 
 def step_of(model, mode):

@@ -51,7 +51,7 @@ from jaxdp.run.release_check import check_release
 from jaxdp.run.train import train
 from jaxdp.training import trainer
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import build_model
+from jaxdp.training.warm_start import build_model
 
 CLASSES = ("effusion", "normal", "other")
 TASK = TASKS["multi-class"]

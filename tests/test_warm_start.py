@@ -37,9 +37,10 @@ from jaxdp.run.monitor import Monitor, SilentMonitor
 from jaxdp.run.release_check import check_release
 from jaxdp.run.train import train
 from jaxdp.training import warm_start as warm_start_module
-from jaxdp.training.setup import build_model, load_inputs
+from jaxdp.training.setup import load_inputs
 from jaxdp.training.setup import test_probabilities as probabilities_of_test_reports
 from jaxdp.training.stages import plan_run
+from jaxdp.training.warm_start import build_model
 
 BOOK = {
     "origin": "words of a test",

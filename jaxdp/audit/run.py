@@ -14,9 +14,10 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.training.mesh import make_mesh
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import build_model, keeping, load_inputs, token_buckets
+from jaxdp.training.setup import keeping, load_inputs, token_buckets
 from jaxdp.training.stages import Stage, plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
+from jaxdp.training.warm_start import build_model
 
 from .attack import gradient_scores, input_scores
 from .bound import Bounds, load_auditor, lower_bounds

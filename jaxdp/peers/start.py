@@ -17,9 +17,10 @@ from jaxdp.models.pretrained import read_config
 from jaxdp.run.directory import RunError
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import Inputs, build_model, compute_dtype, load_inputs, token_buckets
+from jaxdp.training.setup import Inputs, compute_dtype, load_inputs, token_buckets
 from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
+from jaxdp.training.warm_start import build_model
 
 from .job import TRAINED, Job, Reports
 

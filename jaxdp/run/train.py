@@ -27,7 +27,6 @@ from jaxdp.training.randomness import RunSecret, noise_generator, seed_policy
 from jaxdp.training.setup import (
     Inputs,
     arithmetic,
-    build_model,
     keeping,
     load_inputs,
     test_probabilities,
@@ -35,7 +34,7 @@ from jaxdp.training.setup import (
 )
 from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
-from jaxdp.training.warm_start import public_start
+from jaxdp.training.warm_start import build_model, public_start
 
 from . import processes
 from .begin import Run, begin, require_same_inputs, shared_secret, tell_patients

@@ -3,7 +3,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +10,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxdp.assets import cache_directory
 from jaxdp.backbone import Backbone, resolve_backbone
 from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError, PlatformDefaults
 from jaxdp.data.batching import Buckets
@@ -23,12 +21,9 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, Watch, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.pretrained import LoadReport, load_classifier, positions_of, read_config
+from jaxdp.models.pretrained import positions_of, read_config
 
 from .members import stack, stack_differing
-from .mesh import make_mesh
-from .randomness import RunSecret
-from .warm_start import warm_start
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -107,44 +102,6 @@ def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
         max_reports_per_patient=config.privacy.max_reports_per_patient,
     )
     return Inputs(dataset, tokens, labels, cut, units, backbone, config.data.max_length)
-
-
-def build_model(
-    config: Config,
-    backbone: Backbone,
-    label_names: Sequence[str],
-    secret: RunSecret,
-    watch: Watch = unwatched,
-    kept_start: Path | None = None,
-) -> tuple[ReportClassifier, LoadReport]:
-    """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
-    warm start on made-up reports leaves them, which is the same for every secret; `watch`
-    shows people how far that is. The start that is in the folder `kept_start` is used whatever has
-    changed since; one that is not is kept there."""
-    public = config.warm_start.phrasebook is not None
-    rngs = nnx.Rngs(0 if public else secret.init_seed())
-    dtype = compute_dtype(config)
-    model, report = load_classifier(
-        backbone.directory,
-        len(label_names),
-        backbone.pooling,
-        dtype=dtype if dtype == "bfloat16" else None,
-        rngs=rngs,
-    )
-    configure(config, model, rngs)
-    if public:
-        warm_start(
-            config,
-            model,
-            partial(token_buckets, config, share=False),  # its batches are of like length
-            directory=backbone.directory,
-            label_names=label_names,
-            mesh=make_mesh(config.run.devices),
-            folder=keeping(cache_directory() / "public_starts"),
-            kept_start=kept_start,
-            watch=watch,
-        )
-    return model, report
 
 
 def configure(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> None:

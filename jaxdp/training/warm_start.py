@@ -9,7 +9,7 @@ head is then trained in private. It does the same again in a resumed run.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -21,60 +21,81 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
 from jaxdp import __version__
+from jaxdp.assets import cache_directory
+from jaxdp.backbone import Backbone
 from jaxdp.config import Config, ConfigError, WarmStartConfig
 from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook, Shape
 from jaxdp.data.store import key_of, stored
 from jaxdp.data.tokens import load_tokenizer, tokenize
-from jaxdp.evaluation.inference import Watch, packed_logits
+from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info
-from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.pretrained import LoadReport, load_classifier
 from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
-from .mesh import DATA, place
+from .mesh import DATA, make_mesh, place
+from .randomness import RunSecret
+from .setup import compute_dtype, configure, keeping, token_buckets
 from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
 
 
-def warm_start(
+def build_model(
     config: Config,
-    model: ReportClassifier,
-    shapes: Callable[[np.ndarray], Buckets],
-    *,
-    directory: Path,
+    backbone: Backbone,
     label_names: Sequence[str],
-    mesh: Mesh,
-    folder: Path | None,
+    secret: RunSecret,
+    watch: Watch = unwatched,
     kept_start: Path | None = None,
-    watch: Watch,
-) -> None:
-    """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place.
-
-    Args:
-        model: with its adapters, if it has any.
-        shapes: for the lengths of the made-up reports, those to run them in.
-        directory: of the backbone.
-        folder: keeps what was learnt for other runs of this version, see `store.stored`; None keeps
-            nothing.
-        kept_start: keeps it for one run, whatever has changed since; None does not.
-        watch: shows people how far it is, in reports and then in steps.
+) -> tuple[ReportClassifier, LoadReport]:
+    """The pretrained classifier, with adapters where config.lora puts them: fresh ones, or as the
+    public start leaves them, which is the same for every secret; `watch` shows people how far that
+    is, in reports and then in steps. The start that is in the folder `kept_start` is used whatever
+    has changed since; one that is not is kept there.
 
     Raises:
+        ConfigError, WeightsError: backbone or adapters cannot be used.
         DataError: the phrasebook cannot be used, or lacks a label.
     """
+    public = config.warm_start.phrasebook is not None
+    rngs = nnx.Rngs(0 if public else secret.init_seed())
+    dtype = compute_dtype(config)
+    model, report = load_classifier(
+        backbone.directory,
+        len(label_names),
+        backbone.pooling,
+        dtype=dtype if dtype == "bfloat16" else None,
+        rngs=rngs,
+    )
+    configure(config, model, rngs)
+    if public:
+        _learn_in_public(config, model, backbone.directory, label_names, watch, kept_start)
+    return model, report
+
+
+def _learn_in_public(
+    config: Config,
+    model: ReportClassifier,
+    directory: Path,
+    label_names: Sequence[str],
+    watch: Watch,
+    kept_start: Path | None,
+) -> None:
+    """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place."""
+    mesh, folder = make_mesh(config.run.devices), keeping(cache_directory() / "public_starts")
     settings = config.warm_start
     shape = Shape(*(getattr(settings, field) for field in Shape._fields))
     book, tokenizer = phrasebook_of(settings, label_names), load_tokenizer(directory)
     one_class = TASKS[model.task].one_class
     texts, labels = book.write_reports(settings.reports, label_names, shape, one_class=one_class)
     tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
-    buckets = shapes(tokens.lengths)
+    buckets = token_buckets(config, tokens.lengths, share=False)  # batches are of like length
     mode = "lora" if settings.trains_adapters else "head"
     if model.pooling == "label-attention":
         mode += "+queries"
