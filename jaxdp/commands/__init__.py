@@ -7,6 +7,7 @@ Nothing is imported here but for the command that was asked for.
 import difflib
 import importlib
 import sys
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import NoReturn
@@ -142,6 +143,23 @@ def numbers(name: str, values: list[str] | None) -> list[float]:
         return [float(value) for value in values or []]
     except ValueError:
         fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
+
+
+def table(title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int = 99):
+    """Rows of anything for the terminal, as rich prints them; columns from the `left`-th on hold
+    numbers, and stand to the right."""
+    from rich import box
+    from rich.table import Column, Table
+
+    columns = (
+        Column(name, overflow="fold", justify="left" if i < left else "right")
+        for i, name in enumerate(header)
+    )
+    look = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    shown = Table(*columns, title=title, title_justify="left", **look)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
 
 
 def fail(error: object) -> NoReturn:

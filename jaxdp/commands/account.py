@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from scipy.optimize import brentq
 
 from jaxdp import dp
 from jaxdp.models.checkpoints import read_json
 from jaxdp.run.give_up import give_up
 
-from . import fail, numbers
+from . import fail, numbers, table
 from .define import Define
 
 DEFINE = Define()
@@ -100,13 +99,9 @@ def account(console: Console) -> dict[str, Any]:
         row["epsilon"] = dp.epsilon_pld(stage, delta)
         row["epsilon_rdp"] = dp.epsilon_rdp(stage, delta)
     title = f"delta {delta:g}, sampling probability {probability:.6g}, {steps:,} steps"
-    table = Table(title=title)
     columns = [name for name in HEADINGS if name in rows[0]]
-    for name in columns:
-        table.add_column(HEADINGS[name], justify="right")
-    for row in rows:
-        table.add_row(*("-" if row[name] is None else f"{row[name]:.6g}" for name in columns))
-    console.print(table)
+    cells = [["-" if row[n] is None else f"{row[n]:.6g}" for n in columns] for row in rows]
+    console.print(table(title, map(HEADINGS.get, columns), cells, left=0))
     if units is not None and (warning := dp.delta_warning(delta, units)):
         console.print(f"Warning: {warning}.")
     return {
@@ -145,16 +140,13 @@ def add_up(path: Path, console: Console) -> dict[str, Any]:
         position = give_up(Path(_GIVE_UP.value), ledger)
         where = f"{position.step} steps of stage {position.stage + 1}" if position else "no step"
         console.print(f"{_GIVE_UP.value}: given up after {where}", soft_wrap=True)
-    table = Table(title=f"together, at delta {_DELTA.value:g}")
-    table.add_column("data")
-    table.add_column("runs", justify="right")
-    table.add_column("epsilon", justify="right")
-    rows = []
+    rows, cells = [], []
     for fingerprint, runs in ledger.runs().items():
         epsilon = ledger.epsilon(fingerprint, _DELTA.value)
         rows.append({"data": fingerprint, "runs": len(runs), "epsilon": dp.json_number(epsilon)})
-        table.add_row(fingerprint, str(len(runs)), f"{epsilon:.6g}")
-    console.print(table)
+        cells.append([fingerprint, str(len(runs)), f"{epsilon:.6g}"])
+    title = f"together, at delta {_DELTA.value:g}"
+    console.print(table(title, ("data", "runs", "epsilon"), cells, left=1))
     return {"delta": _DELTA.value, "data": rows}
 
 

@@ -10,31 +10,19 @@ and epsilon.png go to <config.run.dir>/<config.run.name>. Ends with status 1 if 
 its claim, or the attack is too weak to show what it has to.
 """
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from jaxdp.audit.config import AuditConfig
-from jaxdp.audit.run import HEADINGS, Finding, run_audit, summary
+from jaxdp.audit.run import HEADINGS, run_audit, summary
 from jaxdp.progress import Display
 from jaxdp.report.audit import write_report
 
-from . import fail
+from . import fail, table
 from .define import Define
 
 DEFINE = Define()
 _CONFIG = DEFINE.config()
 DEFINE.json("Also write the result to this file.")
-
-
-def show(findings: list[Finding], delta: float, confidence: float, console: Console) -> None:
-    title = f"lower bounds on epsilon at delta {delta:g}, {confidence:.0%} confidence"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, no_wrap=heading == "trained")
-    for finding in findings:
-        table.add_row(*finding.cells())
-    console.print(table)
 
 
 def main() -> None:
@@ -47,7 +35,9 @@ def main() -> None:
     found = summary(config, findings)
     write_report(directory, found, findings)
     DEFINE.write_json(found)
-    show(findings, found["delta"], found["confidence"], console)
+    title = "lower bounds on epsilon at delta {delta:g}, {confidence:.0%} confidence"
+    cells = [finding.cells() for finding in findings]
+    console.print(table(title.format_map(found), HEADINGS, cells))
     console.print(f"report and plots: {directory}")
     missing = [what for what, did in found["showings"].items() if not did]
     if missing:

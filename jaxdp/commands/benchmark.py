@@ -44,10 +44,9 @@ from jaxdp.config import Config, inherit
 from jaxdp.peers.contenders import CONTENDERS, USUAL
 from jaxdp.peers.inputs import LENGTHS, MODEL_NAMES
 from jaxdp.peers.machine import choose, default_platform
-from jaxdp.peers.tables import on_screen
 from jaxdp.progress import Display
 
-from . import config_file, fail
+from . import config_file, fail, table
 from .define import Define
 
 DEFINE = Define()
@@ -134,9 +133,9 @@ def _measure(console: Console, platform: str) -> None:
         document["results"].append(result)
         DEFINE.write_json(document)
         title = "{model}, {lengths} at most {max_length} tokens, batch {batch:g}".format(**result)
-        table = result["contenders"]
-        console.print(on_screen(title, summary.HEADER, summary.rows(table)))
-        if busy := [n for n, row in table.items() if row.get("idle_cpu", 0) > 0.02]:
+        contenders = result["contenders"]
+        console.print(table(title, summary.HEADER, summary.rows(contenders)))
+        if busy := [n for n, row in contenders.items() if row.get("idle_cpu", 0) > 0.02]:
             say(f"[yellow]did not sleep while others stepped: {', '.join(busy)}[/]")
 
 
@@ -166,7 +165,7 @@ def _startup(console: Console, platform: str) -> None:
         "warm: compiled, start kept",
         "data.cache as well",
     )
-    console.print(on_screen(f"{_CONFIG.value}, from starting Python", header, rows))
+    console.print(table(f"{_CONFIG.value}, from starting Python", header, rows))
     DEFINE.write_json(_about(platform) | {"config": _CONFIG.value, "startup": result})
 
 

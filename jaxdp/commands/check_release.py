@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jaxdp.run.release_check import check_release
 
+from . import table
 from .define import Define
 
 DEFINE = Define()
@@ -31,10 +31,8 @@ def main(release: str) -> None:
     base = None if _BASE.value is None else Path(_BASE.value)
     findings = check_release(Path(release), base)
     DEFINE.write_json([dataclasses.asdict(finding) for finding in findings])
-    table = Table("check", "result", "what was seen")
-    for finding in findings:
-        table.add_row(finding.check, "passed" if finding.passed else "FAILED", escape(finding.text))
-    Console().print(table)
+    cells = [(f.check, "passed" if f.passed else "FAILED", escape(f.text)) for f in findings]
+    Console().print(table("", ("check", "result", "what was seen"), cells))
     failed = [finding for finding in findings if not finding.passed]
     for finding in failed:
         print(f"error: {finding.check}: {finding.text}", file=sys.stderr)

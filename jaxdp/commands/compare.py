@@ -36,7 +36,7 @@ from jaxdp.peers import start, tables
 from jaxdp.peers.job import SIDES
 from jaxdp.progress import Display
 
-from . import fail, numbers
+from . import fail, numbers, table
 from .define import Define
 
 LEVELS = ("gradients", "trajectory", "runs")
@@ -100,8 +100,8 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
                 result = comparison.compare(job, level, count, options)
     for name, settings in result["settings"].items():
         rows = tables.settings_rows(settings)
-        console.print(tables.on_screen(f"settings, {name}", ("", *SIDES, ""), rows))
-    console.print(tables.on_screen(level, *tables.result_table(level, result)))
+        console.print(table(f"settings, {name}", ("", *SIDES, ""), rows))
+    console.print(table(level, *tables.result_table(level, result)))
     result["command"] = shlex.join(["python", *sys.argv])
     write_json(output / f"{level}.json", result)
     files = {level: output / f"{level}.json" for level in LEVELS}

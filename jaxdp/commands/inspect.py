@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from jaxdp.backbone import resolve_backbone
 from jaxdp.config import Config
@@ -27,6 +26,7 @@ from jaxdp.data.summary import summarize
 from jaxdp.data.tokens import load_tokenizer, most_tokens, tokenize
 from jaxdp.report.draw import COLOURS, LINE, SOFT, new_figure, styled
 
+from . import table
 from .define import Define
 
 DEFINE = Define()
@@ -57,28 +57,21 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         for maker, number in row.get("labelled_by", {}).items():
             yield f"labelled by {maker}", f"{number:,}"
 
-    table = _table("", splits, f"splits (cut to {summary['max_length']} tokens)")
     columns = {split: dict(cells(row)) for split, row in splits.items()}
-    for name in dict.fromkeys(name for column in columns.values() for name in column):
-        table.add_row(name, *(column.get(name, "0") for column in columns.values()))
-    console.print(table)
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[n, *(column.get(n, "0") for column in columns.values())] for n in names]
+    title = f"splits (cut to {summary['max_length']} tokens)"
+    console.print(table(title, ("", *splits), rows, left=1))
 
-    table = _table("label", splits, "reports with the label (and share of those labelled)")
+    rows = []
     for name in next(iter(splits.values()))["labels"]:
         counts = [row["labels"][name] for row in splits.values()]
         shares = (f"{c['positive']:,} ({share(c):.1%})" for c in counts)
-        table.add_row(escape(name), *shares)
-    console.print(table)
+        rows.append([escape(name), *shares])
+    title = "reports with the label (and share of those labelled)"
+    console.print(table(title, ("label", *splits), rows, left=1))
     for warning in summary["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
-
-
-def _table(first: str, splits: Mapping[str, Any], title: str) -> Table:
-    """A column of names, and one of numbers for each split."""
-    table = Table(first, title=title, title_justify="left")
-    for split in splits:
-        table.add_column(split, justify="right")
-    return table
 
 
 def share(counts: Mapping[str, int]) -> float:

@@ -11,12 +11,11 @@ run are "-". Test scores are not covered by the privacy guarantee.
 
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from jaxdp.sweep.paper import PUBLISHED, paper_table, read_results
 
+from . import table
 from .define import Define
 
 DEFINE = Define()
@@ -33,9 +32,6 @@ def main() -> None:
         Path(_MARKDOWN.value).write_text(f"{text}\n{PUBLISHED}\n", encoding="utf-8")
     DEFINE.write_json([dict(zip(headings, row, strict=True)) for row in rows])
     title = "weighted F1 on test by epsilon, mean over runs (their number)"
-    table = Table(*headings, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
     console = Console()
-    console.print(table)
+    console.print(table(title, headings, rows))
     console.print(PUBLISHED)

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
 from jaxdp import dp
 from jaxdp.backbone import resolve_backbone
@@ -42,6 +41,7 @@ from jaxdp.training.setup import configure, token_buckets
 from jaxdp.training.stages import Stage
 from jaxdp.training.trainer import StageMember, StageTrainer
 
+from . import table
 from .define import Define
 
 DEFINE = Define()
@@ -140,9 +140,10 @@ def measure(config: Config, chip: str) -> list[dict[str, Any]]:
 def main() -> None:
     rows = measure(Config.from_dict(_CONFIG.value.to_dict()), _CHIP.value)
     title = f"{_CONFIG.value.model.backbone} on {_CHIP.value}"
-    table = Table(*(field.replace("_", " ") for field in rows[0]), title=title)
-    for row in rows:
-        cells = (f"{v:.4g}" if isinstance(v, int | float) else v or "-" for v in row.values())
-        table.add_row(*cells)
-    Console().print(table)
+    header = (field.replace("_", " ") for field in rows[0])
+    cells = [
+        [f"{v:.4g}" if isinstance(v, int | float) else v or "-" for v in row.values()]
+        for row in rows
+    ]
+    Console().print(table(title, header, cells, left=1))
     DEFINE.write_json(rows)

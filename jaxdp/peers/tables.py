@@ -4,18 +4,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Column, Table
-
 from .job import ADAPTER_PREFIX, SIDES
-
-
-def on_screen(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of anything, for rich."""
-    columns = (Column(name, overflow="fold") for name in header)
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def settings_rows(
