@@ -188,9 +188,9 @@ def randomise(model: nnx.Module, mode: str = "lora", noise: float = 0.1) -> None
     nnx.update(model, jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape), state))
 
 
-def mean_pooled(model: torch.nn.Module, layers: int = 1) -> torch.nn.Module:
+def mean_pooled(model: torch.nn.Module, layers: int = 1, first: bool = False) -> torch.nn.Module:
     """The same classifier with the head on the mean over real tokens of the last layers' average,
-    as in docs/backbones.md."""
+    as in docs/backbones.md; or on the `first` of them alone."""
 
     class MeanPooled(type(model)):
         def forward(self, input_ids, attention_mask, **kwargs):
@@ -199,6 +199,8 @@ def mean_pooled(model: torch.nn.Module, layers: int = 1) -> torch.nn.Module:
             norm = getattr(self.base_model, "final_norm", torch.nn.Identity())  # as the last has
             hidden = (hidden + sum(map(norm, before))) / layers
             weights = attention_mask[..., None].to(hidden.dtype)
+            if first:
+                weights = torch.nn.functional.pad(weights[:, :1], (0, 0, 0, weights.shape[1] - 1))
             pooled = (hidden * weights).sum(1) / weights.sum(1)
             return SequenceClassifierOutput(logits=self.classifier(pooled))
 
@@ -273,7 +275,7 @@ def check_parity(
     """
     dtype = theirs.dtype
     if pooling != "cls":
-        theirs = mean_pooled(theirs, 2 if pooling == "mean-last2" else 1)
+        theirs = mean_pooled(theirs, 2 if pooling == "mean-last2" else 1, pooling == "first")
     ours = load(base, pooling=pooling)
     lora.add_lora(ours, rank=4, alpha=8.0, targets=targets, rngs=nnx.Rngs(1))
     randomise(ours, noise=noise)
