@@ -9,6 +9,8 @@ from helpers_data import answers
 from helpers_models import IGNORE_PEFT
 from helpers_training import run_script, smoke_config, smoke_settings
 
+from jaxdp.commands.compare import at_epsilons
+from jaxdp.config import default_config
 from jaxdp.peers.comparison import compare_runs, run_of, summarise
 from jaxdp.peers.job import SIDES, Job
 from jaxdp.peers.start import find_jobs
@@ -87,6 +89,15 @@ def test_help_and_wrong_input_are_plain(workspace):
     assert failed.stderr.strip().splitlines() == [
         "error: config.privacy.epsilon must be a number: gradients are clipped here"
     ]
+
+
+def test_a_recipe_chooses_for_each_epsilon():
+    values = default_config().to_dict()
+    values["train"]["recipe"], values["privacy"]["units"] = "auto", 3100
+    rates = [c.train.learning_rate for c in at_epsilons(values, [1.0, 8.0])]
+    assert rates == [0.05, 0.1]
+    (as_it_is,) = at_epsilons(values, [])
+    assert as_it_is.privacy.epsilon == values["privacy"]["epsilon"]
 
 
 @pytest.mark.slow

@@ -96,6 +96,10 @@ def test_without_privacy_adapters_and_queries_learn():
         ({"privacy": {"epsilon": "1"}}, "privacy.epsilon must be of type float"),
         ({"train": {"stps": 3}}, "train.stps is not a setting"),
         ({"tran": {}}, "tran is not a setting"),
+        (
+            {"data": {"source": "table", "task": "multi-class", "labels": (0, 1)}},
+            "data.labels must be a list of names",
+        ),
     ],
 )
 def test_mistakes_are_named_with_a_recipe_too(changes, message):

@@ -79,6 +79,17 @@ def test_other_axes_name_the_series(tmp_path):
     (collection,) = analyse(plan.sweep.path, draws=100).collections
     assert [s.recipe for s in collection.settings] == ["learning rate 0.1", "learning rate 0.2"]
     assert len(curve(collection).lines) == 2
+    assert collection.names == [f"{s.recipe}, {s.level}" for s in collection.settings]
+
+
+def test_no_path_of_the_machine_names_a_series(tmp_path):
+    roots = [f"{tmp_path}/{name}.tgz" for name in "ab"]
+    plan = plan_sweep(tiny_sweep(tmp_path, axes={"data.root": roots}))
+    begin(plan)
+    pretend_finished(plan)
+    report = analyse(plan.sweep.path, draws=100)
+    found = {s.recipe for c in report.collections for s in c.settings}
+    assert found == {"root a.tgz", "root b.tgz"} and str(tmp_path) not in sweep_page(report)
 
 
 def test_what_is_unfinished_is_left_out_and_said(tmp_path):

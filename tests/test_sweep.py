@@ -398,15 +398,18 @@ def test_times_are_estimated_from_what_is_finished(tmp_path):
 
 
 def test_members_of_one_program_share_what_is_computed_once(tmp_path):
-    def estimate(seeds):
+    def estimate(seeds, **changes):
         axes = {"model.backbone": ("bert-tiny",)}
-        alone, total = estimate_seconds(plan_sweep(tiny_sweep(tmp_path, axes=axes, seeds=seeds)))
+        sweep = tiny_sweep(tmp_path, axes=axes, seeds=seeds, **changes)
+        alone, total = estimate_seconds(plan_sweep(sweep))
         return [*alone.values()], total
 
     (alone,), total = estimate(1)
     (_, second, _), together = estimate(3)
     assert total == alone
     assert together < 3 * second - 30  # two starts, of 20 s
+    (first, *_), apart = estimate(3, share_sampling=False)
+    assert apart == pytest.approx(3 * first)
 
 
 def test_a_log_is_told_how_far_a_sweep_is(tmp_path):

@@ -12,6 +12,8 @@ from transformers import BertTokenizer
 from jaxdp.data import store, tokens
 from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.run.checkpoint import Position
+from jaxdp.run.train import Interrupted
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the heart is not enlarged ##ment effusion , . _".split()
 TEXTS = ["The heart is enlarged.", "", "Effusion, effusion, effusion!", "the " * 40, "___"]
@@ -171,3 +173,12 @@ def test_writers_at_the_same_time(directory, tmp_path):
         results = list(pool.map(run, range(8)))
     assert all(result == results[0] for result in results)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_request_to_stop_is_not_taken_for_a_damaged_file(directory, monkeypatch):
+    def stopped(*_, **__):
+        raise Interrupted(Position(0, 0), None)
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", stopped)
+    with pytest.raises(Interrupted):
+        load_tokenizer(directory)

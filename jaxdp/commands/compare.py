@@ -62,12 +62,8 @@ def main() -> None:
         fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
     console = Console()
     epsilons = numbers("epsilons", _EPSILONS.value) if _LEVEL.value == "runs" else []
-    configs = []
-    for given in filter(None, (_CONFIG.value, _PLAIN.value)):
-        values = given.to_dict()
-        for epsilon in epsilons or [values["privacy"]["epsilon"]]:
-            values["privacy"]["epsilon"] = epsilon  # before a recipe chooses by it
-            configs.append(Config.from_dict(values))
+    given = [config for config in (_CONFIG.value, _PLAIN.value) if config]
+    configs = [own for config in given for own in at_epsilons(config.to_dict(), epsilons)]
     run = configs[0].path
     output = Path(_OUTPUT.value or run.with_name(f"compare_{run.name}"))
     output.mkdir(parents=True, exist_ok=True)
@@ -75,6 +71,15 @@ def main() -> None:
     console.print(f"all numbers and plots: {output / 'page.html'}")
     if not result.get("passed", True):
         fail(f"the sides differ by more than {result['tolerance']:g}")
+
+
+def at_epsilons(values: dict[str, Any], epsilons: Sequence[float]) -> list[Config]:
+    """The configuration at each epsilon, by which a recipe chooses; without any, as it is."""
+    privacy = values["privacy"]
+    return [
+        Config.from_dict(values | {"privacy": privacy | {"epsilon": epsilon}})
+        for epsilon in epsilons or [privacy["epsilon"]]
+    ]
 
 
 def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[str, Any]:
