@@ -34,8 +34,11 @@ def test_logits_and_gradients_match_transformers(tmp_path):
 @pytest.mark.parametrize(
     "pooling",
     [
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("cls", "first", "mean")),
-        "mean-last2",  # label attention's twin in PyTorch is tried by test_peft.py
+        *(
+            pytest.param(pooling, marks=[] if pooling == "mean-last2" else pytest.mark.slow)
+            for pooling in POOLINGS
+            if pooling != "label-attention"  # whose twin in PyTorch test_peft.py tries
+        )
     ],
 )
 def test_float64_agrees_to_1e_10(tmp_path, pooling):

@@ -199,7 +199,7 @@ def test_ids_are_kept_where_they_are_asked_for(tmp_path, name, content, problem,
         with pytest.raises(DataError, match=f"--id_column '{taken}' is the name of another col"):
             label(id_column=taken)
     monkeypatch.setattr(Constant, "labels", ("row",))
-    with pytest.raises(DataError, match="label 'row' has the name of another column"):
+    with pytest.raises(DataError, match="two columns of the output would be called 'row'"):
         label()
 
 

@@ -83,13 +83,17 @@ def test_other_axes_name_the_series(tmp_path):
 
 
 def test_no_path_of_the_machine_names_a_series(tmp_path):
-    roots = [f"{tmp_path}/{name}.tgz" for name in "ab"]
-    plan = plan_sweep(tiny_sweep(tmp_path, axes={"data.root": roots}))
+    roots = [f"{tmp_path}/{name}.tgz" for name in ("a", "b", "c/a")]
+    bases = [smoke_settings(tmp_path, data__root=root, run__research_seed=None) for root in roots]
+    grids = [Grid(f"g{i}", base, {"privacy.epsilon": (1.0,)}) for i, base in enumerate(bases)]
+    plan = plan_sweep(tiny_sweep(tmp_path, grids=grids))
     begin(plan)
     pretend_finished(plan)
     report = analyse(plan.sweep.path, draws=100)
     found = {s.recipe for c in report.collections for s in c.settings}
-    assert found == {"root a.tgz", "root b.tgz"} and str(tmp_path) not in sweep_page(report)
+    assert found == {"root a.tgz (1)", "root a.tgz (2)", "root b.tgz"} and str(
+        tmp_path
+    ) not in sweep_page(report)
 
 
 def test_what_is_unfinished_is_left_out_and_said(tmp_path):

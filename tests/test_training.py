@@ -120,7 +120,7 @@ def test_random_seed_comes_from_the_operating_system_by_default(workspace):
 def test_research_seed_repeats_the_run(workspace):
     run(smoke_config(workspace, run__name="one"))
     _, text = run(smoke_config(workspace, run__name="two"))
-    assert re.search(r"compiled in [0-9.]+ s; [0-9.]+ s spared, since programs were found", text)
+    assert re.search(r"first step compiled in \S+ s; programs that were found spared \S+ s", text)
     assert_same_adapter(adapter(workspace, "one"), adapter(workspace, "two"))
     run(smoke_config(workspace, run__name="three", run__research_seed=8))
     other = adapter(workspace, "three")

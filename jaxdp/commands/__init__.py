@@ -10,7 +10,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COMMANDS = {
     "train": "fine-tune on private reports, and release the adapter with its statement",
@@ -145,14 +148,16 @@ def numbers(name: str, values: list[str] | None) -> list[float]:
         fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
 
 
-def table(title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int = 99):
-    """Rows of anything for the terminal, as rich prints them; columns from the `left`-th on hold
-    numbers, and stand to the right."""
+def table(
+    title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int | None = None
+) -> "Table":
+    """For rich to print. The first `left` columns stand to the left and others, numbers, to the
+    right; None is all to the left."""
     from rich import box
     from rich.table import Column, Table
 
     columns = (
-        Column(name, overflow="fold", justify="left" if i < left else "right")
+        Column(name, overflow="fold", justify="left" if left is None or i < left else "right")
         for i, name in enumerate(header)
     )
     look = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}

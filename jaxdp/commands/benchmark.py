@@ -55,16 +55,12 @@ _LENGTHS = DEFINE.list("lengths", ["openi", "ct"], "openi (max 128), ct (max 512
 _CONTENDERS = DEFINE.list("contenders", None, "Default: all; on a CPU all float32 ones.")
 _PLATFORM = DEFINE.enum("platform", None, ("cpu", "gpu", "tpu"), "Default: JAX's own.")
 _BATCH = DEFINE.float(
-    "batch",
-    None,
-    "Reports of a logical batch; default: 256, beyond a CPU 2048.",
-    lower_bound=1,
-    upper_bound=2048,
+    "batch", None, "Reports of a logical batch; default: 256, beyond a CPU 2048.", lower_bound=1
 )
 _ROUNDS = DEFINE.integer("rounds", 3, "Timed steps of each; with --quick 7.", lower_bound=1)
 _QUICK = DEFINE.bool("quick", False, "MiniLM on Open-I, few contenders: 3 minutes on a CPU.")
 _MEMORY = DEFINE.bool("memory", False, "Instead: our peak memory by logical batch.")
-_BATCHES = DEFINE.list("batches", ["256", "4096"], "--memory: logical batches.")
+_BATCHES = DEFINE.list("batches", ["256", "4096"], "--memory: logical batches, without --batch.")
 _STARTUP = DEFINE.bool("startup", False, "Instead: time to train.py's first step.")
 _CONFIG = DEFINE.string("startup_config", "openi_eps8", "--startup: name, or Python file.")
 _PROFILE = DEFINE.string("profile", None, "Folder for a JAX trace of one step of ours.")
@@ -98,6 +94,8 @@ def _check() -> None:
             fail(f"--{flag.name}: {wrong[0]!r} is none of {', '.join(allowed)}")
         if flag.value == []:
             fail(f"--{flag.name} must name at least one of {', '.join(allowed)}")
+    if _BATCH.present and _BATCH.value > 2048 and not _MEMORY.value:
+        fail(f"--batch must be at most 2048, not {_BATCH.value:g}")
     if not _BATCHES.value or not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value):
         fail(f"--batches must be whole numbers above 0, not {','.join(_BATCHES.value)!r}")
 

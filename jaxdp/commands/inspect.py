@@ -55,7 +55,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
             name = what.replace("_", " ")
             yield name if what == "reports_cut" else f"tokens, {name}", f"{number:,.0f}"
         for maker, number in row.get("labelled_by", {}).items():
-            yield f"labelled by {maker}", f"{number:,}"
+            yield f"labelled by {escape(maker)}", f"{number:,}"
 
     columns = {split: dict(cells(row)) for split, row in splits.items()}
     names = dict.fromkeys(name for column in columns.values() for name in column)

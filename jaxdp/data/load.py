@@ -42,7 +42,7 @@ SOURCES = {
     "table": Source(load_table, (), "a table, or the folder or hub id of a `datasets` data set"),
 }
 _FOUND_OUT = {"labels", "one_class"}
-"""What a loader takes that is no field of `DataConfig` as it is."""
+"""What a loader takes beside fields of `DataConfig`: worked out below."""
 
 
 def label_names(config: DataConfig) -> tuple[str, ...]:

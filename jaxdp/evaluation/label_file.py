@@ -104,11 +104,15 @@ def label_file(
     if evidence:
         read_by = ["evidence"] if one_class else [f"evidence_{name}" for name in names]
         columns += [(name, pyarrow.string()) for name in read_by]
-    twice = [name for name, times in Counter(name for name, _ in columns).items() if times > 1]
+    header = [name for name, _ in columns]
+    twice = [name for name, times in Counter(header).items() if times > 1]
     if id_column in twice:
         raise DataError(f"--id_column {id_column!r} is the name of another column of the output")
     if twice:
-        raise DataError(f"label {twice[0]!r} has the name of another column of the output")
+        raise DataError(
+            f"two columns of the output would be called {twice[0]!r}; rename the label in "
+            "label_names of the adapter's jaxdp.json"
+        )
     scratch = target.with_name(f".{target.name}.tmp")
     labelled, skipped = 0, []
     try:
@@ -124,8 +128,7 @@ def label_file(
                     cells = [[row.number for row in good]]
                     cells += [] if id_column is None else [[row.id for row in good]]
                     cells += _answers(classifier, [row.text for row in good], least, evidence)
-                    names = [name for name, _ in columns]
-                    write([dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)])
+                    write([dict(zip(header, row, strict=True)) for row in zip(*cells, strict=True)])
                     labelled += len(good)
         scratch.replace(target)
     finally:

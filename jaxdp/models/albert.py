@@ -37,7 +37,7 @@ class AlbertClassifier(BertClassifier):
         per_group = self.depth / cfg.num_hidden_groups
         self.groups = tuple(int(index / per_group) for index in range(self.depth))
         narrow = cfg.embedding_size
-        place(self, "albert.embeddings", Embeddings(cfg, narrow, None, rngs=rngs))
+        place(self, "albert.embeddings", Embeddings(cfg, narrow, self.eps(cfg), None, rngs=rngs))
         widening = dense(narrow, cfg.hidden_size, dtype, rngs=rngs)
         place(self, "albert.encoder.embedding_hidden_mapping_in", widening)
         groups = nnx.List(

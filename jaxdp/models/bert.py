@@ -21,7 +21,6 @@ from .layers import (
     asked_of,
     attend,
     dense,
-    eps_of,
     layer_norm,
     owner_of,
     place,
@@ -54,7 +53,7 @@ class Layer(nnx.Module):
     def __init__(
         self, cfg: "PreTrainedConfig", family: type["BertClassifier"], dtype, *, rngs: nnx.Rngs
     ):
-        width, inner, eps = cfg.hidden_size, getattr(cfg, family.inner), eps_of(cfg)
+        width, inner, eps = cfg.hidden_size, getattr(cfg, family.inner), family.eps(cfg)
         self.names = names = family.names
         self.heads = cfg.num_attention_heads
         self.activation = ACTIVATIONS[getattr(cfg, family.activation)]
@@ -89,12 +88,19 @@ class BertClassifier(ReportClassifier):
 
     prefix = "bert"
     names: ClassVar[Names] = Names()
-    inner, activation = "intermediate_size", "hidden_act"
-    """Fields of config.json: the width between a layer's last two products, and what acts there."""
+    inner: ClassVar[str] = "intermediate_size"
+    """Field of config.json: the width between a layer's last two products."""
+    activation: ClassVar[str] = "hidden_act"
+    """Field of config.json: what acts there."""
     layers_path: ClassVar[str] = "encoder.layer"
     """In the backbone."""
     pooler_path: ClassVar[str] = "bert.pooler.dense"
     pooler_activation = staticmethod(jnp.tanh)
+
+    @classmethod
+    def eps(cls, cfg: "PreTrainedConfig") -> float:
+        """Of all layer norms."""
+        return cfg.layer_norm_eps
 
     @classmethod
     def padding(cls, cfg: "PreTrainedConfig") -> int | None:
@@ -107,7 +113,7 @@ class BertClassifier(ReportClassifier):
         return cfg.max_position_embeddings - (0 if padding is None else padding + 1)
 
     def add_encoder(self, cfg, dtype, *, rngs):
-        embeddings = Embeddings(cfg, cfg.hidden_size, self.padding(cfg), rngs=rngs)
+        embeddings = Embeddings(cfg, cfg.hidden_size, self.eps(cfg), self.padding(cfg), rngs=rngs)
         place(self, f"{self.prefix}.embeddings", embeddings)
         layers = nnx.List(Layer(cfg, type(self), dtype, rngs=rngs) for _ in range(self.depth))
         place(self.backbone, self.layers_path, layers)
@@ -153,3 +159,7 @@ class DistilBertClassifier(BertClassifier):
     layers_path = "transformer.layer"
     pooler_path = "pooler"
     pooler_activation = staticmethod(jax.nn.relu)
+
+    @classmethod
+    def eps(cls, cfg):
+        return 1e-12  # no field of config.json

@@ -90,11 +90,6 @@ def layer_norm(
     )
 
 
-def eps_of(cfg) -> float:
-    """Of all layer norms of a BERT; DistilBERT's is no field of config.json."""
-    return getattr(cfg, "layer_norm_eps", 1e-12)
-
-
 class Linear(nnx.Linear):
     """Of every position alike, whatever report it is of, as only an adapter needs to know."""
 
@@ -185,13 +180,13 @@ class Embeddings(nnx.Module):
             token is at padding + 1, and a padding token, wherever it stands, at padding itself.
     """
 
-    def __init__(self, cfg, width: int, padding: int | None, *, rngs: nnx.Rngs):
+    def __init__(self, cfg, width: int, eps: float, padding: int | None, *, rngs: nnx.Rngs):
         self.word_embeddings = table(cfg.vocab_size, width, rngs=rngs)
         self.position_embeddings = table(cfg.max_position_embeddings, width, rngs=rngs)
         self.segments = hasattr(cfg, "type_vocab_size")
         if self.segments:
             self.token_type_embeddings = table(cfg.type_vocab_size, width, rngs=rngs)
-        self.LayerNorm = layer_norm(width, eps_of(cfg), rngs=rngs)
+        self.LayerNorm = layer_norm(width, eps, rngs=rngs)
         self.padding = padding
 
     def __call__(self, token_ids_L: jax.Array, length: jax.Array) -> jax.Array:

@@ -172,8 +172,9 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             whose layers happen to fit.
     """
     directory = Path(directory)
+    file = directory / "adapter_config.json"
+    _require_supported(read_json(file), file)
     config, description = read_adapter_info(directory)
-    _require_supported(config, directory / "adapter_config.json")
     tensors = _read_adapter(directory)
     layers = {model.name_of(path): (path, layer) for path, layer in linear_layers(model).items()}
     parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}

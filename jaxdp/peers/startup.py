@@ -16,7 +16,7 @@ from jaxdp import assets
 from jaxdp.config import Config
 from jaxdp.run.directory import RunError
 from jaxdp.run.interrupt import Interrupt
-from jaxdp.run.monitor import Monitor, durations
+from jaxdp.run.monitor import Monitor, seconds_by_event
 from jaxdp.run.train import train
 from jaxdp.runtime import prepare
 
@@ -43,7 +43,7 @@ class _Marks(Monitor):
         self._last, self._compiled = began, 0.0
 
     def mark(self, part: str) -> None:
-        now, compiled = time.time(), sum(durations[event] for event in _COMPILING)
+        now, compiled = time.time(), sum(seconds_by_event[event] for event in _COMPILING)
         self.parts[part] = {"seconds": now - self._last, "compiling": compiled - self._compiled}
         self._last, self._compiled = now, compiled
 

@@ -61,8 +61,10 @@ def _cards(report: SweepReport) -> list[tuple[str, str]]:
             cards.append((score, f"best private weighted F1, {collection.title}, {best.level}"))
     for joint in report.description["joint"]:
         of = f"of publishing the best, or all, of {len(joint['members'])} private members"
-        epsilon = joint["epsilon"]  # None where so much cannot be claimed
-        cards.append(("unknown" if epsilon is None else _epsilon(epsilon), f"epsilon {of}"))
+        epsilon = joint["epsilon"]
+        cards.append(
+            ("too large to claim" if epsilon is None else _epsilon(epsilon), f"epsilon {of}")
+        )
     return cards
 
 

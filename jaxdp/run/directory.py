@@ -196,7 +196,10 @@ def read_secret(file: Path) -> tuple[RunSecret, dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         shared = content.get("sampling")
-        sampling_root = None if shared is None else bytes.fromhex(shared)
-        return RunSecret(bytes.fromhex(content["secret"]), sampling_root), content
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        roots = [bytes.fromhex(content["secret"])]
+        roots += [] if shared is None else [bytes.fromhex(shared)]
+        if any(len(root) != 32 for root in roots):
+            raise ValueError
+        return RunSecret(*roots), content
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         raise RunError(f"{file} is missing or damaged; nothing can be continued with it") from None

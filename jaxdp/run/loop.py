@@ -28,7 +28,7 @@ class Interrupted(BaseException):
     def __init__(self, position: Position, epsilon: float | None):
         self.position = position
         self.epsilon = epsilon
-        super().__init__(position)
+        super().__init__(position, epsilon)  # both, or it could not be pickled
 
     @classmethod
     def at(cls, saved: Position | None, runs: Sequence[Run]) -> "Interrupted":

@@ -36,14 +36,15 @@ _UNITS_OFF = 0.05
 there are is private."""
 
 _SPENT = "/jax/core/compile/backend_compile_duration"
+_FOUND = "/jax/compilation_cache/cache_retrieval_time_sec"
 _SPARED = "/jax/compilation_cache/compile_time_saved_sec"
-durations: Counter[str] = Counter()
+seconds_by_event: Counter[str] = Counter()
 """JAX's events -> seconds that this process has spent on them; or been spared, by programs that
 were found on disk."""
 
 
 def _heard(event: str, seconds: float, **_) -> None:
-    durations[event] += seconds
+    seconds_by_event[event] += seconds
 
 
 jax.monitoring.register_event_duration_secs_listener(_heard)
@@ -181,7 +182,7 @@ class Monitor:
             say=self._say,
         )
         self._rates: list[float] = []
-        self._before = durations.copy()
+        self._before = seconds_by_event.copy()
         self._last_read = time.perf_counter()
         self._spent = ""
         self._clip_norm = stage.mechanism.l2_clip_norm if stage.mechanism else None
@@ -204,9 +205,10 @@ class Monitor:
         self._rates.append(reports / (now - self._last_read))
         self._last_read = now
         if len(self._rates) == 1:
-            spent, spared = (durations[e] - self._before[e] for e in (_SPENT, _SPARED))
-            found = f"; {spared:.1f} s spared, since programs were found" if spared > 0 else ""
-            self._say(f"compiled in {spent:.1f} s{found}")
+            spent = seconds_by_event - self._before  # what is not positive is left out
+            found = f"; programs that were found spared {spent[_SPARED]:.1f} s"
+            found = found if spent[_FOUND] else ""
+            self._say(f"first step compiled in {spent[_SPENT]:.1f} s{found}")
         values = {"reports": reports, "fill": fill, "reports_per_second": self._rates[-1]}
         if reports:
             values["loss"] = diagnostics.loss.mean(dtype=np.float64)

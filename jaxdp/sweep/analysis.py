@@ -110,7 +110,7 @@ class Collection:
 
     @property
     def names(self) -> list[str]:
-        """Of each setting: its level, after what tells its series from others."""
+        """Of each setting: what not all have in common, and its level."""
         series = [(s.model, s.mode, s.recipe) for s in self.settings]
         telling = [len(set(parts)) > 1 for parts in zip(*series, strict=True)]
         return [
@@ -180,19 +180,21 @@ def _recipes(members: Mapping[str, Member]) -> dict[str, str]:
         if field not in _NOT_RECIPE and len(set(more.values())) > len(set(told.values())):
             telling.insert(0, field)
             told = more
+    found = {f: {member.settings[f] for member in members.values()} for f in telling}
     return {
-        name: ", ".join(
-            f"{f.partition('.')[2].replace('_', ' ')} {_last_name(member.settings[f])}"
-            for f in telling
-        )
+        name: ", ".join(_in_words(f, member.settings[f], found[f]) for f in telling)
         for name, member in members.items()
     }
 
 
-def _last_name(value: Any) -> Any:
-    """A setting for people; of a path only its last name."""
-    is_path = isinstance(value, str) and value.startswith(("/", "~", "."))
-    return value.rstrip("/").rpartition("/")[2] if is_path else value
+def _in_words(field: str, value: Any, among: set[Any]) -> str:
+    """A setting for people: of a path its last name, and which of several that is called so."""
+    name, text = field.partition(".")[2].replace("_", " "), str(value)
+    if not text.startswith(("/", "~", ".")):
+        return f"{name} {text}"
+    short = text.rstrip("/").rpartition("/")[2]
+    alike = sorted(x for x in map(str, among) if x.rstrip("/").rpartition("/")[2] == short)
+    return f"{name} {short}" + (f" ({alike.index(text) + 1})" if len(alike) > 1 else "")
 
 
 def _collection(

@@ -72,11 +72,16 @@ class RunSecret:
 
     def fingerprint(self, records: Iterable[bytes]) -> str:
         """A keyed hash of the records, in order; tells nothing without the secret."""
-        digest = hashlib.blake2b(key=self.root, person=b"fingerprint", digest_size=32)
-        for record in records:
-            digest.update(len(record).to_bytes(8, "little"))
-            digest.update(record)
-        return digest.hexdigest()
+        return digest_of(records, key=self.root, person=b"fingerprint").hex()
+
+
+def digest_of(records: Iterable[bytes], **keyed: bytes) -> bytes:
+    """32 bytes that tell records, and where each ends; `keyed` as `hashlib.blake2b` takes it."""
+    digest = hashlib.blake2b(digest_size=32, **keyed)
+    for record in records:
+        digest.update(len(record).to_bytes(8, "little"))
+        digest.update(record)
+    return digest.digest()
 
 
 def seed_policy(research_seed: int | None) -> str:

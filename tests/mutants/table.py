@@ -1116,7 +1116,7 @@ MUTANTS = [
     ),
     Mutant(
         "a public start that depends on the secret",
-        "training/warm_start.py",
+        WARM_START,
         "rngs = nnx.Rngs(0 if public else secret.init_seed())",
         "rngs = nnx.Rngs(secret.init_seed())",
         "test_warm_start.py::test_it_moves_the_head_alone_or_the_adapters_too_and_nothing_else",
