@@ -61,10 +61,7 @@ def _cards(report: SweepReport) -> list[tuple[str, str]]:
             cards.append((score, f"best private weighted F1, {collection.title}, {best.level}"))
     for joint in report.description["joint"]:
         of = f"of publishing the best, or all, of {len(joint['members'])} private members"
-        epsilon = joint["epsilon"]
-        cards.append(
-            ("too large to claim" if epsilon is None else _epsilon(epsilon), f"epsilon {of}")
-        )
+        cards.append((_epsilon(joint["epsilon"], "too large to claim"), f"epsilon {of}"))
     return cards
 
 
@@ -189,8 +186,8 @@ def _value(value: Any) -> str:
     return text.rstrip("/").split("/")[-1] if text.startswith(("/", "~", ".")) else text
 
 
-def _epsilon(value: float | None) -> str:
-    return "none" if value is None else rounded_up(value)
+def _epsilon(value: float | None, none: str = "none") -> str:
+    return none if value is None else rounded_up(value)
 
 
 def write_figures(report: SweepReport, folder: Path) -> list[Path]:
