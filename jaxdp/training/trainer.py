@@ -230,14 +230,15 @@ def report_loss(graphdef: nnx.GraphDef, level: int) -> Callable[..., jax.Array]:
     def loss(adapters, frozen, values, length, labels):
         frozen, center = frozen
         merged = nnx.merge(graphdef, adapters, frozen)
+        task = TASKS[merged.task]
         if not several(length):
             logits = packed_logits(merged, values, length, level, center)
-            return TASKS[merged.task].loss(logits, labels)
+            return task.loss(logits, labels)
 
         def one(states, real, labels, adapters=adapters):
             model = nnx.merge(graphdef, adapters, frozen)
             logits = model.logits(model.feature(states, real) - center)
-            return TASKS[model.task].loss(logits, labels)
+            return task.loss(logits, labels)
 
         own = (adapters,) if merged.classifier.bias.ndim > 1 else ()
         with merged.precise():
