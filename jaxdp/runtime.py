@@ -17,7 +17,8 @@ _PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
 _TUNER = "xla_gpu_experimental_enable_fusion_autotuner"
 _MOST_CPU_DEVICES = 8
 """More have not been tried; the microbatches of a step should not run out."""
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""JAX's event: a program is compiled, or was found, after so many seconds."""
 _LONG_COMPILATION_SECONDS = 0.5
 """Shorter ones leave nothing worth keeping, and nothing worth clearing away."""
 
@@ -67,7 +68,7 @@ def free_memory_after_compiling() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
     def compiled(event: str, seconds: float, **_) -> None:
-        if event == _COMPILED and seconds >= _LONG_COMPILATION_SECONDS:
+        if event == COMPILED and seconds >= _LONG_COMPILATION_SECONDS:
             trim(0)
 
     if trim:

@@ -91,9 +91,8 @@ def test_no_path_of_the_machine_names_a_series(tmp_path):
     pretend_finished(plan)
     report = analyse(plan.sweep.path, draws=100)
     found = {s.recipe for c in report.collections for s in c.settings}
-    assert found == {"root a.tgz (1)", "root a.tgz (2)", "root b.tgz"} and str(
-        tmp_path
-    ) not in sweep_page(report)
+    assert found == {"root a.tgz (1)", "root a.tgz (2)", "root b.tgz"}
+    assert str(tmp_path) not in sweep_page(report)
 
 
 def test_what_is_unfinished_is_left_out_and_said(tmp_path):

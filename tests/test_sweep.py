@@ -341,7 +341,7 @@ def test_a_run_keeps_the_samples_it_was_started_with(tmp_path):
     run.start({})
     run.close()
     with contextlib.closing(RunDirectory(config, resume=True)) as again:
-        assert secret_of(again, shared) == secret == read_secret(again.private / "secret.json")[0]
+        assert secret_of(again, shared) == secret == read_secret(again.private)[0]
         for other in (None, bytes(32)):
             with pytest.raises(RunError, match="other samples"):
                 secret_of(again, other)

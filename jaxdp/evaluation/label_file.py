@@ -87,9 +87,9 @@ def label_file(
         How many rows were labelled, and those that were not.
 
     Raises:
-        DataError: unreadable input; an output of another type; an id column that the output has
-            already; a threshold for no label, not in (0, 1], or where a text has one class; or a
-            bad row, unless they are to be skipped.
+        DataError: unreadable input; an output of another type; an id column or a label that is
+            called like another column; a threshold for no label, not in (0, 1], or where a text has
+            one class; or a bad row, unless they are to be skipped.
     """
     if target.suffix not in WRITERS:
         raise DataError(f"{target} must end in {', '.join(WRITERS)}")

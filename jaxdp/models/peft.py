@@ -144,21 +144,22 @@ def read_adapter_info(directory: Path) -> tuple[dict[str, Any], Description]:
         WeightsError: damaged files, no classifier in the adapter, or nothing that says how it
             pools.
     """
-    directory = Path(directory)
-    config = read_json(directory / "adapter_config.json")
+    config = read_json(Path(directory) / "adapter_config.json")
+    return config, _describe(Path(directory), config)
+
+
+def _describe(directory: Path, config: Mapping[str, Any]) -> Description:
     if (directory / "jaxdp.json").exists():
-        description = Description.read(directory)
-    elif config.get("task_type") == "SEQ_CLS":
+        return Description.read(directory)
+    if config.get("task_type") == "SEQ_CLS":
         tensors = _read_adapter(directory)
         rows = next(len(tensors[name]) for name in HEAD_BIASES if name in tensors)
-        description = Description("cls", tuple(f"LABEL_{i}" for i in range(rows)))
-    else:
-        raise WeightsError(
-            f"{directory} does not say how it pools: task_type is not SEQ_CLS; write "
-            '{"pooling": "cls" or "first" or "mean" or "mean-last2", "label_names": [...]} to '
-            "jaxdp.json in it"
-        )
-    return config, description
+        return Description("cls", tuple(f"LABEL_{i}" for i in range(rows)))
+    raise WeightsError(
+        f"{directory} does not say how it pools: task_type is not SEQ_CLS; write "
+        '{"pooling": "cls" or "first" or "mean" or "mean-last2", "label_names": [...]} to '
+        "jaxdp.json in it"
+    )
 
 
 def load_adapter(directory: Path, model: ReportClassifier) -> None:
@@ -172,9 +173,9 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
             whose layers happen to fit.
     """
     directory = Path(directory)
-    file = directory / "adapter_config.json"
-    _require_supported(read_json(file), file)
-    config, description = read_adapter_info(directory)
+    config = read_json(directory / "adapter_config.json")
+    _require_supported(config, directory / "adapter_config.json")
+    description = _describe(directory, config)
     tensors = _read_adapter(directory)
     layers = {model.name_of(path): (path, layer) for path, layer in linear_layers(model).items()}
     parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}

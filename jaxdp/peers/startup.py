@@ -18,7 +18,7 @@ from jaxdp.run.directory import RunError
 from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor, seconds_by_event
 from jaxdp.run.train import train
-from jaxdp.runtime import prepare
+from jaxdp.runtime import COMPILED, prepare
 
 from .machine import environment
 from .process import Failed, Process
@@ -26,7 +26,7 @@ from .process import Failed, Process
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    "/jax/core/compile/backend_compile_duration",
+    COMPILED,
 )
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jaxdp.dp.statement import rounded_up
-from jaxdp.sweep.analysis import Collection, SweepReport
+from jaxdp.sweep.analysis import Collection, SweepReport, last_name
 
 from .draw import INK, new_figure, save, styled
 from .lines import calibration, curve, interval_text, training
@@ -182,8 +182,7 @@ def _value(value: Any) -> str:
         return "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text.rstrip("/").split("/")[-1] if text.startswith(("/", "~", ".")) else text
+    return last_name(f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _epsilon(value: float | None, none: str = "none") -> str:

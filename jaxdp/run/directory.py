@@ -13,6 +13,8 @@ from jaxdp.training.randomness import RunSecret
 
 # Settings that change neither the mechanism nor, but for rounding, the result, and may differ on
 # resume.
+SECRET = "secret.json"
+"""Under private/, of a run and of a sweep."""
 _HARMLESS = {
     ("data", "cache"),
     ("model", "shard_frozen"),
@@ -83,7 +85,7 @@ class RunDirectory:
         self.private = self.path / "private"
         self.release = self.path / "release"
         self.checkpoints = self.private / "checkpoints"
-        self._secret_file = self.private / "secret.json"
+        self._secret_file = self.private / SECRET
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700, exist_ok=True)
@@ -146,7 +148,7 @@ class RunDirectory:
             if new.sampling_root is not None:
                 self._new["sampling"] = new.sampling_root.hex()
             return new
-        secret, content = read_secret(self._secret_file)
+        secret, content = read_secret(self.private)
         if secret.sampling_root != new.sampling_root:
             raise RunError(
                 f"{self.path} was started with other samples: resume a member of a sweep with "
@@ -174,7 +176,7 @@ class RunDirectory:
         if not self.started:
             write_json(self._secret_file, self._new | {"begins_with": begins_with})
             return True
-        before = read_secret(self._secret_file)[1].get("begins_with", {})
+        before = read_secret(self.private)[1].get("begins_with", {})
         if others := [name for name, value in begins_with.items() if before.get(name) != value]:
             raise RunError(
                 f"{self.path} was started with other {' and '.join(others)}; resume it with the "
@@ -190,9 +192,10 @@ class RunDirectory:
         self._lock.close()
 
 
-def read_secret(file: Path) -> tuple[RunSecret, dict[str, Any]]:
-    """(the secret that is kept there, all that the file holds); RunError if it is missing or
-    damaged."""
+def read_secret(private: Path) -> tuple[RunSecret, dict[str, Any]]:
+    """(the secret that is kept in a private folder, all that its file holds); RunError if it is
+    missing or damaged."""
+    file = private / SECRET
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         shared = content.get("sampling")

@@ -26,7 +26,7 @@ def give_up(path: Path, ledger: dp.Ledger) -> Position | None:
     with contextlib.closing(RunDirectory(config, resume=True)) as run:
         if run.finished or not run.started:
             raise RunError(f"{path}: only a run that was started and not finished can be given up")
-        run_id = read_secret(run.private / "secret.json")[0].public_id()
+        run_id = read_secret(run.private)[0].public_id()
         data = next((data for data, runs in ledger.runs().items() if run_id in runs), None)
         if data is None:
             raise dp.LedgerError(f"{path} is not in {ledger.path}")

@@ -25,6 +25,7 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
 from jaxdp.progress import Display
+from jaxdp.runtime import COMPILED
 from jaxdp.training.setup import Inputs
 from jaxdp.training.stages import RunPlan, Stage
 
@@ -35,7 +36,6 @@ _UNITS_OFF = 0.05
 """Share by which privacy.units may be off before people are told, and they alone: how many units
 there are is private."""
 
-_SPENT = "/jax/core/compile/backend_compile_duration"
 _FOUND = "/jax/compilation_cache/cache_retrieval_time_sec"
 _SPARED = "/jax/compilation_cache/compile_time_saved_sec"
 seconds_by_event: Counter[str] = Counter()
@@ -208,7 +208,7 @@ class Monitor:
             spent = seconds_by_event - self._before  # what is not positive is left out
             found = f"; programs that were found spared {spent[_SPARED]:.1f} s"
             found = found if spent[_FOUND] else ""
-            self._say(f"first step compiled in {spent[_SPENT]:.1f} s{found}")
+            self._say(f"first step compiled in {spent[COMPILED]:.1f} s{found}")
         values = {"reports": reports, "fill": fill, "reports_per_second": self._rates[-1]}
         if reports:
             values["loss"] = diagnostics.loss.mean(dtype=np.float64)

@@ -187,14 +187,16 @@ def _recipes(members: Mapping[str, Member]) -> dict[str, str]:
     }
 
 
+def last_name(text: str) -> str:
+    """Of a path, which is this machine's business; another text as it is."""
+    return text.rstrip("/").split("/")[-1] if text.startswith(("/", "~", ".")) else text
+
+
 def _in_words(field: str, value: Any, among: set[Any]) -> str:
-    """A setting for people: of a path its last name, and which of several that is called so."""
-    name, text = field.partition(".")[2].replace("_", " "), str(value)
-    if not text.startswith(("/", "~", ".")):
-        return f"{name} {text}"
-    short = text.rstrip("/").rpartition("/")[2]
-    alike = sorted(x for x in map(str, among) if x.rstrip("/").rpartition("/")[2] == short)
-    return f"{name} {short}" + (f" ({alike.index(text) + 1})" if len(alike) > 1 else "")
+    """A setting for people, and of several with one last name, which it is."""
+    name, short = field.partition(".")[2].replace("_", " "), last_name(str(value))
+    alike = sorted(text for text in map(str, among) if last_name(text) == short)
+    return f"{name} {short}" + (f" ({alike.index(str(value)) + 1})" if len(alike) > 1 else "")
 
 
 def _collection(

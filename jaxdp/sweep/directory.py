@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxdp import dp
 from jaxdp.files import write_json
-from jaxdp.run.directory import RunError, read_secret, require_same
+from jaxdp.run.directory import SECRET, RunError, read_secret, require_same
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import load_inputs
 
@@ -64,7 +64,7 @@ def begin(plan: SweepPlan) -> None:
         LedgerError: the sweep would overdraw its budget.
     """
     folder = plan.sweep.path
-    secret_file = folder / "private" / "secret.json"
+    secret_file = folder / "private" / SECRET
     new = not (folder / "sweep.json").exists()
     if not new:
         _require_same_sweep(folder, plan)
@@ -97,7 +97,7 @@ def _require_same_sweep(folder: Path, plan: SweepPlan) -> None:
 
 def sampling_root(folder: Path, group: int) -> bytes:
     """256 secret bits from which all members of a group draw their samples."""
-    secret, _ = read_secret(folder / "private" / "secret.json")
+    secret, _ = read_secret(folder / "private")
     return secret.subsecret(f"samples of group {group}")
 
 

@@ -35,8 +35,7 @@ def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
         done = [read_history(member.path) for member in members]
         times = [seconds(h) for h in done if any(e["event"] == "finished" for e in h)]
         measured = _Cost(0.0, float(np.mean(times))) if times else None
-        shared = plan.sweep.share_sampling  # else members are trained one by one
-        for program in programs(members) if shared else [[member] for member in members]:
+        for program in programs(members, plan.sweep.share_sampling):
             for position, member in enumerate(program):
                 cost = measured or _cost(member.config)
                 alone[member.name] = cost and sum(cost)

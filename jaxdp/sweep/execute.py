@@ -53,7 +53,7 @@ def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
             log = logs.enter_context((private / "log.txt").open("a", encoding="utf-8"))
             return HistoryMonitor(private, log, sharing)
 
-        for number, program in enumerate(programs(group) if root else [[m] for m in group]):
+        for number, program in enumerate(programs(group, description["share_sampling"])):
             lacking = [member for member in program if not finished(member)]
             # What was begun one by one goes on like that.
             begun = any((m.path / "private" / "checkpoints").exists() for m in lacking)

@@ -260,10 +260,11 @@ def groups(members: Mapping[str, Member]) -> list[list[str]]:
     return list(found.values())
 
 
-def programs(group: Sequence[Member]) -> list[list[Member]]:
+def programs(group: Sequence[Member], share_sampling: bool = True) -> list[list[Member]]:
     """The members of a group that one program can train: private ones, and the others, which draw
-    with other probabilities and clip nothing. Secure noise is drawn for one member at a time."""
-    if any(member.config.privacy.secure_noise for member in group):
+    with other probabilities and clip nothing. Those that do not share their samples are trained one
+    by one, and so are those for which secure noise is drawn."""
+    if not share_sampling or any(member.config.privacy.secure_noise for member in group):
         return [[member] for member in group]
     parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
     return [part for part in parts if part]
