@@ -53,6 +53,7 @@ OPTIMIZER = one_of("adam", "sgd")
 SCHEDULE = one_of("constant", "linear", "cosine")
 LAYERS = Check("all or last:k with k at least 1", re.compile("all|last:0*[1-9][0-9]*").fullmatch)
 EPSILON = Check("positive, or None for training without privacy", lambda epsilon: epsilon > 0)
+READERS = Check("from 1 to 8", lambda readers: 1 <= readers <= 8)
 SEED = Check("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)
 FOLDER = Check("a folder name without /", lambda n: n not in ("", ".", "..") and "/" not in n)
 
@@ -73,6 +74,7 @@ PLAIN = {
         "repeated": 0.6,
         "other": 0.35,
         "noise": 0.0,
+        "readers": 1,
     },
     "privacy": {"l2_clip_norm": 0.1},
 }
@@ -240,12 +242,16 @@ class WarmStartConfig(Settings, path="config.warm_start"):
     reports: Annotated[int, at_least(1)] = 10_000
     """How many are made up."""
     steps: int = 400
-    """Of all that learns in public, together; 0 learns nothing more than from_adapter knows."""
+    """Of all that learns in public, together, in each reader; 0 learns nothing more than
+    from_adapter knows."""
     batch_size: Annotated[int, at_least(1)] = 64
     learning_rate: Annotated[float, POSITIVE] = 2e-3
     """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
     adapters: bool = True
     """Adapters learn too, not queries and head alone."""
+    readers: Annotated[int | None, READERS] = None
+    """So many times adapters and queries, each learnt from the made-up reports in an order of its
+    own; the head reads what all of them make of a report. See `models.readers`."""
     noise: Annotated[float | None, NOT_NEGATIVE] = None
     """Standard deviation of what is added to every token's state while it learns, in units of those
     states' root mean square: few sentences are then not learnt by heart."""
@@ -426,6 +432,11 @@ class Config(Settings):
                 train.mode in ("lora", "lora-ffa", "head") or not start.trains_adapters,
             ),
             (
+                "warm_start.readers",
+                "1 where warm_start.adapters are not trained: readers would be alike",
+                start.trains_adapters or start.readers == 1,
+            ),
+            (
                 "train.queries",
                 "false where model.pooling is not label-attention: there are none",
                 model.pooling == "label-attention" or not train.queries,
@@ -473,6 +484,12 @@ class Config(Settings):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Validates nested plain values; what the recipe chooses stands in for None."""
         return super().from_dict(_by_recipe(values))
+
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any]) -> Self:
+        """What a run was started with; before version 0.14 none had several readers."""
+        start = {"readers": 1} | dict(values.get("warm_start", {}))
+        return cls.from_dict({**values, "warm_start": start})
 
 
 def _by_recipe(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -21,8 +21,10 @@ them."""
 RATES = ((0, 0.003), (150, 0.03), (1_500, 0.05), (5_000, 0.1))
 """units x epsilon, at least -> learning rate of the head: the less the reports can tell through the
 noise, the less far from its public start a head should move."""
-DIMENSIONS = ((0, 128), (30_000, 256), (200_000, None))
-"""units x epsilon, at least -> model.label_dimensions; None is all of the feature."""
+DIMENSIONS = ((0, 128), (30_000, 256), (200_000, 512))
+"""units x epsilon, at least -> model.label_dimensions, or all of the feature where it has fewer."""
+READERS = 2
+"""Of a public start: two of them differ from another two by less than one from another."""
 TEMPERATURE = 1.5
 """Of a private head: lowers calibration error and log loss at epsilon 8, 1 and 0.1."""
 
@@ -65,6 +67,9 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     ]
     if book == "labels":
         found.append(Choice("warm_start", "noise", 1.0, "sentences of a fixed form say one thing"))
+    attention = config["model"]["pooling"] in (None, "label-attention")
+    if book is not None and attention and config["warm_start"]["adapters"]:
+        found.append(Choice("warm_start", "readers", READERS, "what one learns, chance decides"))
     shape = SHAPES.get(source, {})
     found += [Choice("warm_start", f, v, f"reports of {source}") for f, v in shape.items()]
     if not epsilon or epsilon == float("inf"):

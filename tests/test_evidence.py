@@ -14,6 +14,7 @@ from jaxdp.data.dataset import DataError
 from jaxdp.data.tokens import load_tokenizer
 from jaxdp.evaluation.evidence import Evidence, _most_read, sentences
 from jaxdp.evaluation.label_file import label_file
+from jaxdp.models.readers import join, own_of
 from jaxdp.models.tasks import TASKS
 
 LABELS = 3
@@ -61,6 +62,16 @@ def test_each_label_is_shown_its_sentence(backbone, buckets):
     found = show(texts)
     assert found[0] == ["Small left effusion.", "No opacity.", "Enlarged heart."]
     assert found[1] == ["effusion.", "opacity.", "heart."]
+
+
+def test_what_all_readers_read_counts(backbone):
+    bare, model = (load(backbone, LABELS, "label-attention") for _ in range(2))
+    queries = asks_for(backbone, "effusion", "opacity", "heart")(model)
+    model.label_attention.queries[...] = jnp.asarray(queries, jnp.float32)
+    join(model, [own_of(bare), own_of(model)])  # the first reads all tokens alike
+    show = Evidence(model, load_tokenizer(backbone), 16, BUCKETS)
+    found = show(["Enlarged heart. Small left effusion. No opacity."])
+    assert found == [["Small left effusion.", "No opacity.", "Enlarged heart."]]
 
 
 def test_without_queries_the_longest_sentence_is_read_and_what_is_cut_off_is_not(backbone):

@@ -74,11 +74,19 @@ def test_every_source_has_a_book_and_a_table_that_of_its_labels():
 
 
 def test_directions_are_fewer_the_less_can_be_told_and_all_for_labels_names():
-    for units, epsilon, wanted in ((3100, 8.0, 128), (53_000, 1.0, 256), (53_000, 8.0, None)):
+    for units, epsilon, wanted in ((3100, 8.0, 128), (53_000, 1.0, 256), (53_000, 8.0, 512)):
         assert config(privacy={"units": units, "epsilon": epsilon}).model.label_dimensions == wanted
     for changes in ({"warm_start": {"phrasebook": "labels"}}, {"data": {"source": "table"}}):
         found = config(**changes)
         assert found.warm_start.phrasebook == "labels" and found.model.label_dimensions is None
+
+
+def test_two_readers_where_adapters_learn_in_public():
+    assert config().warm_start.readers == 2
+    assert config(warm_start={"adapters": False}).warm_start.readers == 1
+    assert config(train={"recipe": None}).warm_start.readers == 1
+    numbers = {"source": "table", "task": "multi-class", "labels": ("0", "1")}
+    assert config(data=numbers).warm_start.readers == 1  # no phrasebook, so no public start
 
 
 def test_without_privacy_adapters_and_queries_learn():

@@ -183,15 +183,16 @@ def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(workspace, bo
         {"warm_start__reports": 199},
         {"warm_start__denied": 0.1},
         {"lora__alpha": 3.0},
+        {"warm_start__readers": 2},
         {"pooling": "mean", "model__label_dimensions": None},
     ):
         other = kept(**{"model__label_dimensions": 4} | changes)
         assert other.keys() != wanted.keys() or not same(other)
-    assert len(trained) == 5
+    assert len(trained) == 6
     # How many of its directions a head uses is no matter of what was learnt.
     assert kept(model__label_dimensions=2)["basis.directions"].shape[-1] == 2
     assert "basis.directions" not in kept(model__label_dimensions=None)
-    assert len(trained) == 5
+    assert len(trained) == 6
 
 
 def test_it_costs_no_epsilon_and_the_statement_says_where_it_is_from(workspace, book):

@@ -7,7 +7,7 @@ Formats:
     adapter     PEFT's, which the release already is, with the base model's name or place replaced
                 by --base_model for whoever receives it.
     merged      one plain Hugging Face checkpoint: AutoModelForSequenceClassification loads it where
-                pooling is "cls".
+                pooling is "cls". Of several readers one for each, whose logits add up.
     stablehlo   one file, model.jax_export, with the weights inside: token ids [batch, length] int32
                 and lengths [batch] int32 -> probabilities [batch, labels], for CPU, CUDA and TPU;
                 `jax.export.deserialize` reads it. Needs the package flatbuffers.
@@ -26,6 +26,7 @@ from jaxdp.backbone import load_finetuned
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
+from jaxdp.models.peft import read_adapter_info, reader_folders
 from jaxdp.models.pretrained import positions_of, read_config
 from jaxdp.models.tasks import TASKS
 from jaxdp.settings import ConfigError
@@ -35,7 +36,12 @@ from .define import Define
 FORMATS = ("adapter", "merged", "stablehlo")
 # Of the adapter or of the whole model; what stays is the tokenizer and the labels.
 _REPLACED = shutil.ignore_patterns(
-    "adapter_config.json", "adapter_model.safetensors", "README.md", "config.json", "model.*"
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "README.md",
+    "config.json",
+    "model.*",
+    "reader_*",
 )
 
 DEFINE = Define()
@@ -72,11 +78,11 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
     if form == "adapter":
         if (adapter / "model.safetensors").exists():
             raise ConfigError(f"{adapter} is a whole model, not an adapter; use --format=merged")
-        config = read_json(adapter / "adapter_config.json")
+        readers = read_adapter_info(adapter)[1].readers
         shutil.copytree(adapter, output)
-        if base_model:
-            config["base_model_name_or_path"] = base_model
-        write_json(output / "adapter_config.json", config)
+        for folder in reader_folders(output, readers) if base_model else ():
+            path = folder / "adapter_config.json"
+            write_json(path, read_json(path) | {"base_model_name_or_path": base_model})
         return
 
     model, label_names, directory = load_finetuned(adapter, base_model)

@@ -35,6 +35,7 @@ from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.presets import PRESETS, PUBLISHED_SIZES
 from jaxdp.models.pretrained import MODELS, as_config, read_config
+from jaxdp.models.readers import join, own_of
 from jaxdp.training.frozen_layers import FrozenLayers, advancing
 from jaxdp.training.randomness import RunSecret
 from jaxdp.training.setup import configure, token_buckets
@@ -75,10 +76,11 @@ def blank_model(config: Config, num_labels: int) -> ReportClassifier:
     model = MODELS[sizes.model_type](sizes, num_labels, pooling, dtype, rngs=nnx.Rngs(0))
     configure(config, model, nnx.Rngs(0))
     if config.warm_start.phrasebook is not None:
-        width, kept = sizes.hidden_size, config.model.label_dimensions
-        by_label = (num_labels,) if pooling == "label-attention" else ()
-        directions = None if kept is None else jnp.zeros((num_labels, width, kept))
-        model.set_basis(jnp.zeros((*by_label, width)), directions)
+        join(model, [own_of(model)] * config.warm_start.readers)
+        shape, kept = model.classifier.kernel[...].T.shape, config.model.label_dimensions
+        center = jnp.zeros(shape if pooling == "label-attention" else shape[1:])
+        directions = None if kept is None else jnp.zeros((*shape, min(shape[1], kept)))
+        model.set_basis(center, directions)
     return model
 
 

@@ -31,7 +31,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 
 class Evidence:
-    """Gives, for every label, the sentence that gets most of its attention.
+    """Gives, for every label, the sentence that gets most of its attention, over all readers.
 
     Args:
         model: with label attention.
@@ -55,16 +55,19 @@ class Evidence:
         def attention(state, values, lengths):
             model = nnx.merge(graphdef, state)
 
-            def of_report(states, real, begin):
-                return jnp.roll(model.label_attention.weights(states, real), -begin, axis=1)
+            def of_reader(reader, ids, length):
+                def of_report(states, real, begin):
+                    return jnp.roll(reader.label_attention.weights(states, real), -begin, axis=1)
 
-            def one(ids, length):
-                with model.precise():
-                    states = model.last_states(ids, length, 0)
+                with reader.precise():
+                    states = reader.last_states(ids, length, 0)
                     if several(length):
                         begins = firsts(length, len(ids))
-                        return model.by_report(of_report, states, length, begins)
+                        return reader.by_report(of_report, states, length, begins)
                     return of_report(states, jnp.arange(len(ids)) < length, 0)
+
+            def one(ids, length):
+                return model.by_reader(lambda reader: of_reader(reader, ids, length)).mean(axis=0)
 
             found = jax.vmap(one)(values, lengths)
             return found.reshape(lengths.size, *found.shape[-2:])

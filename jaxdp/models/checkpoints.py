@@ -60,11 +60,15 @@ class Description:
     """See `classifier.ReportClassifier.window`."""
     task: str = "multi-label"
     """See `tasks.TASKS`. In the file it is transformers' problem_type, where it is not this one."""
+    readers: int = 1
+    """See `readers`; all but the first are in folders beside the file."""
 
     def write(self, directory: Path) -> None:
         value = dataclasses.asdict(self)
         if value.pop("task") != Description.task:
             value["problem_type"] = TASKS[self.task].problem_type
+        if self.readers == 1:
+            del value["readers"]
         write_json(Path(directory) / "jaxdp.json", value)
 
     @classmethod
@@ -86,12 +90,16 @@ class Description:
         problem = value.get("problem_type", TASKS[cls.task].problem_type)
         if problem not in tasks:
             raise WeightsError(f"{path}: problem_type must be {' or '.join(tasks)}")
+        readers = value.get("readers", 1)
+        if type(readers) is not int or not 1 <= readers <= 8:
+            raise WeightsError(f"{path}: readers must be a whole number from 1 to 8")
         return cls(
             pooling,
             tuple(labels),
             value.get("base_fingerprint"),
             None if window is None else tuple(window),
             tasks[problem],
+            readers,
         )
 
 

@@ -31,6 +31,8 @@ HEAD = ("classifier", "label_attention")
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 LEAVES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 """Names of parameters -> what checkpoints and PEFT call them, where that differs."""
+READS = nnx.Any(nnx.LoRAParam, nnx.PathContains("label_attention"))
+"""The parameters by which readers differ below the head, see `readers`."""
 
 
 def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
@@ -61,6 +63,8 @@ class ReportClassifier(nnx.Module):
     precision: str = "float32"
     """Of products of float32, by JAX's name. Left open, a GPU rounds their operands to
     TensorFloat-32, and a TPU to bfloat16."""
+    readers: int = 1
+    """How many adapters and queries there are, see `readers`."""
     window: tuple[int, int] | None = None
     """Tokens of a window, and how many a report has at most, where reports are longer than the
     encoder reads: it reads each window by itself, and what pools reads all of their tokens."""
@@ -170,11 +174,17 @@ class ReportClassifier(nnx.Module):
         if path[0] == "classifier":
             return self.feature_level
         if path[0] == "label_attention":
-            return self.depth - 1  # it reads the last two layers' states
+            # It reads the last two layers' states, which each reader may have made.
+            return self.depth - 1 if self.readers == 1 else min(self.depth - 1, self._shared)
         if "pooler" in path:
             return self.depth
         numbers = (part for part in path if isinstance(part, int))
         return self.first_use(next(numbers, 0))
+
+    @property
+    def _shared(self) -> int:
+        """The highest level that all readers have in common."""
+        return self.start_level(nnx.state(self, nnx.LoRAParam))
 
     def start_level(self, adapters: nnx.State) -> int:
         """The highest level that no parameter in `adapters` influences: what can be kept."""
@@ -215,13 +225,30 @@ class ReportClassifier(nnx.Module):
             raise ValueError(f"levels must satisfy 0 <= {start=} <= {stop=} <= {self.depth + 1}")
         with self.precise():
             if stop <= self.depth:
+                if self.readers > 1 and stop > self._shared:
+                    raise ValueError(f"level {stop} is another for each reader")
                 return self._layers(x, length, start, stop)[0]
+            if start <= self.depth and self.readers > 1:
+                each = self.by_reader(lambda reader: reader.advance(x, length, start, stop))
+                x = jnp.concatenate(list(each), axis=-1) * self.readers**-0.5
+                return x if self.basis is None else self.basis(x)
             if start <= self.depth:
                 states = self.last_states(x, length, start)
                 if several(length):
                     return self.by_report(self.feature, states, length)
                 x = self.feature(states, jnp.arange(states.shape[0]) < length)
             return x
+
+    def by_reader(self, fn: Callable[["ReportClassifier"], jax.Array]) -> jax.Array:
+        """fn(reader) for each of the readers, which has no basis: [readers, ...]."""
+        graphdef, own, shared = nnx.split(self, READS, ...)
+
+        def one(own):
+            reader = nnx.merge(graphdef, own, shared)
+            reader.readers, reader.basis = 1, None
+            return fn(reader)
+
+        return jax.vmap(one)(own) if self.readers > 1 else one(own)[None]
 
     def by_report(self, fn: Callable, states: jax.Array, length: jax.Array, *more) -> jax.Array:
         """fn(states, real, *more), as `feature` takes them, for each report of a row.

@@ -67,4 +67,6 @@ class Basis(nnx.Module):
 
     def __call__(self, f: jax.Array) -> jax.Array:
         f = f - self.center[...]
-        return f if self.directions is None else jnp.einsum("nh,nhk->nk", f, self.directions[...])
+        if self.directions is None:
+            return f
+        return jnp.einsum("...nh,nhk->...nk", f, self.directions[...])

@@ -3,7 +3,8 @@
 
 `AutoModelForSequenceClassification` loads one with pooling "cls" and computes the same logits.
 transformers has no classifier that pools otherwise, so one that does announces itself as the bare
-encoder; its head is in the file all the same. `jaxdp.json` says which it is.
+encoder; its head is in the file all the same. `jaxdp.json` says which it is. Of several readers
+each is a checkpoint, the first in the directory itself, and their logits add up to the model's.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,9 @@ from flax import nnx
 from .checkpoints import Description, WeightsError, write_json
 from .classifier import ReportClassifier, relayout
 from .lora import adapted_layers
+from .peft import reader_folders
 from .pretrained import load_classifier
+from .readers import part
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ def save_checkpoint(
     label_names = tuple(label_names)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for number, folder in enumerate(reader_folders(directory, model.readers)[1:], 1):
+        save_checkpoint(folder, part(model, number), config, label_names)
+    readers, model = model.readers, part(model, 0)
     tensors = model.tensors(nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
     for path, module in adapted_layers(model).items():
         kernel = (*path, "kernel")
@@ -57,13 +63,16 @@ def save_checkpoint(
             "label2id": {name: i for i, name in enumerate(label_names)},
         },
     )
-    description = Description(model.pooling, label_names, window=model.window, task=model.task)
-    description.write(directory)
+    about = (model.pooling, label_names, None, model.window, model.task, readers)
+    Description(*about).write(directory)
 
 
 def load_checkpoint(directory: Path) -> tuple[ReportClassifier, tuple[str, ...]]:
-    """(model, label names) of a directory that `save_checkpoint` wrote; WeightsError otherwise."""
+    """(model, label names) of a directory that `save_checkpoint` wrote, of a model with one reader;
+    WeightsError otherwise."""
     described = Description.read(directory)
+    if described.readers > 1:
+        raise WeightsError(f"{directory} is one of {described.readers} readers; use their adapter")
     labels = described.label_names
     model, report = load_classifier(directory, len(labels), described.pooling, rngs=nnx.Rngs(0))
     if report.initialised:

@@ -15,6 +15,9 @@ transformers has no classifier that pools by "first", "mean" or "mean-last2", so
 the same tensors but no task_type: in PyTorch it belongs on a class that pools likewise. An
 adapter that PEFT made on such a class needs a jaxdp.json that says so. With label attention the
 queries are in modules_to_save too, and the class is written beside the adapter.
+
+Of several `readers` each is an adapter: the first in the directory itself, the others in folders of
+it, see `reader_folders`. The logits of all of them add up to the model's.
 """
 
 import math
@@ -24,6 +27,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -39,6 +43,7 @@ from .checkpoints import (
 )
 from .classifier import HEAD, ReportClassifier, relayout
 from .lora import adapt, adapted_layers, linear_layers, trainable
+from .readers import OWN, join, own_of, part
 from .tasks import TASKS
 
 TORCH_CLASS = Path(__file__).with_name("label_attention_torch.py")
@@ -94,7 +99,29 @@ def save_adapter(
         raise ValueError(
             f"{len(label_names)} label names for a head of {model.classifier.out_features} labels"
         )
-    directory = Path(directory)
+    for number, folder in enumerate(reader_folders(directory, model.readers)):
+        reader = part(model, number)
+        _save_reader(folder, reader, mode, base_model, revision, initialised)
+        readers = 1 if number else model.readers
+        own = (model.base_fingerprint, model.window, model.task, readers)
+        Description(model.pooling, label_names, *own).write(folder)
+    if model.pooling == "label-attention":
+        (Path(directory) / TORCH_CLASS.name).write_bytes(torch_class(model.task))
+
+
+def reader_folders(directory: Path, readers: int) -> list[Path]:
+    """Where each of the readers is."""
+    return [Path(directory) / (f"reader_{i + 1}" if i else "") for i in range(readers)]
+
+
+def _save_reader(
+    directory: Path,
+    model: ReportClassifier,
+    mode: str,
+    base_model: str,
+    revision: str | None,
+    initialised: Iterable[str],
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     saved_modules = [name for name in HEAD if hasattr(model, name)]
     chosen = [nnx.LoRAParam, trainable(mode), *map(nnx.PathContains, saved_modules)]
@@ -120,12 +147,6 @@ def save_adapter(
         "modules_to_save": saved_modules,
     }
     write_json(directory / "adapter_config.json", config)
-    if model.pooling == "label-attention":
-        (directory / TORCH_CLASS.name).write_bytes(torch_class(model.task))
-    description = Description(
-        model.pooling, label_names, model.base_fingerprint, model.window, model.task
-    )
-    description.write(directory)
 
 
 def torch_class(task: str) -> bytes:
@@ -165,14 +186,38 @@ def _describe(directory: Path, config: Mapping[str, Any]) -> Description:
 def load_adapter(directory: Path, model: ReportClassifier) -> None:
     """Puts the adapter of `directory`, by us or by PEFT, on a model that has none, in place.
 
-    Any ranks and alphas, rsLoRA, trained biases and saved modules are honoured.
+    Any ranks and alphas, rsLoRA, trained biases and saved modules are honoured, and all readers.
 
     Raises:
         WeightsError: damaged files, a setting whose arithmetic is not supported (by name), a
             head of another size, tensors that fit no layer of this backbone, or another backbone
             whose layers happen to fit.
     """
-    directory = Path(directory)
+    bare = nnx.clone(model)
+    readers = _load_reader(Path(directory), model)
+    states = [own_of(model)]
+    for folder in reader_folders(directory, readers)[1:]:
+        _load_reader(folder, other := nnx.clone(bare))
+        if not _alike(other, model):
+            raise WeightsError(f"{folder}: not of the same form as the first reader")
+        states.append(own_of(other))
+    join(model, states)
+
+
+def _alike(*readers: ReportClassifier) -> bool:
+    """Whether they are of one form, and what is no reader's own is the same."""
+    forms, owns, shared = zip(*(nnx.split(reader, OWN, ...) for reader in readers), strict=True)
+    shapes = [jax.tree.map(np.shape, own) for own in owns]
+    common = zip(*map(jax.tree.leaves, shared), strict=True)
+    return (
+        forms[0] == forms[1]
+        and jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+        and all(a is b or np.array_equal(a, b) for a, b in common)
+    )
+
+
+def _load_reader(directory: Path, model: ReportClassifier) -> int:
+    """One of them; how many there are."""
     config = read_json(directory / "adapter_config.json")
     _require_supported(config, directory / "adapter_config.json")
     description = _describe(directory, config)
@@ -220,6 +265,7 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
         path, layer = layers[name]
         a, b = (jnp.asarray(x, layer.kernel.dtype) for x in pair)
         adapt(model, path, a, b, _alpha(config, name, rank=a.shape[1]))
+    return description.readers
 
 
 def _lora_fields(model: ReportClassifier) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def stored_config(run: Path) -> Config:
     """
     file = run / "config.json"
     try:
-        config = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        config = Config.of_run(json.loads(file.read_text(encoding="utf-8")))
         place = run.resolve()
         return config.below(place.parent, place.name)
     except FileNotFoundError:

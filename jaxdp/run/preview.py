@@ -64,7 +64,8 @@ def release_lines(config: Config, plan: RunPlan) -> list[str]:
     labels, size = label_names(config.data), backbone_size(config.model.backbone)
     trained = plan.stages[-1].mode
     if trained == "head" and labels and size:
-        width = config.model.label_dimensions or size[1]
+        whole = size[1] * config.warm_start.readers
+        width = min(config.model.label_dimensions or whole, whole)
         trained = f"head of {len(labels)} x ({width} + 1) = {len(labels) * (width + 1):,} numbers"
     released, epsilon = "released: the adapter, its tokenizer and labels", plan.epsilon()
     if epsilon is not None:

@@ -18,7 +18,14 @@ from jaxdp.data.tokens import load_tokenizer
 from jaxdp.models.checkpoints import Description, WeightsError, first_of, read_json, read_tensors
 from jaxdp.models.classifier import HEAD
 from jaxdp.models.hub import TOKENIZER_FILES, VOCABULARIES
-from jaxdp.models.peft import HEAD_BIASES, HEAD_WEIGHTS, TORCH_CLASS, WEIGHTS, torch_class
+from jaxdp.models.peft import (
+    HEAD_BIASES,
+    HEAD_WEIGHTS,
+    TORCH_CLASS,
+    WEIGHTS,
+    reader_folders,
+    torch_class,
+)
 from jaxdp.models.pretrained import read_config
 from jaxdp.models.tasks import TASKS
 
@@ -100,6 +107,8 @@ def check_release(release: Path, base: Path | None = None) -> list[Finding]:
                 holds for each of them; of one without, a layer may have no gradient.
     tokenizer   with `base`: unchanged; without, only that it can be read
 
+    Settings, tensors and trained are those of every reader.
+
     Args:
         release: the directory.
         base: the backbone's directory, for what can only be seen by comparing.
@@ -107,27 +116,35 @@ def check_release(release: Path, base: Path | None = None) -> list[Finding]:
     Raises:
         OSError: `base` is not there.
     """
-    bundle = _Bundle(Path(release), None if base is None else Path(base))
+    release, base = Path(release), None if base is None else Path(base)
+    bundle = _Bundle(release, base, release / "adapter")
     findings = []
     for name in ("files", "statement", "settings", "tensors", "trained", "tokenizer"):
+        where, texts = "", []
         try:
-            findings.append(Finding(name, True, getattr(bundle, name)()))
+            texts.append(getattr(bundle, name)())
+            others = bundle.readers()[1:] if name in ("settings", "tensors", "trained") else ()
+            for folder in others:
+                where = f"{folder.name}: "
+                texts.append(where + getattr(_Bundle(release, base, folder), name)())
+            findings.append(Finding(name, True, "; ".join(texts)))
         except (ReleaseError, DataError, WeightsError, safetensors.SafetensorError) as error:
-            findings.append(Finding(name, False, str(error)))
+            findings.append(Finding(name, False, f"{where}{error}"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # Fields of another kind than they should be.
-            findings.append(Finding(name, False, f"malformed: {type(error).__name__} {error}"))
+            text = f"{where}malformed: {type(error).__name__} {error}"
+            findings.append(Finding(name, False, text))
         if name == "files" and not findings[0].passed:
             break  # the other checks open these files
     return findings
 
 
 class _Bundle:
-    """One method for each check: what was seen, or ReleaseError."""
+    """One method for each check: what was seen, or ReleaseError. `adapter` is a reader's folder."""
 
-    def __init__(self, release: Path, base: Path | None):
+    def __init__(self, release: Path, base: Path | None, adapter: Path):
         self.release = release
-        self.adapter = release / "adapter"
+        self.adapter = adapter
         self.base = base
         self.whole = (self.adapter / "model.safetensors").exists()
 
@@ -137,19 +154,37 @@ class _Bundle:
         weights = _WHOLE if self.whole else _ADAPTER
         needed = _BUNDLE | {f"adapter/{name}" for name in weights | _BESIDE_WEIGHTS}
         code = f"adapter/{TORCH_CLASS.name}"
-        allowed = needed | {"adapter", code} | {f"adapter/{name}" for name in TOKENIZER_FILES}
         found = {str(path.relative_to(self.release)): path for path in self.release.rglob("*")}
+        folders, about = {"adapter"}, found.get("adapter/jaxdp.json")
+        if about and about.is_file() and not about.is_symlink():
+            folders = {str(folder.relative_to(self.release)) for folder in self.readers()}
+        needed |= {
+            f"{f}/{name}" for f in folders - {"adapter"} for name in _ADAPTER | {"jaxdp.json"}
+        }
+        allowed = needed | folders | {code} | {f"adapter/{name}" for name in TOKENIZER_FILES}
         if surplus := sorted(found.keys() - allowed):
             raise ReleaseError(f"does not belong in a release: {first_of(surplus)}")
         if missing := sorted(needed - found.keys()):
             raise ReleaseError(f"missing: {', '.join(missing)}")
-        if odd := [n for n, p in found.items() if p.is_symlink() or p.is_dir() != (n == "adapter")]:
+
+        def right(name: str, path: Path) -> bool:
+            kind = path.is_dir() if name in folders else path.is_file()
+            return kind and not path.is_symlink()
+
+        if odd := [name for name, path in found.items() if not right(name, path)]:
             raise ReleaseError(f"links or folders where files belong: {', '.join(sorted(odd))}")
         if code in found and found[code].read_bytes() not in map(torch_class, TASKS):
             raise ReleaseError(f"{code} is not the class that belongs there")
         if not {f"adapter/{name}" for name in VOCABULARIES} & found.keys():
             raise ReleaseError(f"none of {', '.join(sorted(VOCABULARIES))} is there")
-        return f"{len(found) - 1} files, each of them allowed"
+        return f"{len(found) - len(folders)} files, each of them allowed"
+
+    def readers(self) -> list[Path]:
+        """The folder of each; the first is adapter/ itself."""
+        readers = Description.read(self.adapter).readers
+        if readers > 1 and self.whole:
+            raise ReleaseError("jaxdp.json: a whole model has one reader")
+        return reader_folders(self.adapter, readers)
 
     def statement(self) -> str:
         stated = read_json(self.release / "privacy.json")
@@ -180,13 +215,23 @@ class _Bundle:
     def settings(self) -> str:
         stated = read_json(self.adapter / "jaxdp.json")
         needed = {"pooling", "label_names", "base_fingerprint"}
-        _known("jaxdp.json", stated, needed, {"window", "problem_type"})
+        _known("jaxdp.json", stated, needed, {"window", "problem_type", "readers"})
         description = Description.read(self.adapter)
         labels, fingerprint = list(description.label_names), description.base_fingerprint
         if not all(isinstance(name, str) and len(name) <= 200 for name in labels):
             raise ReleaseError("jaxdp.json: label_names must be short names")
         if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", fingerprint):
             raise ReleaseError("jaxdp.json: base_fingerprint must be 32 hexadecimal digits")
+        if self.adapter != self.release / "adapter":
+            # All else of a further reader is the first's.
+            first = Description.read(self.release / "adapter")
+            config, wanted = (
+                read_json(folder / "adapter_config.json")
+                for folder in (self.adapter, self.release / "adapter")
+            )
+            if description != dataclasses.replace(first, readers=1) or config != wanted:
+                raise ReleaseError("other settings than the first reader's")
+            return "the same"
         if self.whole:
             config = read_json(self.adapter / "config.json")
             _no_paths("config.json", config)

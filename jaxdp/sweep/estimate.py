@@ -73,11 +73,12 @@ def _cost(config: Config) -> _Cost | None:
     layers, hidden = size
     layer = 24 * hidden**2 * _FULL * config.data.max_length / _speed()  # seconds for a report
     units = config.privacy.units or config.train.expected_batch_size * config.train.steps
-    once = _START + layer * layers * units  # features, and frozen layers' outputs
     start, mode = config.warm_start, config.train.mode
+    once = _START + layer * layers * units  # features, and frozen layers' outputs
     if start.trains_adapters:
         adapted = layers - config.lora.first_layer(layers)
-        seen = start.steps * start.batch_size
+        seen = start.readers * start.steps * start.batch_size
+        once += layer * (start.readers - 1) * adapted * units
         once += layer * (layers * start.reports + 2 * adapted * seen)
     trained = 0
     if mode != "head":

@@ -110,7 +110,7 @@ class Member:
     @classmethod
     def read(cls, described: Mapping[str, Any], folder: Path) -> "Member":
         """As sweep.json of that folder, which may have been moved, describes it."""
-        return cls(Config.from_dict(described["config"]).below(folder), described["seed"])
+        return cls(Config.of_run(described["config"]).below(folder), described["seed"])
 
     @property
     def name(self) -> str:

@@ -167,6 +167,9 @@ def token_buckets(
     tokens = (train.microbatch_tokens or here.microbatch_tokens) // members
     # Gradients of what every token goes through are those of reports alone, and so are windows.
     share &= train.mode not in ("bitfit", "full") and config.data.windows == 1
+    # Nor are adapters of several readers ever those of each report.
+    if train.trained != "head" and config.warm_start.readers > 1:
+        share, tokens = False, tokens // config.warm_start.readers  # each computes its own
     if share and train.widths is None and (shared := Buckets.shared(lengths, tokens)):
         return shared
     return Buckets.for_lengths(lengths, tokens, train.widths or here.widths)

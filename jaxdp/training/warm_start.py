@@ -32,8 +32,9 @@ from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info
+from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info, reader_folders
 from jaxdp.models.pretrained import LoadReport, load_classifier
+from jaxdp.models.readers import join, own_of, part
 from jaxdp.models.tasks import TASKS
 
 from .frozen_layers import FrozenLayers
@@ -87,7 +88,7 @@ def _learn_in_public(
     watch: Watch,
     kept_start: Path | None,
 ) -> None:
-    """Trains adapters, queries and head as config.warm_start says, and sets the basis; in place."""
+    """Trains readers and head as config.warm_start says, and sets the basis; in place."""
     mesh, folder = make_mesh(config.run.devices), keeping(cache_directory() / "public_starts")
     settings = config.warm_start
     shape = Shape(*(getattr(settings, field) for field in Shape._fields))
@@ -102,13 +103,18 @@ def _learn_in_public(
         if book.names:
             names, _ = tokenize([book.names[label] for label in label_names], tokenizer, 32)
             model.label_attention.queries[...] = name_queries(model, names)
+    one, readers = nnx.clone(model), [own_of(model)] * settings.readers
     if settings.from_adapter is not None:
-        _begin_at(Path(settings.from_adapter), model, directory, label_names)
+        readers = _readers_of(settings, one, directory, label_names)
+        nnx.update(one, readers[0])
+    join(model, readers)
 
     def learn() -> Packed:
-        frozen_layers = FrozenLayers(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
-        learnt = _train(model, mode, frozen_layers, buckets, labels, settings, mesh, watch)
-        nnx.update(model, learnt)
+        frozen_layers = FrozenLayers(one, {"train": tokens}, buckets, mesh=mesh, watch=watch)
+        arguments = (mode, frozen_layers, buckets, labels, settings, mesh, watch)
+        join(model, _train(one, readers, *arguments))
+        model.divide_logits(len(readers))  # their mean
+        learnt = lora.split(model, mode)[1]
         # From the states below what was trained, which are still at hand.
         level, last = model.start_level(learnt), model.feature_level
         below = frozen_layers.at(level)
@@ -180,19 +186,24 @@ def name_queries(model: ReportClassifier, names: Packed) -> jax.Array:
     return apart / jnp.maximum(jnp.linalg.norm(apart, axis=1, keepdims=True), 1e-12)
 
 
-def _begin_at(
-    folder: Path, model: ReportClassifier, directory: Path, label_names: Sequence[str]
-) -> None:
-    """Adapters of that folder, and its queries and head for the labels that both know; in place.
+def _readers_of(
+    settings: WarmStartConfig,
+    model: ReportClassifier,
+    directory: Path,
+    label_names: Sequence[str],
+) -> list[nnx.State]:
+    """With adapters of settings.from_adapter, and its queries and head for the labels that both
+    know; of a folder with one reader, all begin as that one.
 
     Raises:
         WeightsError: see `load_adapter`.
-        ConfigError: its adapters are others than config.lora's, or it knows none of the labels.
+        ConfigError: its adapters are others than config.lora's, it knows none of the labels, or
+            it has another number of readers.
     """
+    folder = Path(settings.from_adapter)
     known = read_adapter_info(folder)[1].label_names
     donor, _ = load_classifier(directory, len(known), model.pooling, rngs=nnx.Rngs(0))
     load_adapter(folder, donor)
-    adapters = nnx.state(donor, nnx.LoRAParam)
     theirs, ours = (
         {path: (m.rank, m.alpha) for path, m in lora.adapted_layers(one).items()}
         for one in (donor, model)
@@ -200,19 +211,31 @@ def _begin_at(
     if theirs != ours:
         wrong = f"{_said(theirs)}, not {_said(ours)}"
         raise ConfigError(f"config.lora must be as in warm_start.from_adapter: {wrong}")
-    nnx.update(model, adapters)
     rows = [(i, known.index(name)) for i, name in enumerate(label_names) if name in known]
     if not rows:
         raise ConfigError(
             f"config.warm_start.from_adapter knows none of these labels, but {', '.join(known)}"
         )
+    if settings.readers != donor.readers and (donor.readers > 1 or not settings.steps):
+        raise ConfigError(
+            f"config.warm_start.readers must be {donor.readers}, as many as from_adapter has"
+        )
     mine, its = map(np.array, zip(*rows, strict=True))
-    head, other = model.classifier, donor.classifier
-    head.kernel[...] = head.kernel[...].at[:, mine].set(other.kernel[...][:, its])
-    head.bias[...] = head.bias[...].at[mine].set(other.bias[...][its])
-    if model.pooling == "label-attention":
-        queries, others = model.label_attention.queries, donor.label_attention.queries
-        queries[...] = queries[...].at[mine].set(others[...][its])
+    donor.divide_logits(1 / donor.readers)  # each reader alone
+
+    def begun(number: int) -> nnx.State:
+        one, other = nnx.clone(model), part(donor, number % donor.readers)
+        nnx.update(one, nnx.state(other, nnx.LoRAParam))
+        pairs = [(one.classifier.bias, other.classifier.bias)]
+        if model.pooling == "label-attention":
+            pairs.append((one.label_attention.queries, other.label_attention.queries))
+        for ours, theirs in pairs:
+            ours[...] = ours[...].at[mine].set(theirs[...][its])
+        kernel, theirs = one.classifier.kernel, other.classifier.kernel
+        kernel[...] = kernel[...].at[:, mine].set(theirs[...][:, its])
+        return own_of(one)
+
+    return [begun(number) for number in range(settings.readers)]
 
 
 def _said(adapted: Mapping[tuple, tuple[int, float]]) -> str:
@@ -222,6 +245,7 @@ def _said(adapted: Mapping[tuple, tuple[int, float]]) -> str:
 
 def _train(
     model: ReportClassifier,
+    readers: Sequence[nnx.State],
     mode: str,
     frozen_layers: FrozenLayers,
     buckets: Buckets,
@@ -229,8 +253,9 @@ def _train(
     settings: WarmStartConfig,
     mesh: Mesh,
     watch: Watch,
-) -> nnx.State:
-    """What `mode` trains, trained: AdamW with linear decay, on batches of like length."""
+) -> list[nnx.State]:
+    """The readers, with what `mode` trains trained, each on batches in an order of its own: AdamW
+    with linear decay, on batches of like length."""
     graphdef, trained, frozen = lora.split(model, mode)
     level = model.start_level(trained)
     at_feature = level == model.feature_level
@@ -252,18 +277,23 @@ def _train(
     optimizer = optax.chain(optax.scale(1 / size), _optimizer(settings))
     train_step = make_train_step(report_loss, plain_gradient_sum, optimizer, buckets, mesh)
     train_step = jax.jit(train_step, donate_argnums=0)
-    trained = jax.tree.map(jnp.copy, trained)
-    state = place(TrainState(trained, optimizer.init(trained)), mesh)
     data = LabelledData(reports, (labels, np.arange(len(reports))))
     data, frozen = place((data, frozen), mesh, read_only=True)
-    batches = _batches(reports.lengths, buckets.widths, size)
-    with watch(settings.steps, "steps") as stepped:
-        for step, rows in zip(range(settings.steps), batches, strict=False):
-            plan = buckets.plan(rows, reports.lengths, size + max(buckets.rows))
-            state, _ = train_step(state, (frozen, np.int32(step)), data, plan, math.inf)
-            jax.block_until_ready(state)  # no queue of steps with collectives in them
-            stepped(1)
-    return jax.tree.map(jnp.asarray, jax.device_get(state.adapters))
+    learnt = []
+    with watch(len(readers) * settings.steps, "steps") as stepped:
+        for order, reader in enumerate(readers):
+            nnx.update(model, reader)
+            trained = jax.tree.map(jnp.copy, lora.split(model, mode)[1])
+            state = place(TrainState(trained, optimizer.init(trained)), mesh)
+            batches = _batches(reports.lengths, buckets.widths, size, order)
+            for step, rows in zip(range(settings.steps), batches, strict=False):
+                plan = buckets.plan(rows, reports.lengths, size + max(buckets.rows))
+                state, _ = train_step(state, (frozen, np.int32(step)), data, plan, math.inf)
+                jax.block_until_ready(state)  # no queue of steps with collectives in them
+                stepped(1)
+            nnx.update(model, jax.tree.map(jnp.asarray, jax.device_get(state.adapters)))
+            learnt.append(own_of(model))
+    return learnt
 
 
 def add_state_noise(key: jax.Array, x_LxH: jax.Array, length: jax.Array, scale: float) -> jax.Array:
@@ -292,10 +322,12 @@ def _optimizer(settings: WarmStartConfig) -> optax.GradientTransformation:
     )
 
 
-def _batches(lengths: np.ndarray, widths: Sequence[int], size: int) -> Iterator[np.ndarray]:
+def _batches(
+    lengths: np.ndarray, widths: Sequence[int], size: int, seed: int
+) -> Iterator[np.ndarray]:
     """Rows of one step after the other: batches of like length, each report once in an epoch but
     for the shortest that are left over; the batches in random order."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     fits = np.searchsorted(-np.array(widths), -lengths, side="right")
     while True:
         order = rng.permutation(len(lengths))
@@ -337,7 +369,9 @@ def public_start(settings: WarmStartConfig) -> str | None:
     what = "head and adapters" if settings.trains_adapters else "head"
     begun = ""
     if settings.from_adapter is not None:
-        weights = (Path(settings.from_adapter) / WEIGHTS).read_bytes()
+        folder = Path(settings.from_adapter)
+        folders = reader_folders(folder, read_adapter_info(folder)[1].readers)
+        weights = b"".join((one / WEIGHTS).read_bytes() for one in folders)
         digest = hashlib.sha256(weights).hexdigest()
         begun = f"begun at an adapter, sha256 {digest}, that is said to owe nothing to them; "
     return (

@@ -23,6 +23,7 @@ PROCESSES = "run/processes.py"
 RELEASE_CHECK = "run/release_check.py"
 TASKS, TABLES = "models/tasks.py", "data/tables.py"
 LORA, WARM_START = "models/lora.py", "training/warm_start.py"
+READERS = "models/readers.py"
 LAYERS, FAMILIES = "models/layers.py", "test_families.py"
 BATCHING, CLASSIFIER, ROWS = "data/batching.py", "models/classifier.py", "test_shared_rows.py"
 ROW_GRADIENTS = "test_gradients_of_shared_rows_are_those_of_reports_alone"
@@ -1159,14 +1160,14 @@ MUTANTS = [
     Mutant(
         "the head of another label than the adapter's",
         WARM_START,
-        ".set(other.kernel[...][:, its])",
-        ".set(other.kernel[...][:, mine])",
+        ".set(theirs[...][:, its])",
+        ".set(theirs[...][:, mine])",
         "test_warm_start.py::test_it_begins_at_an_adapter_for_the_labels_that_both_know",
     ),
     Mutant(
         "adapters of the folder not taken",
         WARM_START,
-        "    nnx.update(model, adapters)\n",
+        "        nnx.update(one, nnx.state(other, nnx.LoRAParam))\n",
         "",
         "test_warm_start.py::test_it_begins_at_an_adapter_for_the_labels_that_both_know",
     ),
@@ -1283,6 +1284,91 @@ MUTANTS = [
         "totals.argmax(axis=1)",
         "totals.argmin(axis=1)",
         "test_evidence.py::test_each_label_is_shown_its_sentence",
+    ),
+    # Several readers: each its own, and their logits summed.
+    Mutant(
+        "the first reader's bias for all",
+        READERS,
+        'sum(each) if path[-1] == "bias"',
+        'each[0] if path[-1] == "bias"',
+        "test_readers.py::test_logits_are_the_sum_of_each_reader_s[bert-label-attention]",
+    ),
+    Mutant(
+        "every part with the whole bias",
+        READERS,
+        "value / model.readers",
+        "value",
+        "test_readers.py::test_logits_are_the_sum_of_each_reader_s[bert-label-attention]",
+    ),
+    Mutant(
+        "the first reader's adapters for all",
+        READERS,
+        "variable.replace(value[number])",
+        "variable.replace(value[0])",
+        "test_readers.py::test_in_pytorch_and_back[bert]",
+    ),
+    Mutant(
+        "queries on states that every reader makes anew",
+        CLASSIFIER,
+        "self.depth - 1 if self.readers == 1 else min(self.depth - 1, self._shared)",
+        "self.depth - 1",
+        "test_readers.py::test_levels_and_a_basis_change_nothing[bert]",
+    ),
+    Mutant(
+        "readers without a basis",
+        CLASSIFIER,
+        "return x if self.basis is None else self.basis(x)\n            if start",
+        "return x\n            if start",
+        "test_readers.py::test_levels_and_a_basis_change_nothing[bert]",
+    ),
+    Mutant(
+        "a feature longer than one reader's",
+        CLASSIFIER,
+        " * self.readers**-0.5",
+        "",
+        "test_readers.py::test_logits_are_the_sum_of_each_reader_s[bert-label-attention]",
+    ),
+    Mutant(
+        "rows shared where readers are trained",
+        "training/setup.py",
+        "share, tokens = False, tokens",
+        "share, tokens = share, tokens",
+        "test_readers.py::test_rows_are_shared_where_no_reader_is_trained",
+    ),
+    Mutant(
+        "readers that learn in one order",
+        WARM_START,
+        "buckets.widths, size, order)",
+        "buckets.widths, size, 0)",
+        "test_readers.py::test_each_learns_in_an_order_of_its_own_and_the_first_as_one_alone",
+    ),
+    Mutant(
+        "readers that count twice",
+        WARM_START,
+        "        model.divide_logits(len(readers))  # their mean\n",
+        "",
+        "test_readers.py::test_each_learns_in_an_order_of_its_own_and_the_first_as_one_alone",
+    ),
+    Mutant(
+        "the folder's first reader for all",
+        WARM_START,
+        "part(donor, number % donor.readers)",
+        "part(donor, 0)",
+        "test_readers.py::test_a_start_from_several_readers_goes_on_with_each",
+    ),
+    Mutant(
+        "the first reader's evidence",
+        "evaluation/evidence.py",
+        ".mean(axis=0)",
+        "[0]",
+        "test_evidence.py::test_what_all_readers_read_counts",
+    ),
+    Mutant(
+        "only the first reader checked",
+        RELEASE_CHECK,
+        "bundle.readers()[1:] if name",
+        "[] if name",
+        "test_readers.py::test_a_run_with_two_readers_is_released_whole[head]",
     ),
     # Tasks: of one class, its own loss, decision and names, from the loader to the release.
     Mutant(
