@@ -100,6 +100,9 @@ def test_levels_and_a_basis_change_nothing(base):
     rng = np.random.default_rng(0)
     features = rng.standard_normal((9, 5, model.classifier.in_features))
     center, directions = public_basis(features.astype(np.float32), model.classifier.kernel[...])
+    model.set_basis(center)
+    np.testing.assert_allclose(our_logits(model, ids, lengths), expected, atol=1e-4, rtol=1e-4)
+    model.fold_basis()
     model.set_basis(center, directions[..., :4])  # its head is the first
     for level in sorted({0, adapted, model.feature_level}):
         states = [model.advance(x, n, 0, level) for x, n in zip(ids, lengths, strict=True)]
