@@ -24,7 +24,7 @@ noise, the less far from its public start a head should move."""
 DIMENSIONS = ((0, 128), (30_000, 256), (200_000, 512))
 """units x epsilon, at least -> model.label_dimensions, or all of the feature where it has fewer."""
 READERS = 2
-"""Of a public start: two of them differ from another two by less than one from another."""
+"""Of a private run after a public start: two differ from another two by less than one from one."""
 TEMPERATURE = 1.5
 """Of a private head: lowers calibration error and log loss at epsilon 8, 1 and 0.1."""
 
@@ -67,9 +67,6 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     ]
     if book == "labels":
         found.append(Choice("warm_start", "noise", 1.0, "sentences of a fixed form say one thing"))
-    attention = config["model"]["pooling"] in (None, "label-attention")
-    if book is not None and attention and config["warm_start"]["adapters"]:
-        found.append(Choice("warm_start", "readers", READERS, "what one learns, chance decides"))
     shape = SHAPES.get(source, {})
     found += [Choice("warm_start", f, v, f"reports of {source}") for f, v in shape.items()]
     if not epsilon or epsilon == float("inf"):
@@ -79,6 +76,9 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         ]
     if not all(isinstance(number, int | float) and number > 0 for number in (units, epsilon)):
         return found  # `Config` says what is wrong
+    attention = config["model"]["pooling"] in (None, "label-attention")
+    if book is not None and attention and config["warm_start"]["adapters"]:
+        found.append(Choice("warm_start", "readers", READERS, "chance decides what one learns"))
     # Sentences of a fixed form do not show along which directions real ones vary.
     dimensions = None if book in ("labels", None) else _from(DIMENSIONS, units * epsilon)
     return found + [

@@ -84,6 +84,9 @@ def test_directions_are_fewer_the_less_can_be_told_and_all_for_labels_names():
 def test_two_readers_where_adapters_learn_in_public():
     assert config().warm_start.readers == 2
     assert config(warm_start={"adapters": False}).warm_start.readers == 1
+    names = {"warm_start": {"phrasebook": "labels"}}
+    assert config(**names).warm_start.readers == 2
+    assert config(**names, model={"pooling": "mean"}).warm_start.readers == 1
     assert config(train={"recipe": None}).warm_start.readers == 1
     numbers = {"source": "table", "task": "multi-class", "labels": ("0", "1")}
     assert config(data=numbers).warm_start.readers == 1  # no phrasebook, so no public start
@@ -92,7 +95,7 @@ def test_two_readers_where_adapters_learn_in_public():
 def test_without_privacy_adapters_and_queries_learn():
     found = config(privacy={"epsilon": None})
     assert found.train.trained == "lora+queries" and found.warm_start.phrasebook == "chest_en"
-    assert found.model.label_dimensions is None
+    assert found.model.label_dimensions is None and found.warm_start.readers == 1
 
 
 @pytest.mark.parametrize(
