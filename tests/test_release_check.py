@@ -175,12 +175,6 @@ SPOILS = [
     ("files", "missing: PRIVACY.md", lambda r: (r / "PRIVACY.md").unlink()),
     ("files", "missing: adapter/jaxdp.json", lambda r: (r / JAXDP).unlink()),
     ("files", "links", lambda r: os.symlink("/etc/hostname", r / "adapter/tokenizer.json")),
-    ("files", "links", lambda r: ((r / JAXDP).unlink(), os.symlink("/dev/zero", r / JAXDP))),
-    ("files", "links", lambda r: ((r / JAXDP).unlink(), (r / JAXDP).mkdir())),
-    ("files", "links", lambda r: ((r / JAXDP).unlink(), os.mkfifo(r / JAXDP))),
-    ("files", "readers must be", edit(JAXDP, lambda c: c.update(readers=10**9))),
-    ("files", "readers must be", edit(JAXDP, lambda c: c.update(readers=True))),
-    ("files", "missing: adapter/reader_2", edit(JAXDP, lambda c: c.update(readers=2))),
     ("files", "none of sentencepiece.bpe.model", lambda r: (r / "adapter/vocab.txt").unlink()),
     ("statement", "epsilon", restate(epsilon=0.1)),
     ("statement", "epsilon", restate(delta=1e-2)),
@@ -227,6 +221,12 @@ SPOILS = [
         "paths",
         edit("adapter/tokenizer_config.json", lambda c: c.update(name_or_path="/home/me")),
     ),
+    ("files", "links", lambda r: ((r / JAXDP).unlink(), os.symlink("/dev/zero", r / JAXDP))),
+    ("files", "links", lambda r: ((r / JAXDP).unlink(), (r / JAXDP).mkdir())),
+    ("files", "links", lambda r: ((r / JAXDP).unlink(), os.mkfifo(r / JAXDP))),
+    ("files", "readers must be", edit(JAXDP, lambda c: c.update(readers=10**9))),
+    ("files", "readers must be", edit(JAXDP, lambda c: c.update(readers=True))),
+    ("files", "missing: adapter/reader_2", edit(JAXDP, lambda c: c.update(readers=2))),
 ]  # fmt: skip
 
 
