@@ -11,8 +11,8 @@ SCORES = {
     "Open-I: 3,159 reports": (
         0.921,
         {
-            "recipe, with a phrasebook": {0.01: 0.797, 0.1: 0.834, 1: 0.875, 8: 0.908},
-            "recipe, labels' names alone": {0.1: 0.647, 1: 0.760, 8: 0.852},
+            "recipe, with a phrasebook": {0.01: 0.825, 0.1: 0.851, 1: 0.881, 8: 0.916},
+            "recipe, labels' names alone": {0.1: 0.662, 1: 0.764, 8: 0.856},
             "recipe of 0.5: mean of tokens": {0.01: 0.717, 0.1: 0.748, 1: 0.803, 8: 0.862},
             "head, no public start": {0.1: 0.217, 1: 0.619, 8: 0.809},
             "LoRA in private": {8: 0.518},
