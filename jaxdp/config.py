@@ -488,8 +488,10 @@ class Config(Settings):
     @classmethod
     def of_run(cls, values: Mapping[str, Any]) -> Self:
         """What a run was started with; before version 0.14 none had several readers."""
-        start = {"readers": 1} | dict(values.get("warm_start", {}))
-        return cls.from_dict({**values, "warm_start": start})
+        start = values.get("warm_start")
+        if isinstance(start, Mapping):
+            values = {**values, "warm_start": {"readers": 1, **start}}
+        return cls.from_dict(values)
 
 
 def _by_recipe(values: Mapping[str, Any]) -> Mapping[str, Any]:

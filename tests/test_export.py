@@ -58,6 +58,18 @@ def test_merged(released, tmp_path):
     assert names == {"config.json", "model.safetensors", "jaxdp.json", "vocab.txt"}
 
 
+def test_an_adapter_that_does_not_say_how_it_pools_is_renamed_all_the_same(released, tmp_path):
+    shutil.copytree(released[0], tmp_path / "adapter")
+    (tmp_path / "adapter" / "jaxdp.json").unlink()
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": None}))
+    shutil.copytree(tmp_path / "adapter", tmp_path / "adapter" / "reader_2")
+    command.run(tmp_path / "adapter", tmp_path / "out", "adapter", "owner/name")
+    for folder in ("", "reader_2"):
+        config = json.loads((tmp_path / "out" / folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "owner/name"
+
+
 def test_adapter_with_another_base_model(released, tmp_path):
     arguments = ("--format=adapter", "--base_model=owner/name")
     result = export("--adapter", released[0], "--output", tmp_path / "out", *arguments)

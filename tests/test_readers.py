@@ -86,8 +86,9 @@ def test_reports_of_a_row_are_read_as_alone(base):
     _, model = readers_of(base)
     ids, lengths = reports()
     row = np.concatenate([ids[i, :n] for i, n in enumerate(lengths)] + [np.zeros(3, ids.dtype)])
-    together = model.logits(model.advance(row, jnp.asarray(lengths), 0, model.feature_level)[0])
-    np.testing.assert_allclose(together, our_logits(model, ids, lengths)[0], atol=1e-5, rtol=1e-5)
+    features = model.advance(row, jnp.asarray(lengths), 0, model.feature_level)
+    together = [model.logits(feature) for feature in features]
+    np.testing.assert_allclose(together, our_logits(model, ids, lengths), atol=1e-5, rtol=1e-5)
 
 
 def test_levels_and_a_basis_change_nothing(base):
@@ -303,6 +304,8 @@ def test_a_stored_run_without_the_setting_has_one(workspace):
     assert values["warm_start"].pop("readers") == 2
     assert Config.of_run(values).warm_start.readers == 1
     assert Config.from_dict(values).warm_start.readers == 2
+    with pytest.raises(ConfigError, match="config.warm_start"):
+        Config.of_run(smoke_config(workspace).to_dict() | {"warm_start": None})
 
 
 @pytest.mark.parametrize("trained", ["lora+queries", "head+queries"])

@@ -26,7 +26,6 @@ from jaxdp.backbone import load_finetuned
 from jaxdp.models.checkpoints import read_json, write_json
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.merged import save_checkpoint
-from jaxdp.models.peft import read_adapter_info, reader_folders
 from jaxdp.models.pretrained import positions_of, read_config
 from jaxdp.models.tasks import TASKS
 from jaxdp.settings import ConfigError
@@ -78,11 +77,12 @@ def run(adapter: Path, output: Path, form: str, base_model: str | None) -> None:
     if form == "adapter":
         if (adapter / "model.safetensors").exists():
             raise ConfigError(f"{adapter} is a whole model, not an adapter; use --format=merged")
-        readers = read_adapter_info(adapter)[1].readers
+        read_json(adapter / "adapter_config.json")
         shutil.copytree(adapter, output)
-        for folder in reader_folders(output, readers) if base_model else ():
-            path = folder / "adapter_config.json"
-            write_json(path, read_json(path) | {"base_model_name_or_path": base_model})
+        if base_model:
+            for folder in (output, *output.glob("reader_*")):
+                path = folder / "adapter_config.json"
+                write_json(path, read_json(path) | {"base_model_name_or_path": base_model})
         return
 
     model, label_names, directory = load_finetuned(adapter, base_model)

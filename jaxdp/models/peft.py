@@ -207,11 +207,11 @@ def load_adapter(directory: Path, model: ReportClassifier) -> None:
 def _alike(*readers: ReportClassifier) -> bool:
     """Whether they are of one form, and what is no reader's own is the same."""
     forms, owns, shared = zip(*(nnx.split(reader, OWN, ...) for reader in readers), strict=True)
-    shapes = [jax.tree.map(np.shape, own) for own in owns]
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(own)] for own in owns]
     common = zip(*map(jax.tree.leaves, shared), strict=True)
     return (
         forms[0] == forms[1]
-        and jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+        and shapes[0] == shapes[1]
         and all(a is b or np.array_equal(a, b) for a, b in common)
     )
 

@@ -11,10 +11,10 @@ from jaxdp.config import Config
 from jaxdp.files import write_json
 from jaxdp.training.randomness import RunSecret
 
-# Settings that change neither the mechanism nor, but for rounding, the result, and may differ on
-# resume.
 SECRET = "secret.json"
 """Under private/, of a run and of a sweep."""
+# Settings that change neither the mechanism nor, but for rounding, the result, and may differ on
+# resume.
 _HARMLESS = {
     ("data", "cache"),
     ("model", "shard_frozen"),

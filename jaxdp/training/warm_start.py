@@ -111,8 +111,8 @@ def _learn_in_public(
 
     def learn() -> Packed:
         frozen_layers = FrozenLayers(one, {"train": tokens}, buckets, mesh=mesh, watch=watch)
-        arguments = (mode, frozen_layers, buckets, labels, settings, mesh, watch)
-        join(model, _train(one, readers, *arguments))
+        learnt = _train(one, readers, mode, frozen_layers, buckets, labels, settings, mesh, watch)
+        join(model, learnt)
         model.divide_logits(len(readers))  # their mean
         learnt = lora.split(model, mode)[1]
         # From the states below what was trained, which are still at hand.
