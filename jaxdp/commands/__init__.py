@@ -6,7 +6,9 @@ Nothing is imported here but for the command that was asked for.
 
 import difflib
 import importlib
+import re
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -78,9 +80,7 @@ def run(name: str, arguments: list[str] | None = None) -> None:
         except flags.Error as error:
             fail(" ".join(str(error).split()))
         except (AttributeError, KeyError) as error:  # how a ConfigDict says it has no such field
-            inner = error.args[0]
-            what = inner.args[0] if isinstance(inner, Exception) else inner
-            fail(f"a flag names no setting: {' '.join(str(what).split())}")
+            fail(_no_such_setting(error))
 
     def main(argv: list[str]) -> None:
         given, wanted = argv[1:], signature(module.main).parameters
@@ -133,6 +133,15 @@ def _with_paths(arguments: list[str]) -> list[str]:
         elif i + 1 < len(found):
             found[i + 1] = config_file(found[i + 1])
     return found
+
+
+def _no_such_setting(error: AttributeError | KeyError) -> str:
+    """Where a setting is named that there is not, and which are like it."""
+    inner = error.args[0]
+    what = re.sub("Other fields present: .*", "", str(getattr(inner, "args", [inner])[0]))
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(f.filename).name}, line {f.lineno}" for f in frames if f.name == "get_config"]
+    return f"{(places or ['a flag'])[-1]} names no setting: {' '.join(what.split())}"
 
 
 def _nearest(name: str, known) -> str:
