@@ -244,7 +244,7 @@ class WarmStartConfig(Settings, path="config.warm_start"):
     steps: int = 400
     """Of all that learns in public, together, in each reader; 0 learns nothing more than
     from_adapter knows."""
-    batch_size: Annotated[int, at_least(1)] = 64
+    batch_size: Annotated[int, at_least(1)] = 32
     learning_rate: Annotated[float, POSITIVE] = 2e-3
     """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
     adapters: bool = True

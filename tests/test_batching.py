@@ -220,6 +220,14 @@ def test_rows_are_not_shared_where_one_report_fills_them():
     assert Buckets.shared(np.array([2000] + [40] * 500, np.int32), 512) is None
 
 
+@given(reports=st.integers(1, 200), most=st.integers(1, 64))
+def test_even_microbatches_are_as_many_and_leave_less_than_a_row_each_empty(reports, most):
+    (rows,) = Buckets((128,), (most,)).even(reports).rows
+    count = -(-reports // most)
+    assert 1 <= rows <= most and -(-reports // rows) == count
+    assert count * rows - reports < count
+
+
 def test_empty_draw():
     plan = Buckets((64, 16), (4, 16)).plan(np.zeros(0, np.int64), np.array([5, 6], np.int32), 8)
     assert plan.counts.sum() == 0 and (plan.rows == -1).all()

@@ -18,6 +18,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, in_batches
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.training import frozen_layers as frozen_layers_module
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
 
@@ -139,6 +140,28 @@ def test_adapters_that_have_learnt_change_the_levels_above_them_alone(tokens, tm
     assert len(list((tmp_path / "kept").iterdir())) == 2
     np.testing.assert_array_equal(adapted(0.0, 1), adapted(0.5, 1))
     assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
+def test_runs_that_differ_in_their_basis_share_the_kept_features(
+    workspace, tokens, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(frozen_layers_module, "_AT_ONCE", 4)  # of ten reports
+    rng = np.random.default_rng(0)
+    center = rng.standard_normal((3, 16)).astype(np.float32)
+    directions = np.linalg.qr(rng.standard_normal((3, 16, 16)))[0].astype(np.float32)
+    for basis in (None, (center,), (center, directions[..., :2]), (center, directions[..., :5])):
+        model = load_classifier(workspace / "backbone", 3, "label-attention", rngs=nnx.Rngs(0))[0]
+        queries = np.random.default_rng(1).standard_normal((3, 16))
+        model.label_attention.queries[...] = queries.astype(np.float32)
+        if basis is not None:
+            model.set_basis(*basis)
+        found = folder_run(model, tokens, tmp_path)
+        plain = FrozenLayers(model, {"train": tokens}, BUCKETS).at(3)["train"]
+        assert found.values.shape == plain.values.shape and found.values.dtype == np.float16
+        assert (found.lengths == 1).all()
+        # Rounded to float16 as it is instead of in its coordinates, each about 3 at most.
+        np.testing.assert_allclose(found.values, plain.values, atol=5 * 2**-11)
+        assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
 @pytest.mark.parametrize("change", ["weight", "token", "epsilon", "level", "buckets"])

@@ -26,6 +26,7 @@ from rich.console import Console
 from jaxdp import dp
 from jaxdp.backbone import Backbone
 from jaxdp.config import ConfigError, WarmStartConfig
+from jaxdp.data.phrasebook import Shape
 from jaxdp.data.tokens import load_tokenizer, tokenize
 from jaxdp.evaluation.predict import ReleasedClassifier
 from jaxdp.models import lora
@@ -37,7 +38,8 @@ from jaxdp.run.monitor import Monitor, SilentMonitor
 from jaxdp.run.release_check import check_release
 from jaxdp.run.train import train
 from jaxdp.training import warm_start as warm_start_module
-from jaxdp.training.setup import load_inputs
+from jaxdp.training.frozen_layers import FrozenLayers
+from jaxdp.training.setup import load_inputs, token_buckets
 from jaxdp.training.setup import test_probabilities as probabilities_of_test_reports
 from jaxdp.training.stages import plan_run
 from jaxdp.training.warm_start import build_model
@@ -264,6 +266,21 @@ def test_the_basis_is_the_made_up_mean_and_holds_the_head_and_the_widest_directi
         assert (np.linalg.norm(d[[0, 2, 4], :4], axis=1) > 0.9).all()
     center, directions = warm_start_module.public_basis(features[:, 0], kernel)
     assert directions is None and center.shape == (width,)
+
+
+def test_its_center_is_that_of_so_many_made_up_reports(workspace, book, monkeypatch):
+    monkeypatch.setattr(warm_start_module, "_SHOWN", 50)
+    config = smoke_config(workspace, **settings(book, steps=1))
+    model = built(workspace, config)
+    sentences = warm_start_module.phrasebook_of(config.warm_start, LABELS)
+    shape = Shape(*(getattr(config.warm_start, field) for field in Shape._fields))
+    texts, _ = sentences.write_reports(200, LABELS, shape)
+    tokenizer = load_tokenizer(workspace / "backbone")
+    tokens, _ = tokenize(texts[:50], tokenizer, config.data.max_length)
+    center, model.basis = model.basis.center[...], None
+    features = FrozenLayers(model, {"train": tokens}, token_buckets(config, tokens.lengths))
+    features = features.at(model.feature_level)["train"].values
+    np.testing.assert_allclose(center, features.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_queries_of_names_read_their_own_tokens(workspace):

@@ -152,6 +152,12 @@ class Buckets:
         """For cached features, one position each."""
         return Buckets((1,), (self.widths[0] * self.rows[0],))
 
+    def even(self, reports: int) -> "Buckets":
+        """For so many reports of one width, each in a row of its own: as many microbatches as with
+        these rows, all about as full."""
+        rows = tuple(-(-reports // -(-reports // most)) for most in self.rows)
+        return Buckets(self.widths, rows)
+
     def capacity(self, reports: int) -> int:
         """Slots that a plan of so many reports cannot exceed: each alone in its row, and a
         microbatch of every width not full."""

@@ -18,8 +18,12 @@ from jaxdp.data.store import key_of, stored
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Watch, on_all, run_on_all, unwatched
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.label_attention import Basis
 
 from .randomness import RunSecret
+
+_AT_ONCE = 4096
+"""Reports whose kept features get the coordinates of a basis together."""
 
 
 class FrozenLayers:
@@ -37,7 +41,8 @@ class FrozenLayers:
         reports: split -> reports at `level`, which is 0 for token ids, see `models.classifier`.
         buckets: shapes to run in; one compilation serves all splits.
         folder: for `store.stored`, where levels are found again by a hash of the program, its
-            weights and the reports. None keeps nothing.
+            weights and the reports; features without a basis, so that runs that differ in their
+            directions share them. None keeps nothing.
         mesh: devices to share the reports; None is the default device alone. The result is the
             same to the last bit.
         watch: called for each split that is not found in `folder`.
@@ -68,9 +73,12 @@ class FrozenLayers:
     def _advanced(self, start: int, level: int) -> dict[str, Packed]:
         graphdef, state = self._parts
         splits, model = self._levels[start], nnx.merge(graphdef, state)
+        features, basis = level == model.feature_level, None
+        if features and self._folder is not None and model.basis is not None:
+            basis, model.basis = model.basis, None
+            graphdef, state = nnx.split(model)
         advance = advancing(graphdef, start, level)
         everywhere = on_all(advance, self._mesh)
-        features = level == model.feature_level
 
         def made(reports: Packed) -> Packed:
             packed = None
@@ -107,7 +115,8 @@ class FrozenLayers:
         def found(reports: Packed) -> Packed:
             arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
             key = key_of(f"{jax.__version__} {self._buckets} {program}", arrays)
-            return stored(self._folder, key, lambda: (made(reports), 0))[0]
+            kept = stored(self._folder, key, lambda: (made(reports), 0))[0]
+            return kept if basis is None else _in_basis(kept, basis, model)
 
         return {split: found(reports) for split, reports in splits.items()}
 
@@ -122,6 +131,22 @@ def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., j
         return out.reshape(-1, *out.shape[lengths.ndim :]) if level == model.feature_level else out
 
     return advance
+
+
+def _in_basis(features: Packed, basis: Basis, model: ReportClassifier) -> Packed:
+    """The coordinates of the features of a model, whose products have its precision."""
+
+    @jax.jit
+    def coordinates(some):
+        with model.precise():
+            return basis(some.astype(np.float32))
+
+    shape = jax.eval_shape(coordinates, features.values[:1]).shape[1:]
+    values = np.empty((len(features), *shape), features.values.dtype)
+    for begin in range(0, len(features), _AT_ONCE):
+        share = slice(begin, begin + _AT_ONCE)
+        values[share] = coordinates(features.values[share])
+    return Packed.from_lengths(values, features.lengths)
 
 
 def _adapters_act(model: ReportClassifier, state: nnx.State, level: int) -> bool:

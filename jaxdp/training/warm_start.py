@@ -45,6 +45,8 @@ from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
+_SHOWN = 4000
+"""Made-up reports that the basis is of: enough for its directions, and quick."""
 
 
 def build_model(
@@ -117,8 +119,10 @@ def _learn_in_public(
         learnt = lora.split(model, mode)[1]
         # From the states below what was trained, which are still at hand.
         level, last = model.start_level(learnt), model.feature_level
-        below = frozen_layers.at(level)
-        above = FrozenLayers(model, below, buckets, mesh=mesh, watch=watch, level=level)
+        below = frozen_layers.at(level)["train"]
+        some = below.lengths[:_SHOWN]
+        some = {"train": Packed.from_lengths(below.values[: some.sum()], some)}
+        above = FrozenLayers(model, some, buckets, mesh=mesh, watch=watch, level=level)
         basis = public_basis(above.at(last)["train"].values, model.classifier.kernel[...])
         numbers = np.asarray(ravel_pytree((learnt, *basis))[0])
         return Packed.from_lengths(numbers, [numbers.size])
@@ -262,8 +266,7 @@ def _train(
     reports = frozen_layers.at(level)["train"]
     size = min(settings.batch_size, len(reports))
     buckets = buckets.for_features() if at_feature else buckets
-    share = -(-size // mesh.shape[DATA])  # a microbatch for every device
-    buckets = Buckets(buckets.widths, tuple(min(rows, share) for rows in buckets.rows))
+    buckets = buckets.even(-(-size // mesh.shape[DATA]))  # every device has as much to do
 
     def report_loss(params, frozen, values, length, labels):
         (frozen, step), (labels, row) = frozen, labels
