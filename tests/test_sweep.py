@@ -59,10 +59,12 @@ def test_axes_multiply_and_grids_add_up(tmp_path):
         grids=[
             Grid("a", base, {"privacy.epsilon": (1.0, float("inf")), "lora.rank": (2, 4)}),
             Grid("b", base, {"train.steps, train.learning_rate": [(3, 0.1), (5, 0.2)]}),
+            Grid("c", base, {"lora.rank": (3,)}, seeds=1),
         ],
     )
     members = expand(sweep)
-    assert len(members) == 2 * (4 + 2)
+    assert len(members) == 2 * (4 + 2) + 1
+    assert (list(members)[-1], members["c_rank3"].seed) == ("c_rank3", 0)
     assert list(members)[:3] == [
         "a_eps1_rank2_seed0", "a_eps1_rank2_seed1", "a_eps1_rank4_seed0",
     ]  # fmt: skip
@@ -95,6 +97,8 @@ def test_what_is_wrong_is_named(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             expand(tiny_sweep(tmp_path, axes=axes, seeds=1))
+    with pytest.raises(ConfigError, match="a: seeds must be at least 1, not 0"):
+        expand(tiny_sweep(tmp_path, grids=[Grid("a", base, seeds=0)]))
     base.privacy.ledger = "somewhere"
     with pytest.raises(ConfigError, match="Sweep.ledger"):
         expand(tiny_sweep(tmp_path, grids=[Grid("a", base)]))

@@ -43,11 +43,13 @@ class Grid:
         name: begins the names of these members.
         base: as a config file's get_config() returns it.
         axes: "section.field" -> values. "a.b, c.d" -> tuples of values that go together.
+        seeds: instead of the sweep's, as where nothing is left to chance.
     """
 
     name: str
     base: config_dict.ConfigDict
     axes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    seeds: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +200,6 @@ def expand(sweep: Sweep) -> dict[str, Member]:
         ConfigError: a setting cannot be used, names or research seeds are not unique, or a base has
             what belongs to the sweep.
     """
-    if sweep.seeds < 1:
-        raise ConfigError(f"Sweep.seeds must be at least 1, not {sweep.seeds}")
     if sweep.name in ("", ".", "..") or "/" in sweep.name:
         raise ConfigError(f"Sweep.name must be a folder name without /, not {sweep.name!r}")
     members: dict[str, Member] = {}
@@ -209,9 +209,12 @@ def expand(sweep: Sweep) -> dict[str, Member]:
                 f"{grid.name}: the ledger and the budget of a sweep are Sweep.ledger and "
                 "Sweep.total_budget; config.privacy.ledger and .total_budget must be None"
             )
+        seeds = sweep.seeds if grid.seeds is None else grid.seeds
+        if seeds < 1:
+            raise ConfigError(f"{grid.name}: seeds must be at least 1, not {seeds}")
         for values in itertools.product(*grid.axes.values()):
-            for seed in range(sweep.seeds):
-                member = _member(sweep, grid, values, seed)
+            for seed in range(seeds):
+                member = _member(sweep, grid, values, seed if seeds > 1 else None)
                 if member.name in members:
                     raise ConfigError(f"two members are named {member.name}: rename a Grid")
                 members[member.name] = member
@@ -230,7 +233,8 @@ def expand(sweep: Sweep) -> dict[str, Member]:
     return members
 
 
-def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Member:
+def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int | None) -> Member:
+    """One that is trained once alone has no seed in its name."""
     base = grid.base.copy_and_resolve_references()
     parts = [grid.name]
     for axis, value in zip(grid.axes, values, strict=True):
@@ -238,7 +242,7 @@ def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Membe
         for name, each in zip(names, value if len(names) > 1 else [value], strict=True):
             _set(base, name, each)
             parts.append(_in_name(name, each))
-    if sweep.seeds > 1:
+    if seed is not None:
         parts.append(f"seed{seed}")
     base.run.name = "_".join(parts)
     base.run.dir = str(sweep.path)
@@ -246,7 +250,7 @@ def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Membe
         text = f"jaxdp sweep {sweep.research_seed}/{base.run.name}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         base.run.research_seed = int.from_bytes(digest, "little") >> 1
-    return Member(Config.from_dict(base.to_dict()), seed)
+    return Member(Config.from_dict(base.to_dict()), seed or 0)
 
 
 def groups(members: Mapping[str, Member]) -> list[list[str]]:
