@@ -18,6 +18,7 @@ from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Predictor, in_batches
 from jaxdp.models.lora import add_lora
 from jaxdp.models.pretrained import load_classifier
+from jaxdp.models.readers import join, own_of
 from jaxdp.training import frozen_layers as frozen_layers_module
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.randomness import RunSecret
@@ -147,20 +148,23 @@ def test_runs_that_differ_in_their_basis_share_the_kept_features(
 ):
     monkeypatch.setattr(frozen_layers_module, "_AT_ONCE", 4)  # of ten reports
     rng = np.random.default_rng(0)
-    center = rng.standard_normal((3, 16)).astype(np.float32)
-    directions = np.linalg.qr(rng.standard_normal((3, 16, 16)))[0].astype(np.float32)
-    for basis in (None, (center,), (center, directions[..., :2]), (center, directions[..., :5])):
+    center = rng.standard_normal((3, 32)).astype(np.float32)
+    directions = np.linalg.qr(rng.standard_normal((3, 32, 32)))[0].astype(np.float32)
+    for count in (None, 32, 2, 5):
         model = load_classifier(workspace / "backbone", 3, "label-attention", rngs=nnx.Rngs(0))[0]
-        queries = np.random.default_rng(1).standard_normal((3, 16))
-        model.label_attention.queries[...] = queries.astype(np.float32)
-        if basis is not None:
-            model.set_basis(*basis)
+        queries = np.random.default_rng(1).standard_normal((2, 3, 16)).astype(np.float32)
+        model.label_attention.queries[...] = queries[0]
+        first = own_of(model)
+        model.label_attention.queries[...] = queries[1]
+        join(model, [first, own_of(model)])
+        model.set_basis(center, None if count is None else directions[..., :count])
         found = folder_run(model, tokens, tmp_path)
         plain = FrozenLayers(model, {"train": tokens}, BUCKETS).at(3)["train"]
         assert found.values.shape == plain.values.shape and found.values.dtype == np.float16
         assert (found.lengths == 1).all()
-        # Rounded to float16 as it is instead of in its coordinates, each about 3 at most.
-        np.testing.assert_allclose(found.values, plain.values, atol=5 * 2**-11)
+        # Rounded to float16 before, too: numbers of about 4 at most, 32 of them in each sum.
+        np.testing.assert_allclose(found.values, plain.values, atol=32**0.5 * 4 * 2**-11)
+        assert isinstance(found.values, np.memmap) == (count is None)
         assert len(list((tmp_path / "kept").iterdir())) == 1
 
 

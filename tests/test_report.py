@@ -105,6 +105,13 @@ def test_what_is_unfinished_is_left_out_and_said(tmp_path):
     report = analyse(plan.sweep.path, draws=100)
     assert len(report.finished) == 3
     assert "1 members are not finished" in sweep_page(report)
+    # One run alone is compared with each of several, as what the page shows of both is.
+    (collection,) = report.collections
+    (pair,) = collection.comparisons
+    first, second = (collection.settings[i] for i in (pair.row, pair.column))
+    assert {len(first.members), len(second.members)} == {1, 2}
+    apart = first.scores["weighted_f1"][0] - second.scores["weighted_f1"][0]
+    assert pair.difference == pytest.approx(apart)
     with pytest.raises(RunError, match="holds no sweep"):
         analyse(tmp_path)
 

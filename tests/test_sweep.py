@@ -447,6 +447,18 @@ def test_script_prints_the_plan_and_wrong_input_is_plain(workspace):
     assert done.stderr.count("\n") == 1 and "config.train.step is not a setting" in done.stderr
 
 
+def test_seeds_on_the_command_line_are_those_of_every_grid(tmp_path):
+    file = tmp_path / "sweep.py"
+    text = "from jaxdp.config import default_config\nfrom jaxdp.sweep.members import Grid, Sweep\n"
+    grids = "[Grid('a', default_config()), Grid('b', default_config(), seeds=1)]"
+    file.write_text(f"{text}def get_sweep():\n    return Sweep('s', {grids}, seeds=3)\n")
+    for given, wanted in (([], [None, 1]), (["--seeds=2"], [None, None])):
+        sweep_command.DEFINE.flags(["sweep", f"--config={file}", *given])
+        assert [grid.seeds for grid in sweep_command.read_sweep().grids] == wanted
+        assert sweep_command.read_sweep().seeds == (2 if given else 3)
+    sweep_command.DEFINE.flags.unparse_flags()
+
+
 @pytest.mark.slow
 def test_killed_at_random_and_run_again_gives_the_same_table(workspace):
     wanted = undisturbed(tiny_sweep(workspace, name="undisturbed", seeds=1))

@@ -268,6 +268,20 @@ def test_the_basis_is_the_made_up_mean_and_holds_the_head_and_the_widest_directi
     assert directions is None and center.shape == (width,)
 
 
+def test_its_microbatches_are_as_full_as_one_another(workspace, book, monkeypatch):
+    seen, made = [], warm_start_module.make_train_step
+    monkeypatch.setattr(
+        warm_start_module, "make_train_step", lambda *a: seen.append(a[3].rows) or made(*a)
+    )
+    config = smoke_config(
+        workspace,
+        **settings(book, steps=1, train__widths=1),
+        train__microbatch_tokens=16 * 24,  # 24 reports, of a batch of 32
+    )
+    built(workspace, config)
+    assert seen == [(16,)]
+
+
 def test_its_center_is_that_of_so_many_made_up_reports(workspace, book, monkeypatch):
     monkeypatch.setattr(warm_start_module, "_SHOWN", 50)
     config = smoke_config(workspace, **settings(book, steps=1))

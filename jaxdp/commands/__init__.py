@@ -138,10 +138,15 @@ def _with_paths(arguments: list[str]) -> list[str]:
 def _no_such_setting(error: AttributeError | KeyError) -> str:
     """Where a setting is named that there is not, and which are like it."""
     inner = error.args[0]
-    what = re.sub("Other fields present: .*", "", str(getattr(inner, "args", [inner])[0]))
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{Path(f.filename).name}, line {f.lineno}" for f in frames if f.name == "get_config"]
-    return f"{(places or ['a flag'])[-1]} names no setting: {' '.join(what.split())}"
+    what = str(getattr(inner, "args", [inner])[0])
+    what = re.sub(r"Other fields present: .*?(?=\nDid you mean|\Z)", "", what, flags=re.DOTALL)
+    place = "a flag"
+    for file, line, *_ in traceback.extract_tb(error.__traceback__):
+        if "config_flags" in Path(file).parts:  # what runs the file, after all that is ours
+            place = "a flag"
+        elif "ml_collections" not in Path(file).parts:
+            place = f"{Path(file).name}, line {line}"
+    return f"{place} names no setting: {' '.join(what.split())}"
 
 
 def _nearest(name: str, known) -> str:

@@ -56,7 +56,10 @@ def read_sweep() -> Sweep:
     """The file's, with what the flags change."""
     flags = (_DIR, _NAME, _SEEDS, _SHARE, _RESEARCH, _LEDGER, _BUDGET)
     changes = {flag.name: flag.value for flag in flags if flag.value is not None}
-    return dataclasses.replace(override(load_sweep(_CONFIG.value), _SET.value), **changes)
+    sweep = override(load_sweep(_CONFIG.value), _SET.value)
+    if "seeds" in changes:
+        changes["grids"] = [dataclasses.replace(grid, seeds=None) for grid in sweep.grids]
+    return dataclasses.replace(sweep, **changes)
 
 
 def train_all(plan: SweepPlan, interrupt: Interrupt, console: Console) -> list[str]:

@@ -265,10 +265,10 @@ def _comparisons(
     found = []
     for row, column in itertools.combinations(range(len(sides)), 2):
         a, b = sides[row], sides[column]
-        seeds = min(len(a), len(b))
-        difference, p = permutation_test(
-            a[:seeds], b[:seeds], labels, units=units, permutations=permutations
-        )
+        least, most = sorted((len(a), len(b)))
+        seeds = least if least > 1 else most  # one alone is compared with each
+        paired = (np.resize(side, (seeds, *side.shape[1:])) for side in (a, b))
+        difference, p = permutation_test(*paired, labels, units=units, permutations=permutations)
         scores = [f1_scores(side, labels)["weighted_f1"].tolist() for side in (a, b)]
         found.append((row, column, difference, p, hedges_g(*scores)))
     adjusted = holm([p for *_, p, _ in found])

@@ -22,8 +22,8 @@ from jaxdp.models.label_attention import Basis
 
 from .randomness import RunSecret
 
-_AT_ONCE = 4096
-"""Reports whose kept features get the coordinates of a basis together."""
+_AT_ONCE = 512
+"""Reports whose kept features are projected together."""
 
 
 class FrozenLayers:
@@ -41,7 +41,7 @@ class FrozenLayers:
         reports: split -> reports at `level`, which is 0 for token ids, see `models.classifier`.
         buckets: shapes to run in; one compilation serves all splits.
         folder: for `store.stored`, where levels are found again by a hash of the program, its
-            weights and the reports; features without a basis, so that runs that differ in their
+            weights and the reports; features in all of their dimensions, so that runs along other
             directions share them. None keeps nothing.
         mesh: devices to share the reports; None is the default device alone. The result is the
             same to the last bit.
@@ -73,9 +73,9 @@ class FrozenLayers:
     def _advanced(self, start: int, level: int) -> dict[str, Packed]:
         graphdef, state = self._parts
         splits, model = self._levels[start], nnx.merge(graphdef, state)
-        features, basis = level == model.feature_level, None
+        features, directions = level == model.feature_level, None
         if features and self._folder is not None and model.basis is not None:
-            basis, model.basis = model.basis, None
+            directions, model.basis = model.basis.directions, Basis(model.basis.center[...])
             graphdef, state = nnx.split(model)
         advance = advancing(graphdef, start, level)
         everywhere = on_all(advance, self._mesh)
@@ -116,7 +116,7 @@ class FrozenLayers:
             arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
             key = key_of(f"{jax.__version__} {self._buckets} {program}", arrays)
             kept = stored(self._folder, key, lambda: (made(reports), 0))[0]
-            return kept if basis is None else _in_basis(kept, basis, model)
+            return kept if directions is None else _along(kept, directions[...], model)
 
         return {split: found(reports) for split, reports in splits.items()}
 
@@ -133,19 +133,19 @@ def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., j
     return advance
 
 
-def _in_basis(features: Packed, basis: Basis, model: ReportClassifier) -> Packed:
-    """The coordinates of the features of a model, whose products have its precision."""
+def _along(features: Packed, directions: jax.Array, model: ReportClassifier) -> Packed:
+    """Centred features of a model -> their coordinates, whose products have its precision."""
 
     @jax.jit
-    def coordinates(some):
+    def project(features, directions):
         with model.precise():
-            return basis(some.astype(np.float32))
+            return jnp.einsum("rnh,nhk->rnk", features.astype(np.float32), directions)
 
-    shape = jax.eval_shape(coordinates, features.values[:1]).shape[1:]
-    values = np.empty((len(features), *shape), features.values.dtype)
+    shape = (*features.values.shape[:2], directions.shape[2])
+    values = np.empty(shape, features.values.dtype)
     for begin in range(0, len(features), _AT_ONCE):
         share = slice(begin, begin + _AT_ONCE)
-        values[share] = coordinates(features.values[share])
+        values[share] = project(features.values[share], directions)
     return Packed.from_lengths(values, features.lengths)
 
 

@@ -1095,6 +1095,13 @@ MUTANTS = [
         "test_batching.py::test_even_microbatches_are_as_many_and_leave_less_than_a_row_each_empty",
     ),
     Mutant(
+        "a public start forgets to even its microbatches",
+        WARM_START,
+        "buckets = buckets.even(-(-size // mesh.shape[DATA]))",
+        "buckets = buckets",
+        "test_warm_start.py::test_its_microbatches_are_as_full_as_one_another",
+    ),
+    Mutant(
         "the basis is of all made-up reports",
         WARM_START,
         "some = below.lengths[:_SHOWN]",
@@ -1109,9 +1116,9 @@ MUTANTS = [
         "test_frozen_layers.py::test_runs_that_differ_in_their_basis_share_the_kept_features",
     ),
     Mutant(
-        "kept features in no basis",
+        "kept features along no directions",
         FROZEN_LAYERS,
-        "return kept if basis is None else _in_basis(kept, basis, model)",
+        "return kept if directions is None else _along(kept, directions[...], model)",
         "return kept",
         "test_frozen_layers.py::test_runs_that_differ_in_their_basis_share_the_kept_features",
     ),
