@@ -136,16 +136,19 @@ def _with_paths(arguments: list[str]) -> list[str]:
 
 
 def _no_such_setting(error: AttributeError | KeyError) -> str:
-    """Where a setting is named that there is not, and which are like it."""
-    inner = error.args[0]
-    what = str(getattr(inner, "args", [inner])[0])
-    what = re.sub(r"Other fields present: .*?(?=\nDid you mean|\Z)", "", what, flags=re.DOTALL)
-    place = "a flag"
-    for file, line, *_ in traceback.extract_tb(error.__traceback__):
+    """Where a setting is named that there is not, and which are like it; raises an error that says
+    something else."""
+    place, frames = "a flag", traceback.extract_tb(error.__traceback__)
+    if "ml_collections" not in Path(frames[-1].filename).parts:
+        raise error
+    for file, line, *_ in frames:
         if "config_flags" in Path(file).parts:  # what runs the file, after all that is ours
             place = "a flag"
         elif "ml_collections" not in Path(file).parts:
             place = f"{Path(file).name}, line {line}"
+    inner = error.args[0]
+    what = str(getattr(inner, "args", [inner])[0])
+    what = re.sub(r"Other fields present: .*?(?=\nDid you mean|\Z)", "", what, flags=re.DOTALL)
     return f"{place} names no setting: {' '.join(what.split())}"
 
 
