@@ -143,15 +143,14 @@ def test_adapters_that_have_learnt_change_the_levels_above_them_alone(tokens, tm
     assert len(list((tmp_path / "kept").iterdir())) == 3
 
 
-def test_runs_that_differ_in_their_basis_share_the_kept_features(
-    workspace, tokens, tmp_path, monkeypatch
-):
+def test_runs_that_differ_in_their_basis_share_the_kept_features(tokens, tmp_path, monkeypatch):
+    backbone = write_backbone(tmp_path / "learner")
     monkeypatch.setattr(frozen_layers_module, "_AT_ONCE", 4)  # of ten reports
     rng = np.random.default_rng(0)
     center = rng.standard_normal((3, 32)).astype(np.float32)
     directions = np.linalg.qr(rng.standard_normal((3, 32, 32)))[0].astype(np.float32)
     for count in (None, 32, 2, 5):
-        model = load_classifier(workspace / "backbone", 3, "label-attention", rngs=nnx.Rngs(0))[0]
+        model = load_classifier(backbone, 3, "label-attention", rngs=nnx.Rngs(0))[0]
         queries = np.random.default_rng(1).standard_normal((2, 3, 16)).astype(np.float32)
         model.label_attention.queries[...] = queries[0]
         first = own_of(model)
