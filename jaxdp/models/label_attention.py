@@ -67,6 +67,9 @@ class Basis(nnx.Module):
 
     def __call__(self, f: jax.Array) -> jax.Array:
         f = f - self.center[...]
-        if self.directions is None:
-            return f
-        return jnp.einsum("...nh,nhk->...nk", f, self.directions[...])
+        return f if self.directions is None else along(f, self.directions[...])
+
+
+def along(f: jax.Array, directions: jax.Array) -> jax.Array:
+    """Coordinates [..., labels, K] of features [..., labels, H] along [labels, H, K]."""
+    return jnp.einsum("...nh,nhk->...nk", f, directions)

@@ -81,6 +81,10 @@ class Sweep:
     def path(self) -> Path:
         return Path(self.dir) / self.name
 
+    def seeds_of(self, grid: Grid) -> int:
+        """How often the members of one of its grids are trained."""
+        return self.seeds if grid.seeds is None else grid.seeds
+
 
 class Place(NamedTuple):
     """Where a run stands in a table."""
@@ -209,12 +213,12 @@ def expand(sweep: Sweep) -> dict[str, Member]:
                 f"{grid.name}: the ledger and the budget of a sweep are Sweep.ledger and "
                 "Sweep.total_budget; config.privacy.ledger and .total_budget must be None"
             )
-        seeds = sweep.seeds if grid.seeds is None else grid.seeds
+        seeds = sweep.seeds_of(grid)
         if seeds < 1:
             raise ConfigError(f"{grid.name}: seeds must be at least 1, not {seeds}")
         for values in itertools.product(*grid.axes.values()):
             for seed in range(seeds):
-                member = _member(sweep, grid, values, seed if seeds > 1 else None)
+                member = _member(sweep, grid, values, seed)
                 if member.name in members:
                     raise ConfigError(f"two members are named {member.name}: rename a Grid")
                 members[member.name] = member
@@ -233,8 +237,7 @@ def expand(sweep: Sweep) -> dict[str, Member]:
     return members
 
 
-def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int | None) -> Member:
-    """One that is trained once alone has no seed in its name."""
+def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Member:
     base = grid.base.copy_and_resolve_references()
     parts = [grid.name]
     for axis, value in zip(grid.axes, values, strict=True):
@@ -242,7 +245,7 @@ def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int | None) -
         for name, each in zip(names, value if len(names) > 1 else [value], strict=True):
             _set(base, name, each)
             parts.append(_in_name(name, each))
-    if seed is not None:
+    if sweep.seeds_of(grid) > 1:
         parts.append(f"seed{seed}")
     base.run.name = "_".join(parts)
     base.run.dir = str(sweep.path)
@@ -250,7 +253,7 @@ def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int | None) -
         text = f"jaxdp sweep {sweep.research_seed}/{base.run.name}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         base.run.research_seed = int.from_bytes(digest, "little") >> 1
-    return Member(Config.from_dict(base.to_dict()), seed or 0)
+    return Member(Config.from_dict(base.to_dict()), seed)
 
 
 def groups(members: Mapping[str, Member]) -> list[list[str]]:

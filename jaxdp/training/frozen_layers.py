@@ -18,7 +18,7 @@ from jaxdp.data.store import key_of, stored
 from jaxdp.data.units import PrivacyUnits
 from jaxdp.evaluation.inference import Watch, on_all, run_on_all, unwatched
 from jaxdp.models.classifier import ReportClassifier
-from jaxdp.models.label_attention import Basis
+from jaxdp.models.label_attention import Basis, along
 
 from .randomness import RunSecret
 
@@ -116,7 +116,7 @@ class FrozenLayers:
             arrays = (*jax.tree.leaves(weights), reports.lengths, reports.values)
             key = key_of(f"{jax.__version__} {self._buckets} {program}", arrays)
             kept = stored(self._folder, key, lambda: (made(reports), 0))[0]
-            return kept if directions is None else _along(kept, directions[...], model)
+            return kept if directions is None else _projected(kept, directions[...], model)
 
         return {split: found(reports) for split, reports in splits.items()}
 
@@ -133,13 +133,13 @@ def advancing(graphdef: nnx.GraphDef, start: int, level: int) -> Callable[..., j
     return advance
 
 
-def _along(features: Packed, directions: jax.Array, model: ReportClassifier) -> Packed:
+def _projected(features: Packed, directions: jax.Array, model: ReportClassifier) -> Packed:
     """Centred features of a model -> their coordinates, whose products have its precision."""
 
     @jax.jit
     def project(features, directions):
         with model.precise():
-            return jnp.einsum("rnh,nhk->rnk", features.astype(np.float32), directions)
+            return along(features.astype(np.float32), directions)
 
     shape = (*features.values.shape[:2], directions.shape[2])
     values = np.empty(shape, features.values.dtype)

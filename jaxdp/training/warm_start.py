@@ -120,9 +120,9 @@ def _learn_in_public(
         # From the states below what was trained, which are still at hand.
         level, last = model.start_level(learnt), model.feature_level
         below = frozen_layers.at(level)["train"]
-        some = below.lengths[:_SHOWN]
-        some = {"train": Packed.from_lengths(below.values[: some.sum()], some)}
-        above = FrozenLayers(model, some, buckets, mesh=mesh, watch=watch, level=level)
+        lengths = below.lengths[:_SHOWN]
+        shown = {"train": Packed.from_lengths(below.values[: lengths.sum()], lengths)}
+        above = FrozenLayers(model, shown, buckets, mesh=mesh, watch=watch, level=level)
         basis = public_basis(above.at(last)["train"].values, model.classifier.kernel[...])
         numbers = np.asarray(ravel_pytree((learnt, *basis))[0])
         return Packed.from_lengths(numbers, [numbers.size])

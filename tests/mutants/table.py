@@ -1104,8 +1104,8 @@ MUTANTS = [
     Mutant(
         "the basis is of all made-up reports",
         WARM_START,
-        "some = below.lengths[:_SHOWN]",
-        "some = below.lengths",
+        "lengths = below.lengths[:_SHOWN]",
+        "lengths = below.lengths",
         "test_warm_start.py::test_its_center_is_that_of_so_many_made_up_reports",
     ),
     Mutant(
@@ -1118,7 +1118,7 @@ MUTANTS = [
     Mutant(
         "kept features along no directions",
         FROZEN_LAYERS,
-        "return kept if directions is None else _along(kept, directions[...], model)",
+        "return kept if directions is None else _projected(kept, directions[...], model)",
         "return kept",
         "test_frozen_layers.py::test_runs_that_differ_in_their_basis_share_the_kept_features",
     ),
