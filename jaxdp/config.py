@@ -273,18 +273,13 @@ class CenteringConfig(Settings, path="config.centering"):
 
     Features of similar reports point the same way; their common part dominates every head gradient
     and its clipping. One noisy mean removes it at little cost. The finished adapter is an ordinary
-    one: the shift is folded into the head's bias. Off where l2_clip_norm is None or infinite.
+    one: the shift is folded into the head's bias. Off where l2_clip_norm is None.
     """
 
     l2_clip_norm: Annotated[float | None, POSITIVE] = None
     """Bound on a report's feature vector; a public guess of the usual feature norm."""
     epsilon_share: Annotated[float, SHARE] = 0.1
     """The mean alone costs this share of privacy.epsilon."""
-
-    def __post_init__(self):
-        if self.l2_clip_norm == math.inf:  # as flags say None
-            self._set(l2_clip_norm=None)
-        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +367,7 @@ class PrivacyConfig(Settings, path="config.privacy"):
 
     def __post_init__(self):
         self._fill(PLAIN["privacy"])
-        if self.epsilon == math.inf:  # as flags say None; JSON has no infinity
+        if self.epsilon == math.inf:  # JSON has no infinity
             self._set(epsilon=None)
         super().__post_init__()
         possible = self.total_budget is None or (self.ledger is not None and self.private)
@@ -420,39 +415,24 @@ class Config(Settings):
     def __post_init__(self):
         super().__post_init__()
         train, model, start = self.train, self.model, self.warm_start
-        for field, wanted, holds in (
-            (
-                "teacher.path",
-                "None where data.task is multi-class: a teacher gives labels one by one",
-                self.teacher.path is None or self.data.task == "multi-label",
-            ),
-            (
-                "train.mode",
-                "lora, lora-ffa, head where warm_start.adapters are trained",
-                train.mode in ("lora", "lora-ffa", "head") or not start.trains_adapters,
-            ),
-            (
-                "warm_start.readers",
-                "1 where warm_start.adapters are not trained: readers would be alike",
-                start.trains_adapters or start.readers == 1,
-            ),
-            (
-                "train.queries",
-                "false where model.pooling is not label-attention: there are none",
-                model.pooling == "label-attention" or not train.queries,
-            ),
-            (
-                "warm_start.phrasebook",
-                "set where model.label_dimensions is: made-up reports choose the directions",
-                start.phrasebook is not None or model.label_dimensions is None,
-            ),
-            (
-                "warm_start.phrasebook",
-                "set where warm_start.from_adapter is: made-up reports say where features lie",
-                start.phrasebook is not None or start.from_adapter is None,
-            ),
-        ):
-            self.require(holds, field, wanted)
+        holds = self.teacher.path is None or self.data.task == "multi-label"
+        wanted = "None where data.task is multi-class: a teacher gives labels one by one"
+        self.require(holds, "teacher.path", wanted)
+        holds = train.mode in ("lora", "lora-ffa", "head") or not start.trains_adapters
+        wanted = "lora, lora-ffa, head where warm_start.adapters are trained"
+        self.require(holds, "train.mode", wanted)
+        holds = start.trains_adapters or start.readers == 1
+        wanted = "1 where warm_start.adapters are not trained: readers would be alike"
+        self.require(holds, "warm_start.readers", wanted)
+        holds = model.pooling == "label-attention" or not train.queries
+        wanted = "false where model.pooling is not label-attention: there are none"
+        self.require(holds, "train.queries", wanted)
+        holds = start.phrasebook is not None or model.label_dimensions is None
+        wanted = "set where model.label_dimensions is: made-up reports choose the directions"
+        self.require(holds, "warm_start.phrasebook", wanted)
+        holds = start.phrasebook is not None or start.from_adapter is None
+        wanted = "set where warm_start.from_adapter is: made-up reports say where features lie"
+        self.require(holds, "warm_start.phrasebook", wanted)
         if self.privacy.private:
             self._check_sampling()
 
@@ -468,17 +448,12 @@ class Config(Settings):
 
     def _check_sampling(self) -> None:
         units = self.privacy.units
-        self.require(
-            units is not None,
-            "privacy.units",
-            "set for private training, to the number of training units you are willing to publish",
-        )
+        wanted = "set for private training, to the number of training units you are willing to "
+        self.require(units is not None, "privacy.units", wanted + "publish")
+        wanted = f"at most privacy.units = {units}, so that the sampling probability is at most 1"
         for name, stage in (("head_stage", self.head_stage), ("train", self.train)):
-            self.require(
-                stage.steps == 0 or stage.expected_batch_size <= units,
-                f"{name}.expected_batch_size",
-                f"at most privacy.units = {units}, so that the sampling probability is at most 1",
-            )
+            holds = stage.steps == 0 or stage.expected_batch_size <= units
+            self.require(holds, f"{name}.expected_batch_size", wanted)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

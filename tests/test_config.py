@@ -4,12 +4,14 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from helpers_canaries import CONFIG, run_scripts
 from helpers_training import REPOSITORY
 
+from jaxdp.commands.define import Define
 from jaxdp.config import Config, ConfigError, default_config, inherit
 
 PRIVATE = {"privacy": {"units": 1000}, "train": {"expected_batch_size": 10.0}}
@@ -106,13 +108,6 @@ def test_no_epsilon_means_no_privacy_and_no_units(epsilon):
     assert json.loads(json.dumps(config.to_dict(), allow_nan=False))["privacy"]["epsilon"] is None
 
 
-@pytest.mark.parametrize("norm", [None, float("inf")])
-def test_an_infinite_centering_norm_is_none(norm):
-    # a flag cannot say None where a config file has said a number
-    config = Config.from_dict(PRIVATE | {"centering": {"l2_clip_norm": norm}})
-    assert config.centering.l2_clip_norm is None
-
-
 def test_whole_numbers_are_accepted_for_floats():
     assert Config.from_dict(PRIVATE | {"lora": {"alpha": 8}}).lora.alpha == 8.0
 
@@ -153,6 +148,8 @@ def test_command_line_errors_are_one_line(tmp_path):
         "root": ("--config.data.root=/nowhere.tgz", "/nowhere.tgz does not exist"),
         "file": ("--config.run.name=x", f"config.run.dir: {runs}/x"),
         "misspelt": ("--config.lora.rnk=3", "a flag names no setting: 'rnk'"),
+        "none": ("--config.lora.rnk=None", "a flag names no setting: 'rnk'"),
+        "number": ("--config.lora.rank=None", "config.lora.rank must be of type int, not None"),
     }
     for name in wrong:
         (tmp_path / name).mkdir()
@@ -162,3 +159,25 @@ def test_command_line_errors_are_one_line(tmp_path):
     for name, outcome in outcomes.items():
         assert outcome.status == 1 and outcome.stderr.count("\n") == 1
         assert outcome.stderr.startswith(f"error: {wrong[name][1]}")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how a file is run
+def test_a_flag_can_say_none_whatever_the_file_says(tmp_path, monkeypatch):
+    (tmp_path / "base.py").write_text(
+        "from jaxdp.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.data.labels, config.model.revision, config.train.steps = ('a',), 'main', 7\n"
+        "    config.centering.l2_clip_norm, config.privacy.epsilon = 4.0, 8.0\n"
+        "    return config\n"
+    )
+    settings = "data.labels", "model.revision", "centering.l2_clip_norm", "privacy.epsilon"
+    arguments = [f"--config={tmp_path / 'base.py'}", *(f"--config.{s}=None" for s in settings)]
+    arguments = ["jaxdp train", *arguments, "--config.train.steps=9", "more"]
+    monkeypatch.setattr(sys, "argv", arguments)  # where overrides are looked for
+    define = Define()
+    holder = define.config()
+    assert define.parse(arguments) == ["jaxdp train", "more"]
+    config = holder.value
+    assert [config[s.partition(".")[0]][s.partition(".")[2]] for s in settings] == [None] * 4
+    assert config.train.steps == 9

@@ -76,7 +76,7 @@ def run(name: str, arguments: list[str] | None = None) -> None:
     def parse(argv: list[str]) -> list[str]:
         flags.FLAGS(argv[:1])  # absl's own; nobody gives them
         try:
-            return module.DEFINE.flags(argv)
+            return module.DEFINE.parse(argv)
         except flags.Error as error:
             fail(" ".join(str(error).split()))
         except (AttributeError, KeyError) as error:  # how a ConfigDict says it has no such field

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from jaxdp.files import write_json
 
@@ -22,6 +23,7 @@ class Define:
 
     def __init__(self):
         self.flags = flags.FlagValues()
+        self.configs: list[str] = []
 
     def __getattr__(self, kind: str) -> Any:
         return functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags)
@@ -35,9 +37,24 @@ class Define:
     ) -> flags.FlagHolder:
         """A file with get_config(), whose settings are flags too: --name.section.field=value."""
         holder = config_flags.DEFINE_config_file(name, None, what, self.flags)
+        self.configs.append(name)
         if required:
             flags.mark_flag_as_required(name, self.flags)
         return holder
+
+    def parse(self, arguments: list[str]) -> list[str]:
+        """Sets the flags; the arguments that are none. A setting that is to be None is set last: a
+        parser of numbers refuses that, and one of texts takes it for a name."""
+        split = {a: a.lstrip("-").removesuffix("=None").partition(".") for a in arguments}
+        none = {
+            argument: (name, setting)
+            for argument, (name, _, setting) in split.items()
+            if argument.endswith("=None") and name in self.configs and setting
+        }
+        rest = self.flags([a for a in arguments if a not in none])
+        for name, setting in none.values():
+            config_path.set_value(setting, self.flags[name].value, None)
+        return rest
 
     def json(self, what: str) -> None:
         """--json, for `write_json`."""

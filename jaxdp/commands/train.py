@@ -28,7 +28,7 @@ from jaxdp.run.monitor import Monitor, SilentMonitor
 from jaxdp.run.preview import plan_lines, problems, release_lines
 from jaxdp.run.processes import is_first, join
 from jaxdp.run.train import Interrupted, train
-from jaxdp.sweep.estimate import estimate_run
+from jaxdp.sweep.estimate import run_cost
 from jaxdp.sweep.progress import clock
 from jaxdp.training.stages import plan_run
 
@@ -45,8 +45,8 @@ def show_plan(config: Config, console: Console) -> None:
     plan = plan_run(config)
     Monitor(console).planned(plan_lines(config, plan))
     lines = release_lines(config, plan)
-    if seconds := estimate_run(config):
-        lines.append(f"time here: roughly {clock(seconds)}, right to a factor of three")
+    if cost := run_cost(config):
+        lines.append(f"time here: roughly {clock(sum(cost))}, right to a factor of three")
     lines += [
         f"[yellow]wrong, or missing here:[/] {escape(problem)}" for problem in problems(config)
     ]

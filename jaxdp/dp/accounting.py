@@ -5,7 +5,6 @@ All arithmetic on privacy loss is dp-accounting's: privacy loss distributions (P
 upwards by construction), with Renyi DP (RDP) as the independent, looser second opinion.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -86,9 +85,14 @@ def epsilon_rdp(mechanisms: Sequence[SubsampledGaussian], delta: float) -> float
 
 @functools.cache
 def _rdp(active: tuple[SubsampledGaussian, ...], delta: float) -> float:
-    with _quiet():
+    # dp-accounting warns about every Renyi order it cannot use; the other orders decide.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
         accountant = rdp.RdpAccountant().compose(composed_event(active))
         return float(accountant.get_epsilon(delta))
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def require_target(epsilon: float) -> None:
@@ -200,17 +204,6 @@ def _least_noise(
                 secant = high[0] * (aim / high[1]) ** (1 / slope)
                 noise = secant if low[0] < secant < high[0] else noise
     return high[0] if high else None
-
-
-@contextlib.contextmanager
-def _quiet():
-    """dp-accounting warns about every Renyi order it cannot use; the other orders decide."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def composed_event(mechanisms: Sequence[SubsampledGaussian]) -> dp_accounting.DpEvent:

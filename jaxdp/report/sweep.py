@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jaxdp.dp.statement import rounded_up
+from jaxdp.peers.tables import cell_text
 from jaxdp.sweep.analysis import Collection, SweepReport, last_name
 
 from .draw import INK, new_figure, save, styled
@@ -178,11 +179,7 @@ def _costs(report: SweepReport) -> list[list[Any]]:
 
 def _value(value: Any) -> str:
     """A setting for people; of a path only its last name."""
-    if value is None:
-        return "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return last_name(f"{value:g}" if isinstance(value, float) else str(value))
+    return last_name(cell_text(value))
 
 
 def _epsilon(value: float | None, none: str = "none") -> str:

@@ -3,7 +3,6 @@
 
 import functools
 import timeit
-from typing import NamedTuple
 
 import numpy as np
 
@@ -34,20 +33,14 @@ def estimate_seconds(plan: SweepPlan) -> tuple[dict[str, float | None], float]:
         members = [plan.members[name] for name in names]
         done = [read_history(member.path) for member in members]
         times = [seconds(h) for h in done if any(e["event"] == "finished" for e in h)]
-        measured = _Cost(0.0, float(np.mean(times))) if times else None
+        measured = (0.0, float(np.mean(times))) if times else None
         for program in programs(members, plan.sweep.share_sampling):
             for position, member in enumerate(program):
-                cost = measured or _cost(member.config)
+                cost = measured or run_cost(member.config)
                 alone[member.name] = cost and sum(cost)
                 if cost:
-                    total += cost.steps if position else sum(cost)
+                    total += cost[1] if position else sum(cost)
     return {name: alone[name] for name in plan.members}, total
-
-
-def estimate_run(config: Config) -> float | None:
-    """Seconds for one run, as `estimate_seconds`."""
-    cost = _cost(config)
-    return cost and sum(cost)
 
 
 @functools.cache
@@ -57,16 +50,13 @@ def _speed() -> float:
     return _EFFICIENCY * 2 * 1024**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=10))
 
 
-class _Cost(NamedTuple):
-    """Seconds of what is done once for all members of a program, and of a member's steps."""
+def run_cost(config: Config) -> tuple[float, float] | None:
+    """Seconds of what is done once for all members of a program, and of a member's steps, as
+    `estimate_seconds`; None where the size is not known.
 
-    once: float
-    steps: float
-
-
-def _cost(config: Config) -> _Cost | None:
-    """Multiplications and additions in dense layers, 24 H^2 per token and layer forwards, as many
-    again for what goes backwards past frozen weights; None where the size is not known."""
+    Multiplications and additions in dense layers: 24 H^2 per token and layer forwards, as many
+    again for what goes backwards past frozen weights.
+    """
     size = backbone_size(config.model.backbone)
     if size is None:
         return None
@@ -83,4 +73,4 @@ def _cost(config: Config) -> _Cost | None:
     trained = 0
     if mode != "head":
         trained = layers - (config.lora.first_layer(layers) if mode.startswith("lora") else 0)
-    return _Cost(once, layer * 2 * trained * config.train.expected_batch_size * config.train.steps)
+    return once, layer * 2 * trained * config.train.expected_batch_size * config.train.steps
