@@ -3,7 +3,6 @@
 
 import gc
 import os
-from pathlib import Path
 
 import jax
 import pytest
@@ -55,11 +54,8 @@ def caches(tmp_path_factory):
     for package in known.glob("*-*"):  # files from the package registry need no second download
         (cache / package.name).symlink_to(package)
     os.environ["JAXDP_CACHE"] = str(cache)
-    folder = tmp_path_factory.mktemp("compiled")
-    if kept := os.environ.get("JAXDP_TESTS_COMPILED"):  # where the mutants find it again
-        folder = Path(kept) / os.environ.get("PYTEST_XDIST_WORKER", "alone")
     shared = {
-        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": LONGER,
     }
     for name, value in shared.items():

@@ -178,7 +178,12 @@ def torch_logits(model: torch.nn.Module, ids: np.ndarray, lengths: np.ndarray) -
 
 
 def our_logits(model: nnx.Module, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.jit(jax.vmap(model))(ids, lengths))
+    return np.asarray(_logits(*nnx.split(model), ids, lengths))
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once for all models of one kind
+def _logits(graphdef, state, ids, lengths):
+    return jax.vmap(nnx.merge(graphdef, state))(ids, lengths)
 
 
 def randomise(model: nnx.Module, mode: str = "lora", noise: float = 0.1) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -20,6 +21,7 @@ import safetensors.numpy
 from helpers_data import openi_xml, write_openi
 from ml_collections import config_dict
 
+from jaxdp.commands import COMMANDS
 from jaxdp.config import Config, inherit
 from jaxdp.run.interrupt import Interrupt
 
@@ -28,9 +30,16 @@ WORDS = "heart lungs clear normal enlarged opacity effusion small large left rig
 ON_ONE_DEVICE = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 """As this process is, so that what both release is the same to the last bit."""
 
+_SETTINGS = ON_ONE_DEVICE | {"HF_HUB_OFFLINE": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
+# With what commands import as they run, torch among it; nothing that starts JAX's backend, which
+# does not survive a fork.
 _FORKS.set_forkserver_preload(
-    ["datasets", "matplotlib.pyplot", "pyarrow.parquet", "jaxdp.cli", "jaxdp.run.train"]
+    [
+        *("absl.app", "datasets", "jaxdp.cli", "matplotlib.pyplot", "pyarrow.parquet"),
+        *(f"transformers.models.auto.{name}_auto" for name in ("configuration", "tokenization")),
+        *(f"jaxdp.commands.{name.replace('-', '_')}" for name in COMMANDS),
+    ]
 )
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
 
@@ -172,18 +181,21 @@ def start_processes(*arguments: list[str], **environment: str) -> list[subproces
     ]
 
 
-def run_script(name: str, *arguments, **environment: str) -> subprocess.CompletedProcess:
-    """Runs scripts/<name> to its end, in a fork of a process that has imported the libraries:
-    importing takes longer than most of what is run."""
-    line = [str(REPOSITORY / "scripts" / name), *map(str, arguments)]
-    # Libraries read theirs as they are imported, which is when the first script is run.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.dict(os.environ, ON_ONE_DEVICE | {"HF_HUB_OFFLINE": "1"}),
-    ):
-        settings = dict(os.environ) | environment
-        process = _FORKS.Process(target=_run, args=(line, settings, folder))
+def start_fork(target: Callable, *arguments) -> multiprocessing.Process:
+    """Starts it in a fork of a process that has imported the libraries."""
+    # Libraries read theirs as they are imported, which is when the first fork is started.
+    with mock.patch.dict(os.environ, _SETTINGS):
+        process = _FORKS.Process(target=target, args=arguments)
         process.start()
+    return process
+
+
+def run_script(name: str | Path, *arguments, **environment: str) -> subprocess.CompletedProcess:
+    """Runs scripts/<name>, or the program at a path, to its end, in a fork of a process that has
+    imported the libraries: importing takes longer than most of what is run."""
+    line = [str(REPOSITORY / "scripts" / name), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        process = start_fork(_run, line, os.environ | _SETTINGS | environment, folder)
         process.join(timeout=600)
         if process.exitcode is None:
             process.kill()

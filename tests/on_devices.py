@@ -255,7 +255,11 @@ def test_the_train_step_lowers_ahead_of_time(backbone, tokens, tiny_too, devices
 
 @pytest.mark.parametrize(
     "mode, members, shape",
-    [("head", 8, (8, 1)), pytest.param("lora-ffa", 2, (2, 4), marks=pytest.mark.slow)],
+    [
+        ("head", 2, (2, 4)),
+        pytest.param("head", 8, (8, 1), marks=pytest.mark.slow),
+        pytest.param("lora-ffa", 2, (2, 4), marks=pytest.mark.slow),
+    ],
 )
 def test_members_share_a_mesh(backbone, mode, members, shape):
     """Members along one axis, microbatches along the other, and noise once for each member."""

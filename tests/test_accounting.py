@@ -120,7 +120,7 @@ def test_agrees_with_dp_accountings_own_calibration(epsilon, noise):
     assert noise <= 1.0001 * ours and ours <= 1.005 * noise
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     q=st.floats(0.005, 1.0),
     steps=st.integers(1, 300),
@@ -183,10 +183,12 @@ def test_renyi_orders_that_fail_are_not_reported_to_the_user(caplog):
 
 # (q, steps): the usual, the head stage's near-full batches, no sampling, one step, many steps.
 SHAPES = [(0.02048, 1000), (0.2, 300), (0.9, 300), (1.0, 400), (1.0, 1), (0.004, 20_000)]
+# Targets of 0.1 and 10 take the branches of 0.01 and 8, and are met in the test of agreement above.
+TARGETS = [0.01, 1.0, 8.0, *(pytest.param(e, marks=pytest.mark.slow) for e in (0.1, 10.0))]
 
 
 @pytest.mark.parametrize(("q", "steps"), SHAPES)
-@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0, 8.0, 10.0])
+@pytest.mark.parametrize("epsilon", TARGETS)
 def test_calibration_is_tight_never_above_and_takes_few_trials(q, steps, epsilon, monkeypatch):
     trials = []
     pld = accounting._pld

@@ -285,6 +285,7 @@ def test_what_the_other_side_has_not_is_refused(workspace):
             make_job(config, load_inputs(config), workspace / "job")
 
 
+@pytest.mark.slow
 def test_the_torch_side_runs_without_jax():
     """So that its memory and its time are its own."""
     program = "import sys, jaxdp.peers.torch_side; sys.exit('jax' in sys.modules)"

@@ -26,6 +26,13 @@ pytestmark = IGNORE_PEFT
 SMALLER = {"num_hidden_layers": 2}
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bert")
+    save_torch_model(path, "bert")
+    return path
+
+
 def test_logits_and_gradients_match_transformers(tmp_path):
     # Bounds: float32 noise at this size is a few 1e-7; a wrong eps or GELU shows at 1e-4.
     check_random_parity(tmp_path, "bert", SMALLER, logits_atol=2e-6, gradient_rtol=2e-5)
@@ -68,9 +75,8 @@ def test_study_sizes_match_transformers(tmp_path, name):
     )
 
 
-def test_advancing_in_pieces_is_advancing_at_once(tmp_path):
-    save_torch_model(tmp_path, "bert")
-    model = load(tmp_path)
+def test_advancing_in_pieces_is_advancing_at_once(saved):
+    model = load(saved)
     (ids, *_), (length, *_) = reports()
     whole = model.advance(ids, length, 0, model.feature_level)
     for cut in range(model.feature_level + 1):
@@ -84,9 +90,8 @@ def test_advancing_in_pieces_is_advancing_at_once(tmp_path):
         model.advance(ids, length, 2, 1)
 
 
-def test_the_last_two_layers_are_averaged_from_below_both(tmp_path):
-    save_torch_model(tmp_path, "bert")
-    model, plain = (load(tmp_path, pooling=p) for p in ("mean-last2", "mean"))
+def test_the_last_two_layers_are_averaged_from_below_both(saved):
+    model, plain = (load(saved, pooling=p) for p in ("mean-last2", "mean"))
     (ids, *_), (length, *_) = reports()
     whole = model.advance(ids, length, 0, model.feature_level)
     last, before = (plain.advance(ids, length, 0, model.depth - k) for k in (0, 1))
@@ -101,9 +106,8 @@ def test_the_last_two_layers_are_averaged_from_below_both(tmp_path):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_padding_has_no_influence(tmp_path, pooling):
-    save_torch_model(tmp_path, "bert")
-    model = load(tmp_path, pooling=pooling)
+def test_padding_has_no_influence(saved, pooling):
+    model = load(saved, pooling=pooling)
     ids, lengths = reports()
     other = np.where(ids == 0, 42, ids)
     assert (other != ids).any()
@@ -112,16 +116,14 @@ def test_padding_has_no_influence(tmp_path, pooling):
     )
 
 
-def test_more_tokens_than_positions_is_an_error(tmp_path):
-    save_torch_model(tmp_path, "bert")
+def test_more_tokens_than_positions_is_an_error(saved):
     with pytest.raises(ValueError, match="41 tokens, but this backbone has 40 positions"):
-        load(tmp_path)(jnp.ones(41, int), 41)
+        load(saved)(jnp.ones(41, int), 41)
 
 
-def test_bfloat16_products_keep_float32_sums(tmp_path):
-    save_torch_model(tmp_path, "bert")
+def test_bfloat16_products_keep_float32_sums(saved):
     ids, lengths = reports()
-    models = [load(tmp_path, dtype=dtype) for dtype in (None, "bfloat16")]
+    models = [load(saved, dtype=dtype) for dtype in (None, "bfloat16")]
     exact, rounded = (our_logits(m, ids, lengths) for m in models)
     assert rounded.dtype == np.float32
     # 8 bits of mantissa through 3 layers: different, and not by much.
@@ -153,11 +155,10 @@ def test_config_fields_that_cannot_be_used_are_named(change, message):
     assert "\n" not in str(info.value)
 
 
-def test_start_level_follows_what_is_trained(tmp_path):
-    save_torch_model(tmp_path, "bert")
+def test_start_level_follows_what_is_trained(saved):
 
     def level(mode, **adapters):
-        model = load(tmp_path)
+        model = load(saved)
         if adapters:
             lora.add_lora(model, rank=2, alpha=2.0, rngs=nnx.Rngs(0), **adapters)
         return model.start_level(lora.split(model, mode)[1])
@@ -166,14 +167,13 @@ def test_start_level_follows_what_is_trained(tmp_path):
     assert level("bitfit") == level("full") == 0
     assert level("lora", targets=["query"], first_layer=1) == 1
     assert level("lora", targets=["query"], first_layer=2) == 2
-    pooler = nnx.state(load(tmp_path), nnx.PathContains("pooler"))
-    assert load(tmp_path).start_level(pooler) == 3  # the last states, from which it pools
+    pooler = nnx.state(load(saved), nnx.PathContains("pooler"))
+    assert load(saved).start_level(pooler) == 3  # the last states, from which it pools
 
 
-def test_what_start_level_calls_frozen_has_no_gradient(tmp_path):
+def test_what_start_level_calls_frozen_has_no_gradient(saved):
     # The states below the start level are cached: no adapter may change them.
-    save_torch_model(tmp_path, "bert")
-    model = load(tmp_path)
+    model = load(saved)
     lora.add_lora(model, rank=2, alpha=2.0, targets=["all-linear"], first_layer=1, rngs=nnx.Rngs(0))
     graphdef, adapters, frozen = lora.split(model, "lora")
     (ids, *_), (length, *_) = reports()

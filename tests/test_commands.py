@@ -3,14 +3,13 @@
 
 import importlib
 import io
-import os
 import re
 import subprocess
 import sys
 
 import jax
 import pytest
-from helpers_training import LABELS, REPOSITORY, run_script, smoke_config, start_script
+from helpers_training import LABELS, REPOSITORY, run_script, smoke_config
 from rich.console import Console
 
 from jaxdp.commands import COMMANDS, config_file, main, shipped_configs
@@ -172,9 +171,8 @@ def test_every_script_is_a_door_to_its_own_command():
     }
     assert sorted(doors.values()) == sorted(COMMANDS)
     assert all(command.partition("-")[0] in script for script, command in doors.items())
-    door = start_script("account.py", "--help")
-    text, errors = door.communicate(timeout=60)
-    assert door.returncode == 0 and "jaxdp account --epsilon" in text, errors
+    door = run_script("account.py", "--help")
+    assert door.returncode == 0 and "jaxdp account --epsilon" in door.stdout, door.stderr
 
 
 def test_an_installed_package_brings_its_configurations(tmp_path):
@@ -190,15 +188,16 @@ def test_an_installed_package_brings_its_configurations(tmp_path):
         for path in (REPOSITORY / folder).rglob(pattern):
             assert str(path.relative_to(REPOSITORY)) in built
     assert {f"jaxdp/configs/{p.name}" for p in (REPOSITORY / "configs").glob("*.py")} <= built
-    program = "import sys; from jaxdp.commands import main; main()"
-    arguments = ["train", "--config", "smoke", "--config.privacy.units=0"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "lib")},
-        capture_output=True,
-        text=True,
+    (tmp_path / "program.py").write_text(
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'lib')!r})\n"
+        "for name in [name for name in sys.modules if name.split('.')[0] == 'jaxdp']:\n"
+        "    del sys.modules[name]\n"
+        "from jaxdp import commands\n"
+        f"assert commands.__file__.startswith({str(tmp_path / 'lib')!r}), commands.__file__\n"
+        "commands.main()\n"
     )
+    arguments = ["train", "--config", "smoke", "--config.privacy.units=0"]
+    done = run_script(tmp_path / "program.py", *arguments)
     assert done.returncode == 1
     assert done.stderr == "error: config.privacy.units must be at least 1 or None, not 0\n"
 

@@ -24,8 +24,9 @@ from helpers_training import run_script
 from jaxdp.commands import export as command
 from jaxdp.config import ConfigError
 from jaxdp.models import lora
+from jaxdp.models.checkpoints import WeightsError
 from jaxdp.models.merged import load_checkpoint
-from jaxdp.models.peft import save_adapter
+from jaxdp.models.peft import read_adapter_info, save_adapter
 
 pytestmark = IGNORE_PEFT
 LABELS = ["Edema", "Mass", "Nodule", "Fracture", "No Finding"]
@@ -63,6 +64,8 @@ def test_an_adapter_that_does_not_say_how_it_pools_is_renamed_all_the_same(relea
     (tmp_path / "adapter" / "jaxdp.json").unlink()
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": None}))
+    with pytest.raises(WeightsError, match='does not say how it pools.*"pooling": "cls" or'):
+        read_adapter_info(tmp_path / "adapter")
     shutil.copytree(tmp_path / "adapter", tmp_path / "adapter" / "reader_2")
     command.run(tmp_path / "adapter", tmp_path / "out", "adapter", "owner/name")
     for folder in ("", "reader_2"):

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers_training import LABELS, smoke_config, write_backbone, write_collection
+from helpers_training import (
+    LABELS,
+    run_script,
+    smoke_config,
+    write_backbone,
+    write_collection,
+)
 
 from jaxdp.released import load
 from jaxdp.run.interrupt import Interrupt
@@ -38,6 +42,14 @@ REPOSITORIES = {
     "someone/only-torch": {n: FILES[n] for n in ("config.json", "vocab.txt", "pytorch_model.bin")},
     "someone/no-weights": {"config.json": FILES["config.json"]},
 }
+
+
+AFRESH = """
+import sys
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("huggingface_hub", "jaxdp"):
+        del sys.modules[name]
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -156,26 +168,24 @@ def hub():
 
 
 @pytest.fixture
-def client(hub, tmp_path):
+def client(hub, tmp_path, monkeypatch):
     """client(program, *arguments, **environment) -> what it prints, in a process of its own: the
     hub's client reads its settings when it is imported."""
+    file = tmp_path / "program.py"
+    for name in [name for name in os.environ if name.startswith("HF_")]:  # a developer's own
+        monkeypatch.delenv(name)
 
     def run(program, *arguments, **environment):
-        result = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env={
-                **{n: v for n, v in os.environ.items() if not n.startswith("HF_")},
-                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-                "HF_HOME": str(tmp_path / "hub"),
-                "HF_HUB_DISABLE_XET": "1",
-                "HF_TOKEN": "hf_test",
-                "NO_PROXY": "127.0.0.1",
-                "JAX_PLATFORMS": "cpu",
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-        )
+        file.write_text(AFRESH + program)
+        settings = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_test",
+            "NO_PROXY": "127.0.0.1",
+        }
+        result = run_script(file, *arguments, **settings | environment)
         assert result.returncode == 0, result.stderr
         return result.stdout.removesuffix("\n")
 
@@ -184,17 +194,19 @@ def client(hub, tmp_path):
 
 @pytest.fixture
 def download(client):
-    """download(repo_id, revision, **environment) -> (what it fetched by name, folder), or the
-    error's text."""
+    """download(*repo_id or repo_id@revision, **environment) -> for each the folder that it is in,
+    or the error's text."""
 
-    def run(repo_id, revision=None, **environment):
+    def run(*models, **environment):
         program = (
             "import sys; from jaxdp.models.hub import download\n"
             "from jaxdp.models.checkpoints import WeightsError\n"
-            "try: print(download(sys.argv[1], sys.argv[2] or None))\n"
-            "except WeightsError as error: print('error:', error)"
+            "for model in sys.argv[1:]:\n"
+            "    repo_id, _, revision = model.partition('@')\n"
+            "    try: print(download(repo_id, revision or None))\n"
+            "    except WeightsError as error: print('error:', error)"
         )
-        return client(program, repo_id, revision or "", **environment)
+        return client(program, *models, **environment).split("\n")
 
     return run
 
@@ -204,50 +216,47 @@ def contents(folder):
 
 
 def test_one_format_is_fetched_once_and_then_found_offline(hub, download):
-    folder = download("someone/all-formats")
+    (folder,) = download("someone/all-formats")
     wanted = ("config.json", "vocab.txt", "model.safetensors")
     assert contents(folder) == {name: FILES[name] for name in wanted}
     assert Path(folder).name == COMMIT["main"]
     hub.requests.clear()
-    assert download("someone/all-formats") == folder
+    assert download("someone/all-formats") == [folder]
     assert not [r for r in hub.requests if "/resolve/" in r]
     hub.requests.clear()
-    assert download("someone/all-formats", HF_HUB_OFFLINE="1") == folder
+    assert download("someone/all-formats", HF_HUB_OFFLINE="1") == [folder]
     assert not hub.requests
 
 
 def test_a_revision_is_another_snapshot(download):
-    folder = download("someone/all-formats", "v1")
+    folder, again = download("someone/all-formats@v1", f"someone/all-formats@{COMMIT['v1']}")
     assert Path(folder).name == COMMIT["v1"]
     assert contents(folder)["model.safetensors"] == b"weights v1"
-    assert download("someone/all-formats", COMMIT["v1"]) == folder
+    assert again == folder
 
 
 def test_the_next_format_is_taken_where_the_best_is_missing(download):
-    assert "pytorch_model.bin" in contents(download("someone/only-torch"))
+    assert "pytorch_model.bin" in contents(*download("someone/only-torch"))
 
 
-@pytest.mark.parametrize(
-    ("repo_id", "revision", "environment", "message"),
-    [
-        ("someone/unknown", None, {}, "no such model, or a private one; set HF_TOKEN"),
-        ("someone/all-formats", "v9", {}, "no revision 'v9'"),
-        ("someone/gated", None, {}, "access is restricted; set HF_TOKEN"),
-        ("someone/all-formats", None, {"HF_HUB_OFFLINE": "1"}, "not (completely) in the cache"),
-        ("someone/no-weights", None, {}, "holds no weights; expected one of model.safetensors, "),
-        ("not/a/name", None, {}, "hub model not/a/name: Repo id must be"),
-    ],
-)
-def test_errors_are_one_line_that_says_what_to_do(
-    download, repo_id, revision, environment, message
-):
-    output = download(repo_id, revision, **environment)
-    assert output.startswith(f"error: hub model {repo_id}")
-    assert message in output and "\n" not in output
+def test_errors_are_one_line_that_says_what_to_do(download):
+    online = {
+        "someone/unknown": "no such model, or a private one; set HF_TOKEN",
+        "someone/all-formats@v9": "no revision 'v9'",
+        "someone/gated": "access is restricted; set HF_TOKEN",
+        "someone/no-weights": "holds no weights; expected one of model.safetensors, ",
+        "not/a/name": "hub model not/a/name: Repo id must be",
+    }
+    for model, output in zip(online, download(*online), strict=True):
+        assert output.startswith(f"error: hub model {model.partition('@')[0]}")
+        assert online[model] in output
+    (output,) = download("someone/all-formats", HF_HUB_OFFLINE="1")
+    assert output.startswith("error: hub model someone/all-formats")
+    assert "not (completely) in the cache" in output
 
 
 def test_no_server_and_no_cache(hub, download):
-    output = download("someone/all-formats", HF_ENDPOINT="http://127.0.0.1:9")
+    (output,) = download("someone/all-formats", HF_ENDPOINT="http://127.0.0.1:9")
     assert "not (completely) in the cache, and the hub cannot be reached" in output
 
 
@@ -255,10 +264,12 @@ PUSH = """
 import sys, warnings
 from jaxdp import load, push_to_hub
 from jaxdp.cli import USER_ERRORS
-try:
-    print(push_to_hub(sys.argv[1], sys.argv[2], **dict.fromkeys(sys.argv[3:], True)))
-except USER_ERRORS as error:
-    print("error:", error)
+repository, *options = sys.argv[1].split("+")
+for release in sys.argv[2:]:
+    try:
+        print(push_to_hub(release, repository, **dict.fromkeys(options, True)))
+    except USER_ERRORS as error:
+        print("error:", error)
 """
 LOAD = """
 import sys, numpy
@@ -296,7 +307,7 @@ def run(once, tmp_path):
 def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, run, tmp_path):
     repository, release = "someone/new", run / "release"
     hub.repositories[repository] = {"adapter/old.txt": b"of an earlier push", ".gitattributes": b""}
-    assert client(PUSH, str(run), repository).endswith(f"/commit/{COMMIT['main']}")
+    assert client(PUSH, repository, run).endswith(f"/commit/{COMMIT['main']}")
     held = dict(hub.repositories[repository])
     assert held.pop(".gitattributes") == b""
     card = held.pop("README.md").decode()
@@ -308,25 +319,25 @@ def test_a_release_goes_to_the_hub_whole_and_alone_and_comes_back(hub, client, r
     assert fields == {name: statement[name] for name in fields} and fields["epsilon"] > 0
     assert files["PRIVACY.md"].decode() in card and ", ".join(LABELS) in card
 
-    said = client(LOAD, repository, str(tmp_path / "backbone"), str(tmp_path / "there.npy"))
+    said = client(LOAD, repository, tmp_path / "backbone", tmp_path / "there.npy")
     assert said == f"{LABELS} {statement['epsilon']}"
     here = load(run).predict_proba(["heart normal.", "small opacity left."])
     np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), here)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda r: (r / "adapter" / "notes.txt").write_text("x"), "not belong in a release: adap"),
-        (lambda r: (r / "secret").symlink_to(r.parent / "private"), "does not belong in a release"),
-        (lambda r: (r / "PRIVACY.md").write_text("perfect privacy"), "does not say what privacy"),
-        (lambda r: (r / "privacy.json").unlink(), "missing: privacy.json"),
-    ],
-)
-def test_a_release_that_is_not_sound_is_not_pushed(hub, client, run, change, words):
-    change(run / "release")
-    said = client(PUSH, str(run / "release"), "someone/new")
-    assert said.startswith("error: not pushed, ") and words in said and "\n" not in said
+def test_a_release_that_is_not_sound_is_not_pushed(hub, client, run, tmp_path):
+    unsound = {
+        "not belong in a release: adap": lambda r: (r / "adapter" / "notes.txt").write_text("x"),
+        "in a release: secret": lambda r: (r / "secret").symlink_to(r.parent / "private"),
+        "does not say what privacy": lambda r: (r / "PRIVACY.md").write_text("perfect privacy"),
+        "missing: privacy.json": lambda r: (r / "privacy.json").unlink(),
+    }
+    copies = [shutil.copytree(run, tmp_path / str(i)) / "release" for i in range(len(unsound))]
+    for change, copy in zip(unsound.values(), copies, strict=True):
+        change(copy)
+    said = client(PUSH, "someone/new", *copies).split("\n")
+    for words, line in zip(unsound, said, strict=True):
+        assert line.startswith("error: not pushed, ") and words in line
     assert not [r for r in hub.requests if not r.startswith("GET")]
     assert "someone/new" not in hub.repositories
 
@@ -336,17 +347,17 @@ def test_a_release_that_is_not_sound_is_not_pushed(hub, client, run, change, wor
     "changes", [{}, {"privacy__epsilon": None, "run__research_seed": None}], ids=["seed", "none"]
 )
 def test_what_protects_nobody_is_pushed_only_on_purpose(hub, client, tmp_path, changes):
-    release = str(trained(tmp_path, **changes) / "release")
-    assert "may reveal reports; push_to_hub(" in client(PUSH, release, "someone/new")
+    release = trained(tmp_path, **changes) / "release"
+    assert "may reveal reports; push_to_hub(" in client(PUSH, "someone/new", release)
     assert not hub.requests
-    assert "/commit/" in client(PUSH, release, "someone/new", "unprotected")
+    assert "/commit/" in client(PUSH, "someone/new+unprotected", release)
 
 
 def test_no_rights_to_push_are_said_in_one_line(client, run):
-    said = client(PUSH, str(run), "other/repository")
+    said = client(PUSH, "other/repository", run)
     assert said.startswith("error: hub model other/repository: ") and "\n" not in said
 
 
 def test_no_server_to_push_to_is_said_in_one_line(client, run):
-    said = client(PUSH, str(run), "someone/new", HF_ENDPOINT="http://127.0.0.1:9")
+    said = client(PUSH, "someone/new", run, HF_ENDPOINT="http://127.0.0.1:9")
     assert said.startswith("error: hub model someone/new: ") and "\n" not in said

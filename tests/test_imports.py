@@ -3,6 +3,7 @@
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,16 +199,10 @@ def run_without_torch(program: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_everything_imports_without_torch():
+def test_everything_imports_and_a_backbone_is_read_without_torch_and_without_a_word(workspace):
     core = {m for m in MODULES if m.startswith("jaxdp")} - NEED_TORCH
-    result = run_without_torch(f"for name in {sorted(core)}:\n    importlib.import_module(name)\n")
-    assert result.returncode == 0, result.stderr
-    blocked = run_without_torch("import torch")
-    assert blocked.returncode != 0, "the block does not block"
-
-
-def test_a_backbone_is_read_without_torch_and_without_a_word(workspace):
     result = run_without_torch(
+        f"for name in {sorted(core)}:\n    importlib.import_module(name)\n"
         "from flax import nnx\n"
         "from jaxdp.data.tokens import load_tokenizer\n"
         "from jaxdp.models.pretrained import load_classifier\n"
@@ -217,3 +212,18 @@ def test_a_backbone_is_read_without_torch_and_without_a_word(workspace):
     )
     assert result.returncode == 0 and not result.stderr, result.stderr
     assert result.stdout.endswith("] False\n") and result.stdout.count(",") == 2
+    assert run_without_torch("import torch").returncode != 0, "the block does not block"
+
+
+def test_the_torch_side_names_no_jax():
+    """Nor does what it imports of ours; tests/test_baseline.py imports it (slow)."""
+    files = {module_name(path): path for path in sources()}
+    seen, new = set(), {"jaxdp.peers.torch_side"}
+    while new:
+        seen |= new
+        found = {m for name in new for m in (*imports(files[name]), name.rpartition(".")[0])}
+        new = (found & MODULES) - seen
+    for name in seen:
+        named = re.findall(r"^ *(?:import|from) (\w+)", files[name].read_text("utf-8"), re.M)
+        assert not {"jax", "flax", "optax", "chex"} & set(named), name
+    assert len(seen) > 5

@@ -3,15 +3,15 @@
 
 import fcntl
 import math
+import multiprocessing
 import os
 import resource
 import stat
-import subprocess
-import sys
 import threading
 
 import pytest
 from helpers_disk import Disk
+from helpers_training import start_fork
 
 from jaxdp.dp import Ledger, LedgerError, SubsampledGaussian, epsilon_pld
 
@@ -153,18 +153,18 @@ def test_a_lost_key_is_an_error(ledger):
 
 
 def test_processes_take_turns(ledger):
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom jaxdp.dp.ledger import Ledger\n"
-        "from jaxdp.dp import SubsampledGaussian\n"
-        "m = SubsampledGaussian(3000, 3000, 1, 0.1, 40.0)\n"
-        "for i in range(20):\n"
-        "    Ledger(Path(sys.argv[1])).plan('d', f'{sys.argv[2]} {i}', {'lora': m})\n"
-    )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", program, str(ledger.path), name]) for name in "ab"
-    ]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    ready = multiprocessing.get_context("forkserver").Barrier(2)
+    writers = [start_fork(write, ready, ledger.path, name) for name in "ab"]
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert len(ledger.runs()["d"]) == 40
+
+
+def write(ready, path, name):
+    ready.wait(60)  # else one would be done before the other has begun
+    for i in range(20):
+        Ledger(path).plan("d", f"{name} {i}", {"lora": LORA})
 
 
 def test_an_entry_and_its_key_survive_a_power_loss_once_the_plan_has_returned(

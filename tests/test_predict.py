@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from helpers_training import LABELS, run_script, smoke_config
+from helpers_training import LABELS, run_script, smoke_config, write_backbone, write_collection
 from rich.console import Console
 
 from jaxdp.config import ConfigError
@@ -28,9 +28,18 @@ from jaxdp.training.setup import load_inputs
 TEXTS = ["heart normal.", "small opacity left.", "no acute effusion", "Enlarged heart, lungs clear"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """As elsewhere, but one for all tests here: none changes the collection, backbone or run."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_collection(folder / "NLMCXR_reports.tgz")
+    write_backbone(folder / "backbone")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def release(workspace):
-    """A finished run's directory, its configuration and its test metrics."""
+    """Of a finished run."""
     config = smoke_config(
         workspace,
         privacy__epsilon=None,

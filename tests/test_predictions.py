@@ -2,19 +2,13 @@
 """What a run keeps of its answers for the test reports."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 from helpers_data import make_dataset
-from helpers_training import smoke_config
-from rich.console import Console
 
 from jaxdp.data.dataset import DataError
 from jaxdp.evaluation.predictions import TestPredictions
-from jaxdp.run.interrupt import Interrupt
-from jaxdp.run.monitor import Monitor
-from jaxdp.run.train import train
 
 
 def predictions(unit: str) -> TestPredictions:
@@ -51,12 +45,3 @@ def test_a_damaged_file_is_named(tmp_path):
             TestPredictions.read(path)
     with pytest.raises(DataError, match="missing"):
         TestPredictions.read(tmp_path / "none")
-
-
-def test_a_run_keeps_what_its_metrics_are_made_of(workspace):
-    config = smoke_config(workspace)
-    with Interrupt() as interrupt:
-        train(config, resume=False, interrupt=interrupt, monitor=Monitor(Console(quiet=True)))
-    run = workspace / "runs" / "smoke"
-    kept = TestPredictions.read(run / "private" / "test_predictions.npz")
-    assert kept.metrics() == json.loads((run / "metrics.json").read_text())["test"]

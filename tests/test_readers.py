@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from helpers_models import load, our_logits, randomise, reports, save_torch_model, torch_logits
 from helpers_training import LABELS, AtTheFirstStep, smoke_config, write_backbone, write_collection
 from jax.flatten_util import ravel_pytree
-from test_warm_start import BOOK, built, parameters, run, settings
+from test_warm_start import BOOK, adapter_of, built, parameters, run, settings
 
 from jaxdp import dp
 from jaxdp.backbone import load_finetuned
@@ -48,15 +49,18 @@ def base(request, tmp_path_factory):
     return path
 
 
+@cache
+def reader_of(base, pooling, number):
+    reader = load(base, pooling=pooling)
+    rngs = nnx.Rngs(number)
+    lora.add_lora(reader, rank=2, alpha=4.0, targets=["query", "value"], rngs=rngs)
+    randomise(reader, "lora+queries", noise=0.1 * (number + 1))
+    return reader
+
+
 def readers_of(base, pooling="label-attention", count=3):
     """Ordinary classifiers over the same frozen weights, and one model of all of them."""
-    each = []
-    for number in range(count):
-        reader = load(base, pooling=pooling)
-        rngs = nnx.Rngs(number)
-        lora.add_lora(reader, rank=2, alpha=4.0, targets=["query", "value"], rngs=rngs)
-        randomise(reader, "lora+queries", noise=0.1 * (number + 1))
-        each.append(reader)
+    each = [nnx.clone(reader_of(base, pooling, number)) for number in range(count)]
     model = nnx.clone(each[0])
     join(model, [own_of(reader) for reader in each])
     return each, model
@@ -68,18 +72,17 @@ def test_logits_are_the_sum_of_each_reader_s(base, pooling):
     ids, lengths = reports()
     alone = [our_logits(reader, ids, lengths) for reader in each]
     assert min(np.abs(a - b).max() for a, b in zip(alone, alone[1:], strict=False)) > 0.05
-    expected = sum(alone)
-    np.testing.assert_allclose(our_logits(model, ids, lengths), expected, atol=1e-5, rtol=1e-5)
+    expected, whole = sum(alone), our_logits(model, ids, lengths)
+    np.testing.assert_allclose(whole, expected, atol=1e-5, rtol=1e-5)
     # What it knows of itself: every reader again, and no padding.
     parts = [our_logits(part(model, number), ids, lengths) for number in range(3)]
     np.testing.assert_allclose(sum(parts), expected, atol=1e-5, rtol=1e-5)
-    for reader, found in zip(each, parts, strict=True):
-        alone = our_logits(reader, ids, lengths) - np.asarray(reader.classifier.bias[...])
-        bias = np.asarray(model.classifier.bias[...]) / 3
-        np.testing.assert_allclose(found - bias, alone, atol=1e-5, rtol=1e-5)
-    for row, length in zip(ids, lengths, strict=True):
-        other = np.where(np.arange(len(row)) < length, row, 1)
-        np.testing.assert_array_equal(model(row, length), model(other, length))
+    bias = np.asarray(model.classifier.bias[...]) / 3
+    for reader, own, found in zip(each, alone, parts, strict=True):
+        own = own - np.asarray(reader.classifier.bias[...])
+        np.testing.assert_allclose(found - bias, own, atol=1e-5, rtol=1e-5)
+    other = np.where(ids == 0, 1, ids)
+    np.testing.assert_array_equal(our_logits(model, other, lengths), whole)
 
 
 def test_reports_of_a_row_are_read_as_alone(base):
@@ -117,14 +120,14 @@ def test_gradients_are_those_of_each_reader(base):
     ids, lengths = reports()
     weights = np.random.default_rng(1).standard_normal(5)
 
+    @partial(jax.jit, static_argnums=0)
+    @partial(jax.grad, argnums=1)
+    def of_loss(graphdef, adapters, frozen, shift):
+        logits = nnx.merge(graphdef, adapters, frozen)(ids[0], lengths[0]) + shift
+        return jnp.sum(weights * jax.nn.softplus(logits))
+
     def gradient(model, shift):
-        graphdef, adapters, frozen = lora.split(model, "lora+queries")
-
-        def loss(adapters):
-            logits = nnx.merge(graphdef, adapters, frozen)(ids[0], lengths[0]) + shift
-            return jnp.sum(weights * jax.nn.softplus(logits))
-
-        return dict(nnx.to_flat_state(jax.grad(loss)(adapters)))
+        return dict(nnx.to_flat_state(of_loss(*lora.split(model, "lora+queries"), shift)))
 
     whole = our_logits(model, ids, lengths)[0]
     found = gradient(model, 0.0)
@@ -214,27 +217,28 @@ def test_each_learns_in_an_order_of_its_own_and_the_first_as_one_alone(workspace
         np.testing.assert_array_equal(again[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["head", "lora"])
+@pytest.mark.parametrize("mode", ["head", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_with_two_readers_is_released_whole(workspace, mode):
     changes = QUICK | {"warm_start__readers": 2, "train__mode": mode}
     if mode == "head":
         changes |= {"model__label_dimensions": 3, "run__checkpoint_every": 2}
     config = smoke_config(workspace, **settings(str(workspace / "book.json"), 5, **changes))
-    with pytest.raises(Interrupted):
-        train(config, resume=False, interrupt=AtTheFirstStep(), monitor=SilentMonitor())
-    train(config, resume=True, interrupt=Interrupt(), monitor=SilentMonitor())
+    run(config)
     release = config.path / "release"
-    whole = config.below(config.path.parent, "whole")
-    run(whole)
-    for reader in ("", "reader_2"):
-        name = Path("release", "adapter", reader, "adapter_model.safetensors")
-        assert (config.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert failures(check_release(release, workspace / "backbone")) == ""
     classifier = ReleasedClassifier(release, base_model=str(workspace / "backbone"))
     kept = np.load(config.path / "private" / "test_predictions.npz")
     texts = list(load_inputs(config).dataset.subset("test").texts)
     found = np.asarray(classifier.predict_proba(texts))
     np.testing.assert_allclose(found, kept["probabilities"], atol=1e-4)
+
+    stopped = config.below(config.path.parent, "stopped")
+    with pytest.raises(Interrupted):
+        train(stopped, resume=False, interrupt=AtTheFirstStep(), monitor=SilentMonitor())
+    train(stopped, resume=True, interrupt=Interrupt(), monitor=SilentMonitor())
+    for reader in ("", "reader_2"):
+        name = Path("release", "adapter", reader, "adapter_model.safetensors")
+        assert (config.path / name).read_bytes() == (stopped.path / name).read_bytes()
 
     def broken(change):
         copy = workspace / "copy"
@@ -264,9 +268,7 @@ def test_a_run_with_two_readers_is_released_whole(workspace, mode):
 def test_a_start_from_several_readers_goes_on_with_each(workspace):
     book = str(workspace / "book.json")
     changes = QUICK | {"warm_start__readers": 2}
-    config = smoke_config(workspace, **settings(book, 5, **changes))
-    run(config)
-    folder = config.path / "release" / "adapter"
+    folder = adapter_of(workspace, smoke_config(workspace, **settings(book, 5, **changes)))
     changes |= {"warm_start__from_adapter": str(folder)}
     again = smoke_config(workspace, **settings(book, 0, **changes))
     found = built(workspace, again, pooling="label-attention")
@@ -285,10 +287,8 @@ def test_a_start_from_several_readers_goes_on_with_each(workspace):
 
 def test_a_run_of_one_reader_begins_two_but_not_without_a_step(workspace):
     book = str(workspace / "book.json")
-    config = smoke_config(workspace, **settings(book, 5, **QUICK))
-    run(config)
-    folder = str(config.path / "release" / "adapter")
-    changes = QUICK | {"warm_start__from_adapter": folder, "warm_start__readers": 2}
+    folder = adapter_of(workspace, smoke_config(workspace, **settings(book, 5, **QUICK)))
+    changes = QUICK | {"warm_start__from_adapter": str(folder), "warm_start__readers": 2}
     found = parameters(
         built(workspace, smoke_config(workspace, **settings(book, 3, **changes)), pooling=ATTENTION)
     )
@@ -319,11 +319,11 @@ def test_reports_are_clipped_over_all_readers_together(base, trained):
     def loss(adapters, *report):
         return report_loss(graphdef, 0)(adapters, (frozen, 0.0), *report)
 
-    summed = dp.clipped_gradient_sum(loss, clip)
+    summed, gradient = jax.jit(dp.clipped_gradient_sum(loss, clip)), jax.jit(jax.grad(loss))
     total, diagnostics = summed(adapters, ids, lengths, labels, is_padding=np.zeros(3, bool))
     expected, norms = 0.0, []
     for report in zip(ids, lengths, labels, strict=True):
-        flat = np.asarray(ravel_pytree(jax.grad(loss)(adapters, *report))[0], np.float64)
+        flat = np.asarray(ravel_pytree(gradient(adapters, *report))[0], np.float64)
         norms.append(np.linalg.norm(flat))
         expected = expected + flat * min(1, clip / norms[-1])
     assert max(norms) > clip

@@ -260,7 +260,8 @@ def test_the_step_passes_the_draw_on_and_repeats_itself_after_a_restart():
 def test_a_run_uses_it_and_says_so(tmp_path):
     write_collection(tmp_path / "NLMCXR_reports.tgz")
     write_backbone(tmp_path / "backbone")
-    changes = dict(head_stage__steps=0, centering__l2_clip_norm=None, run__checkpoint_every=6)
+    changes = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
+    changes |= dict(privacy__noise_multiplier=60.0, run__checkpoint_every=6)
     adapters = []
     for secure in (True, False):
         config = smoke_config(

@@ -2,7 +2,7 @@
 """Rows that several reports share, against one report at a time: the slow oracle is vmap."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ POOLINGS = ("cls", "first", "mean", "mean-last2", "label-attention")
 LENGTHS = np.array([9, 4, 13, 2, 7, 30, 2, 5, 11, 6], np.int32)  # one row is full: 30 and 2
 ROWS = Buckets((32,), (2,), (3,))
 ALONE = Buckets((30,), (4,))
+TWO = {"num_hidden_layers": 2}
+SHALLOW = {"bert": TWO, "albert": TWO | {"num_hidden_groups": 1}}  # a group is used twice
 LABELS = np.random.default_rng(1).integers(-1, 2, (len(LENGTHS), 5)).astype(np.int8)
 
 
@@ -36,7 +38,7 @@ def tokens(seed=0):
 
 def classifier(kind, pooling, dtype=np.float64, products=None):
     """Of a tiny size, with adapters in every linear layer; every number is random."""
-    cfg = transformers.AutoConfig.for_model(kind, **SIZES[kind])
+    cfg = transformers.AutoConfig.for_model(kind, **SIZES[kind] | SHALLOW.get(kind, {}))
     model = MODELS[kind](cfg, 5, pooling, products, rngs=nnx.Rngs(0))
     lora.add_lora(model, rank=3, alpha=6.0, targets=["all-linear"], rngs=nnx.Rngs(1))
     rng = np.random.default_rng(2)
@@ -117,8 +119,8 @@ def test_in_half_precision_they_differ_by_rounding():
     wanted = gradient_of(model, "lora", ALONE)(tokens())
     for (_, ours), (_, theirs) in zip(found, wanted, strict=True):
         a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (ours, theirs))
-        # 2^-8 for each of some 30 roundings on the way, which add up like independent ones
-        assert np.linalg.norm(a - b) < 30**0.5 * 2**-8 * np.linalg.norm(b)
+        # 2^-8 for each of some 20 roundings on the way, which add up like independent ones
+        assert np.linalg.norm(a - b) < 20**0.5 * 2**-8 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("kind, pooling", QUICK)
@@ -150,6 +152,7 @@ def test_every_level_is_that_of_reports_alone(kind, pooling):
     model = classifier(kind, pooling, np.float32)
     graphdef, adapters, frozen = lora.split(model, "lora")
 
+    @cache
     def alone_at(level):
         return FrozenLayers(model, {"train": tokens()}, ALONE).at(level)["train"]
 

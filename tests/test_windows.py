@@ -2,7 +2,6 @@
 """Reports in overlapping windows: what a window holds, what is read of all, one gradient each."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +71,11 @@ def model(request, tmp_path_factory):
     return model
 
 
+@nnx.jit(static_argnames="level")
+def logits(model, x, length, level=0):
+    return model(x, length, level)
+
+
 IDS = jnp.asarray(np.random.default_rng(0).integers(2, 97, SIZE * COUNT))
 
 
@@ -82,18 +86,19 @@ def test_every_window_is_read_alone_and_labels_read_all_of_them(model, length):
     states = []
     for start in range(0, length, SIZE):
         end = min(start + SIZE, length)
-        read = partial(other.last_states, IDS[start:end], end - start, 0)
-        states.append(read())
+        states.append(other.last_states(IDS[start:end], end - start, 0))
     states = jnp.concatenate(states)
     whole = other.classifier(other.label_attention(states, jnp.ones(length, bool)))
-    np.testing.assert_allclose(model(IDS, length), whole, atol=2e-6, rtol=1e-5)
-    cut = model(IDS[: length + 1], length)  # a width that is no multiple of the window's
+    found = logits(model, IDS, length)
+    np.testing.assert_allclose(found, whole, atol=2e-6, rtol=1e-5)
+    cut = logits(model, IDS[: length + 1], length)  # a width that is no multiple of the window's
     np.testing.assert_allclose(cut, whole, atol=2e-6, rtol=1e-5)
     for level in (1, model.depth - 1):
         states = model.advance(IDS, length, 0, level)
-        np.testing.assert_allclose(model(states, length, level), whole, atol=2e-6, rtol=1e-5)
+        again = logits(model, states, length, level=level)
+        np.testing.assert_allclose(again, whole, atol=2e-6, rtol=1e-5)
     noise = IDS.at[length:].set(5)
-    np.testing.assert_array_equal(model(noise, length), model(IDS, length))
+    np.testing.assert_array_equal(logits(model, noise, length), found)
 
 
 def test_a_report_of_many_windows_has_one_gradient_and_one_clip(model):
@@ -106,10 +111,10 @@ def test_a_report_of_many_windows_has_one_gradient_and_one_clip(model):
         return multilabel_loss(nnx.merge(graphdef, adapters, frozen)(ids, length), labels)
 
     labels = jnp.asarray([1, 0, 1, 0, 1])
-    gradient = jax.grad(loss)(adapters, IDS, SIZE * COUNT, labels)
+    gradient = jax.jit(jax.grad(loss))(adapters, IDS, SIZE * COUNT, labels)
     norm = float(dp.clipping.per_report_norms(jax.tree.map(lambda x: x[None], gradient))[0])
     batch = (jnp.stack([IDS, IDS]), jnp.asarray([SIZE * COUNT, 5]), jnp.stack([labels, labels]))
-    clipped = dp.clipped_gradient_sum(loss, norm / 10)
+    clipped = jax.jit(dp.clipped_gradient_sum(loss, norm / 10))
     total, _ = clipped(adapters, *batch, is_padding=jnp.asarray([False, True]))
     for found, own in zip(jax.tree.leaves(total), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(found, own / 10, rtol=1e-3, atol=1e-6)

@@ -3,7 +3,6 @@
 
     python tests/mutants/run.py                 # all; exits with 1 if any survives
     python tests/mutants/run.py padding noise   # those with one of these words in their name
-    python tests/mutants/run.py --quick         # without those whose killers train for seconds
 
 Libraries are imported once; each mutant is a fork of that process, which then imports jaxdp and the
 test from its own copy, so no mutant sees another's modules. First the killers must pass unmutated.
@@ -13,6 +12,7 @@ import argparse
 import compileall
 import gc
 import importlib
+import itertools
 import os
 import re
 import shutil
@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-from table import MUTANTS, SLOW, Mutant
+from table import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported before forking. Nothing here may start JAX's backend, which does not survive a fork.
@@ -50,15 +51,6 @@ def copy_of_the_package(target: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", target)
     hashed = PycInvalidationMode.CHECKED_HASH
     compileall.compile_dir(target, quiet=2, invalidation_mode=hashed)
-    return target
-
-
-def known_programs(target: Path) -> Path:
-    """A folder with what the tests have compiled, where JAXDP_TESTS_COMPILED says where it is."""
-    target.mkdir()
-    for file in Path(os.environ.get("JAXDP_TESTS_COMPILED", target)).glob("*/*"):
-        if not (target / file.name).exists():
-            shutil.copy(file, target)
     return target
 
 
@@ -116,14 +108,34 @@ def start_tests(tree: Path, tests: list[str], compiled: Path) -> int:
         os._exit(status)
 
 
-def run_all(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, int, float, str]]:
-    """(mutant, exit status of its killer, seconds, end of the output), in the order given."""
-    outcome, running = {}, {}
-    waiting = list(enumerate(mutants))
+def check_unmutated(killers: list[str], original: Path, compiled: list[Path]) -> None:
+    """Ends the program unless the killers pass on the package as it is. All that they compile is in
+    every folder of `compiled` then: most of it is what it is with a mutant."""
+    running = {}
+    for i, folder in enumerate(compiled):
+        tree = shutil.copytree(original, folder.with_suffix(".tree"), copy_function=os.link)
+        folder.mkdir()
+        if share := killers[i :: len(compiled)]:
+            running[start_tests(tree, share, folder)] = tree
+    for pid, tree in running.items():
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status != SURVIVED:
+            print((tree / "output").read_text(errors="replace"))
+            sys.exit(f"the killers do not pass on the unmutated package (status {status})")
+    for folder, other in itertools.permutations(compiled, 2):
+        shutil.copytree(folder, other, dirs_exist_ok=True)
+
+
+def run_all(mutants: list[Mutant], workers: int) -> Iterator[tuple[Mutant, int, float, str]]:
+    """(mutant, exit status of its killer, seconds, end of the output), as they end."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch).resolve()
         original = copy_of_the_package(scratch / "original")
-        free = [known_programs(scratch / f"compiled{i}") for i in range(workers)]
+        free = [scratch / f"compiled{i}" for i in range(workers)]
+        check_unmutated(sorted({m.killer for m in mutants}), original, free)
+        print(f"unmutated, all killers pass ({time.monotonic() - start:.0f} s)")
+        waiting, running = list(enumerate(mutants)), {}
         while waiting or running:
             while waiting and free:
                 i, mutant = waiting.pop(0)
@@ -131,41 +143,22 @@ def run_all(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, int, floa
                 apply(mutant, tree)
                 compiled = free.pop()
                 pid = start_tests(tree, [mutant.killer], compiled)
-                running[pid] = (i, tree, compiled, time.monotonic())
+                running[pid] = (mutant, tree, compiled, time.monotonic())
             pid, status = os.wait()
-            i, tree, compiled, start = running.pop(pid)
+            mutant, tree, compiled, begun = running.pop(pid)
             free.append(compiled)
             output = (tree / "output").read_text(errors="replace")
             status = 72 if CRASH.search(output) else os.waitstatus_to_exitcode(status)
-            outcome[i] = (mutants[i], status, time.monotonic() - start, output[-3000:])
             shutil.rmtree(tree)
-    return [outcome[i] for i in range(len(mutants))]
-
-
-def check_unmutated(mutants: list[Mutant]) -> None:
-    """Ends the program unless the killers pass on the package as it is."""
-    with tempfile.TemporaryDirectory() as scratch:
-        tree = copy_of_the_package(Path(scratch).resolve())
-        pid = start_tests(tree, sorted({m.killer for m in mutants}), tree / "compiled")
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status != SURVIVED:
-            print((tree / "output").read_text(errors="replace"))
-            sys.exit(f"the killers do not pass on the unmutated package (status {status})")
+            yield mutant, status, time.monotonic() - begun, output[-3000:]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="only mutants with one of these in their name")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="only those that are killed quickly")
-    parser.add_argument("--after_tests", action="store_true", help="tests have passed: not again")
     options = parser.parse_args()
-    chosen = [
-        m
-        for m in MUTANTS
-        if (not options.words or any(w in m.name for w in options.words))
-        and not (options.quick and m.killer.startswith(SLOW))
-    ]
+    chosen = [m for m in MUTANTS if not options.words or any(w in m.name for w in options.words)]
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.dont_write_bytecode = True  # a mutant must never run another's stale bytecode
@@ -174,10 +167,6 @@ def main() -> int:
     gc.freeze()  # or each fork's garbage collections would go through all that was imported
 
     start = time.monotonic()
-    if not options.after_tests:
-        check_unmutated(chosen)
-        print(f"unmutated, all killers pass ({time.monotonic() - start:.0f} s)")
-
     bad = 0
     for mutant, status, seconds, tail in run_all(chosen, options.workers):
         words = {KILLED: "killed by", SURVIVED: "SURVIVED"}.get(status, f"BROKEN ({status})")

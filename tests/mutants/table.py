@@ -94,17 +94,6 @@ CHECKPOINT_POWER = "test_checkpoint.py::test_a_checkpoint_survives_a_power_loss_
 SECRET_POWER = (
     "test_checkpoint.py::test_a_secret_survives_a_power_loss_from_the_start_and_is_nobody_elses"
 )
-SLOW = (
-    "test_baseline.py",
-    "test_estimator.py",
-    "test_hub.py",
-    "on_devices.py",
-    "test_members.py",
-    "test_sweep.py",
-    "test_trainer.py",
-    "test_warm_start.py",
-)
-"""How the killers begin that train for seconds: left out where the run is to be quick."""
 
 MUTANTS = [
     # Clipping: sensitivity that does not match the clip.
