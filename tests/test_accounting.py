@@ -120,7 +120,7 @@ def test_agrees_with_dp_accountings_own_calibration(epsilon, noise):
     assert noise <= 1.0001 * ours and ours <= 1.005 * noise
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     q=st.floats(0.005, 1.0),
     steps=st.integers(1, 300),
