@@ -171,7 +171,10 @@ def test_it_moves_the_head_alone_or_the_adapters_too_and_nothing_else(workspace,
         np.testing.assert_array_equal(both[name], value, err_msg=name)
 
 
-def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(workspace, book, monkeypatch):
+@pytest.mark.parametrize("learnt", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(
+    workspace, book, monkeypatch, learnt
+):
     monkeypatch.setenv("JAXDP_CACHE", str(workspace / "cache"))
 
     def kept(pooling="label-attention", **changes):
@@ -189,7 +192,7 @@ def test_a_kept_one_is_the_same_and_is_made_anew_for_anything_else(workspace, bo
 
     def learn(*args):
         trained.append(1)
-        if len(trained) == 1:  # at another rate, which is seen in nothing else
+        if learnt or len(trained) == 1:  # at another rate, which is seen in nothing else
             return original(*args)
         return jax.tree.map(lambda x: x + 1e-3 * len(trained), args[1])
 
