@@ -6,7 +6,7 @@ import os
 
 import jax
 import pytest
-from helpers_training import write_backbone, write_collection
+from helpers_training import write_workspace
 from helpers_xla import LONGER, compile_quickly
 
 from jaxdp.assets import cache_directory
@@ -66,6 +66,4 @@ def caches(tmp_path_factory):
 @pytest.fixture
 def workspace(tmp_path):
     """A folder with NLMCXR_reports.tgz and backbone/, both tiny and synthetic."""
-    write_collection(tmp_path / "NLMCXR_reports.tgz")
-    write_backbone(tmp_path / "backbone")
-    return tmp_path
+    return write_workspace(tmp_path)

@@ -60,6 +60,13 @@ _HEADINGS = {"normal": "normal", "enlarged": "Cardiomegaly", "effusion": "Pleura
 LABELS = ("normal", "cardiomegaly", "pleural_effusion")
 
 
+def write_workspace(folder: Path) -> Path:
+    """The folder, with NLMCXR_reports.tgz and backbone/, both tiny and synthetic."""
+    write_collection(folder / "NLMCXR_reports.tgz")
+    write_backbone(folder / "backbone")
+    return folder
+
+
 def write_backbone(directory: Path, hidden: int = 16, layers: int = 2, seed: int = 0) -> Path:
     """A random BERT in Hugging Face format, with a vocabulary that fits the collection."""
     directory.mkdir(parents=True)
@@ -188,6 +195,15 @@ def start_fork(target: Callable, *arguments) -> multiprocessing.Process:
         process = _FORKS.Process(target=target, args=arguments)
         process.start()
     return process
+
+
+AFRESH = """
+import sys
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("huggingface_hub", "jaxdp"):
+        del sys.modules[name]
+"""
+"""How a program begins for which a fork is to import our package and the hub's client anew."""
 
 
 def run_script(name: str | Path, *arguments, **environment: str) -> subprocess.CompletedProcess:

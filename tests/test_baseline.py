@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers_data import write_table
 from helpers_models import IGNORE_PEFT, save_torch_model
-from helpers_training import WORDS, smoke_config, write_backbone, write_collection
+from helpers_training import WORDS, smoke_config, write_workspace
 
 from jaxdp.config import ConfigError
 from jaxdp.models.tasks import multilabel_loss
@@ -63,8 +63,7 @@ def bert(tmp_path_factory) -> Job:
 
 
 def tiny_job(folder, kind: str, **changes) -> Job:
-    write_collection(folder / "NLMCXR_reports.tgz")
-    write_backbone(folder / "backbone")
+    write_workspace(folder)
     if kind == "albert":
         save_torch_model(folder / "albert", "albert", num_labels=3)
         shutil.copy(folder / "backbone" / "vocab.txt", folder / "albert")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers_models import IGNORE_PEFT, SIZES
-from helpers_training import smoke_config, start_script, write_backbone, write_collection
+from helpers_training import smoke_config, start_script, write_workspace
 
 from jaxdp.backbone import Backbone
 from jaxdp.evaluation.inference import packed_logits
@@ -90,8 +90,7 @@ def test_flops_are_those_of_the_traced_gradient(kind, pooling, last, tmp_path):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
-    write_collection(folder / "NLMCXR_reports.tgz")
-    write_backbone(folder / "backbone")
+    write_workspace(folder)
     return load_inputs(smoke_config(folder))
 
 

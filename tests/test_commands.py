@@ -9,7 +9,7 @@ import sys
 
 import jax
 import pytest
-from helpers_training import LABELS, REPOSITORY, run_script, smoke_config
+from helpers_training import AFRESH, LABELS, REPOSITORY, run_script, smoke_config
 from rich.console import Console
 
 from jaxdp.commands import COMMANDS, config_file, main, shipped_configs
@@ -189,9 +189,7 @@ def test_an_installed_package_brings_its_configurations(tmp_path):
             assert str(path.relative_to(REPOSITORY)) in built
     assert {f"jaxdp/configs/{p.name}" for p in (REPOSITORY / "configs").glob("*.py")} <= built
     (tmp_path / "program.py").write_text(
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'lib')!r})\n"
-        "for name in [name for name in sys.modules if name.split('.')[0] == 'jaxdp']:\n"
-        "    del sys.modules[name]\n"
+        f"{AFRESH}sys.path.insert(0, {str(tmp_path / 'lib')!r})\n"
         "from jaxdp import commands\n"
         f"assert commands.__file__.startswith({str(tmp_path / 'lib')!r}), commands.__file__\n"
         "commands.main()\n"

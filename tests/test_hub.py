@@ -14,13 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers_training import (
-    LABELS,
-    run_script,
-    smoke_config,
-    write_backbone,
-    write_collection,
-)
+from helpers_training import AFRESH, LABELS, run_script, smoke_config, write_workspace
 
 from jaxdp.released import load
 from jaxdp.run.interrupt import Interrupt
@@ -42,14 +36,6 @@ REPOSITORIES = {
     "someone/only-torch": {n: FILES[n] for n in ("config.json", "vocab.txt", "pytorch_model.bin")},
     "someone/no-weights": {"config.json": FILES["config.json"]},
 }
-
-
-AFRESH = """
-import sys
-for name in list(sys.modules):
-    if name.partition(".")[0] in ("huggingface_hub", "jaxdp"):
-        del sys.modules[name]
-"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -282,8 +268,7 @@ print(classifier.labels, classifier.privacy["epsilon"])
 
 def trained(folder, **changes):
     """The directory of a finished run of a head."""
-    write_collection(folder / "NLMCXR_reports.tgz")
-    write_backbone(folder / "backbone")
+    write_workspace(folder)
     head = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
     config = smoke_config(folder, **head, **changes)
     train(config, resume=False, interrupt=Interrupt(), monitor=SilentMonitor())

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from helpers_training import LABELS, run_script, smoke_config, write_backbone, write_collection
+from helpers_training import LABELS, run_script, smoke_config, write_workspace
 from rich.console import Console
 
 from jaxdp.config import ConfigError
@@ -32,9 +32,7 @@ TEXTS = ["heart normal.", "small opacity left.", "no acute effusion", "Enlarged 
 def workspace(tmp_path_factory):
     """As elsewhere, but one for all tests here: none changes the collection, backbone or run."""
     folder = tmp_path_factory.mktemp("workspace")
-    write_collection(folder / "NLMCXR_reports.tgz")
-    write_backbone(folder / "backbone")
-    return folder
+    return write_workspace(folder)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from helpers_training import (
     smoke_config,
     smoke_settings,
     start_processes,
-    write_backbone,
     write_collection,
+    write_workspace,
 )
 from rich.console import Console
 
@@ -129,8 +129,7 @@ def test_both_must_read_the_same(both):
 
 @pytest.mark.parametrize("shared", [None, bytes(range(32))], ids=["own samples", "shared samples"])
 def test_one_run_has_one_secret(both, tmp_path, shared):
-    write_collection(tmp_path / "NLMCXR_reports.tgz")
-    write_backbone(tmp_path / "backbone")
+    write_workspace(tmp_path)
     config = smoke_config(tmp_path, run__research_seed=None)
     inputs = load_inputs(config)
     run = RunDirectory(config, resume=False)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from flax import nnx
 from helpers_models import load, our_logits, randomise, reports, save_torch_model, torch_logits
-from helpers_training import LABELS, AtTheFirstStep, smoke_config, write_backbone, write_collection
+from helpers_training import LABELS, AtTheFirstStep, smoke_config, write_workspace
 from jax.flatten_util import ravel_pytree
 from test_warm_start import BOOK, adapter_of, built, parameters, run, settings
 
@@ -181,8 +181,7 @@ def test_merged_each_is_a_checkpoint(base, tmp_path):
 
 @pytest.fixture
 def workspace(tmp_path):
-    write_collection(tmp_path / "NLMCXR_reports.tgz")
-    write_backbone(tmp_path / "backbone")
+    write_workspace(tmp_path)
     (tmp_path / "book.json").write_text(json.dumps(BOOK))
     return tmp_path
 

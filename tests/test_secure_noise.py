@@ -12,7 +12,7 @@ import optax
 import pytest
 import safetensors.numpy
 from helpers_data import make_dataset
-from helpers_training import smoke_config, write_backbone, write_collection
+from helpers_training import smoke_config, write_workspace
 from rich.console import Console
 from scipy import stats
 from test_noise import MECHANISM, STDDEV, correlation, p_value
@@ -258,8 +258,7 @@ def test_the_step_passes_the_draw_on_and_repeats_itself_after_a_restart():
 
 
 def test_a_run_uses_it_and_says_so(tmp_path):
-    write_collection(tmp_path / "NLMCXR_reports.tgz")
-    write_backbone(tmp_path / "backbone")
+    write_workspace(tmp_path)
     changes = dict(train__mode="head", head_stage__steps=0, centering__l2_clip_norm=None)
     changes |= dict(privacy__noise_multiplier=60.0, run__checkpoint_every=6)
     adapters = []

@@ -23,8 +23,7 @@ from helpers_training import (
     smoke_config,
     smoke_settings,
     start_script,
-    write_backbone,
-    write_collection,
+    write_workspace,
 )
 from rich.console import Console
 
@@ -206,8 +205,7 @@ def test_the_joint_cost_is_said_in_words(tmp_path):
 
 
 def test_a_sweep_enters_the_ledger_whole_or_not_at_all(tmp_path):
-    write_collection(tmp_path / "NLMCXR_reports.tgz")
-    write_backbone(tmp_path / "backbone")
+    write_workspace(tmp_path)
     ledger = dp.Ledger(tmp_path / "ledger.jsonl")
     sweep = tiny_sweep(tmp_path, ledger=str(ledger.path))
     plan = plan_sweep(sweep)

@@ -21,8 +21,8 @@ from helpers_training import (
     run_script,
     smoke_config,
     smoke_settings,
-    write_backbone,
     write_collection,
+    write_workspace,
 )
 from rich.console import Console
 
@@ -55,8 +55,7 @@ def run(config, *, resume=False):
 def whole(tmp_path_factory):
     """(folder, result, console) of a run of the smoke settings; only to be read."""
     workspace = tmp_path_factory.mktemp("whole")
-    write_collection(workspace / "NLMCXR_reports.tgz")
-    write_backbone(workspace / "backbone")
+    write_workspace(workspace)
     return workspace, *run(smoke_config(workspace))
 
 

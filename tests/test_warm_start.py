@@ -14,13 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
-from helpers_training import (
-    LABELS,
-    AtTheFirstStep,
-    smoke_config,
-    write_backbone,
-    write_collection,
-)
+from helpers_training import LABELS, AtTheFirstStep, smoke_config, write_workspace
 from rich.console import Console
 
 from jaxdp import dp
@@ -61,9 +55,7 @@ BOOK = {
 
 @pytest.fixture
 def workspace(tmp_path):  # conftest's; the mutants run without it
-    write_collection(tmp_path / "NLMCXR_reports.tgz")
-    write_backbone(tmp_path / "backbone")
-    return tmp_path
+    return write_workspace(tmp_path)
 
 
 @pytest.fixture

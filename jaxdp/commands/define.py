@@ -45,14 +45,15 @@ class Define:
     def parse(self, arguments: list[str]) -> list[str]:
         """Sets the flags; the arguments that are none. A setting that is to be None is set last: a
         parser of numbers refuses that, and one of texts takes it for a name."""
-        split = {a: a.lstrip("-").removesuffix("=None").partition(".") for a in arguments}
-        none = {
-            argument: (name, setting)
-            for argument, (name, _, setting) in split.items()
-            if argument.endswith("=None") and name in self.configs and setting
-        }
-        rest = self.flags([a for a in arguments if a not in none])
-        for name, setting in none.values():
+        none, given = [], []
+        for argument in arguments:
+            name, _, setting = argument.lstrip("-").removesuffix("=None").partition(".")
+            if name in self.configs and setting and argument.endswith("=None"):
+                none.append((name, setting))
+            else:
+                given.append(argument)
+        rest = self.flags(given)
+        for name, setting in none:
             config_path.set_value(setting, self.flags[name].value, None)
         return rest
 

@@ -117,8 +117,10 @@ def check_unmutated(killers: list[str], original: Path, compiled: list[Path]) ->
         folder.mkdir()
         if share := killers[i :: len(compiled)]:
             running[start_tests(tree, share, folder)] = tree
-    for pid, tree in running.items():
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    # All are waited for, whatever one has shown.
+    ended = [(tree, os.waitpid(pid, 0)[1]) for pid, tree in running.items()]
+    for tree, status in ended:
+        status = os.waitstatus_to_exitcode(status)
         if status != SURVIVED:
             print((tree / "output").read_text(errors="replace"))
             sys.exit(f"the killers do not pass on the unmutated package (status {status})")
