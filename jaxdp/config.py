@@ -55,12 +55,14 @@ LAYERS = Check("all or last:k with k at least 1", re.compile("all|last:0*[1-9][0
 EPSILON = Check("positive, or None for training without privacy", lambda epsilon: epsilon > 0)
 READERS = Check("from 1 to 8", lambda readers: 1 <= readers <= 8)
 SEED = Check("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)
+QUERY_SHARE = Check("at least 0 and below 1", lambda share: 0 <= share < 1)
 FOLDER = Check("a folder name without /", lambda n: n not in ("", ".", "..") and "/" not in n)
 
 PLAIN = {
     "train": {
         "mode": "lora",
         "queries": False,
+        "query_share": 0.0,
         "steps": 100,
         "expected_batch_size": 512.0,
         "learning_rate": 1e-3,
@@ -311,6 +313,10 @@ class TrainConfig(Settings, path="config.train"):
     """What is trained: see `models.lora.MODES`."""
     queries: bool | None = None
     """Train the queries of label attention as well."""
+    query_share: Annotated[float | None, QUERY_SHARE] = None
+    """Above 0, a query stage comes first: the head is trained in the same way at this share of
+    privacy.epsilon, each label's query turns to what its head has found, and the main stage begins
+    with the public start's head again. See `readers.turned_queries`."""
     steps: Annotated[int | None, at_least(1)] = None
     expected_batch_size: Annotated[float | None, POSITIVE] = None
     """Expected reports (or patients) per step; the number drawn varies."""
@@ -427,6 +433,11 @@ class Config(Settings):
         holds = model.pooling == "label-attention" or not train.queries
         wanted = "false where model.pooling is not label-attention: there are none"
         self.require(holds, "train.queries", wanted)
+        holds = model.pooling == "label-attention" and start.phrasebook is not None
+        holds &= train.trained == "head" and self.head_stage.steps == 0
+        holds &= self.centering.l2_clip_norm is None
+        wanted = "0 unless a head alone is trained on label attention, right after a public start"
+        self.require(holds or not train.query_share, "train.query_share", wanted)
         holds = start.phrasebook is not None or model.label_dimensions is None
         wanted = "set where model.label_dimensions is: made-up reports choose the directions"
         self.require(holds, "warm_start.phrasebook", wanted)
@@ -462,10 +473,11 @@ class Config(Settings):
 
     @classmethod
     def of_run(cls, values: Mapping[str, Any]) -> Self:
-        """What a run was started with; before version 0.14 none had several readers."""
-        start = values.get("warm_start")
-        if isinstance(start, Mapping):
-            values = {**values, "warm_start": {"readers": 1, **start}}
+        """What a run was started with: before version 0.14 none had several readers, and before
+        0.16 none a query stage."""
+        for section, old in (("warm_start", {"readers": 1}), ("train", {"query_share": 0.0})):
+            if isinstance(values.get(section), Mapping):
+                values = {**values, section: old | dict(values[section])}
         return cls.from_dict(values)
 
 

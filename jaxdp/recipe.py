@@ -25,6 +25,11 @@ DIMENSIONS = ((0, 128), (30_000, 256), (200_000, 512))
 """units x epsilon, at least -> model.label_dimensions, or all of the feature where it has fewer."""
 READERS = 2
 """Of a private run after a public start: two differ from another two by less than one from one."""
+QUERIES = 5_000
+"""units x epsilon, at least -> with labels' names alone, a query stage instead of a second reader:
+a head knows better what to look for than names do."""
+QUERY_SHARE = 0.35
+"""Of epsilon: some 15 % of what can be told through the noise."""
 TEMPERATURE = 1.5
 """Of a private head: lowers calibration error and log loss at epsilon 8, 1 and 0.1."""
 
@@ -76,8 +81,17 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         ]
     if not all(isinstance(number, int | float) and number > 0 for number in (units, epsilon)):
         return found  # `Config` says what is wrong
+    train, rate = config["train"], learning_rate(units, epsilon)
     attention = config["model"]["pooling"] in (None, "label-attention")
-    if book is not None and attention and config["warm_start"]["adapters"]:
+    alone = train["mode"] in (None, "head") and not train["queries"]
+    alone &= config["centering"]["l2_clip_norm"] is None and not config["head_stage"]["steps"]
+    alone &= privacy["noise_multiplier"] is None and classes is None
+    asked = train["query_share"] != 0 and units * epsilon >= QUERIES
+    if book == "labels" and attention and alone and asked:
+        why = "what a head has found, queries can look for"
+        found.append(Choice("train", "query_share", QUERY_SHARE, why))
+        rate *= 2  # a head begins again, with more to learn
+    elif book is not None and attention and config["warm_start"]["adapters"]:
         found.append(Choice("warm_start", "readers", READERS, "chance decides what one learns"))
     # Sentences of a fixed form do not show along which directions real ones vary.
     dimensions = None if book in ("labels", None) else _from(DIMENSIONS, units * epsilon)
@@ -87,7 +101,7 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         Choice("train", "steps", 200, "of the head alone"),
         Choice("train", "expected_batch_size", float(units), "every unit at every step"),
         Choice("train", "schedule", "linear", "less noise at the end"),
-        Choice("train", "learning_rate", learning_rate(units, epsilon), "units x epsilon"),
+        Choice("train", "learning_rate", rate, "units x epsilon"),
         Choice("train", "temperature", TEMPERATURE, "clipped and noised, a head is too sure"),
         Choice("privacy", "l2_clip_norm", 0.03, "Adam does not see the scale"),
     ]

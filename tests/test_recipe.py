@@ -84,12 +84,41 @@ def test_directions_are_fewer_the_less_can_be_told_and_all_for_labels_names():
 def test_two_readers_where_adapters_learn_in_public():
     assert config().warm_start.readers == 2
     assert config(warm_start={"adapters": False}).warm_start.readers == 1
-    names = {"warm_start": {"phrasebook": "labels"}}
+    names = {"warm_start": {"phrasebook": "labels"}, "privacy": {"epsilon": 0.1}}
     assert config(**names).warm_start.readers == 2
     assert config(**names, model={"pooling": "mean"}).warm_start.readers == 1
     assert config(train={"recipe": None}).warm_start.readers == 1
     numbers = {"source": "table", "task": "multi-class", "labels": ("0", "1")}
     assert config(data=numbers).warm_start.readers == 1  # no phrasebook, so no public start
+
+
+def test_names_get_a_query_stage_instead_where_reports_can_tell():
+    names = {"warm_start": {"phrasebook": "labels"}, "privacy": {"epsilon": 8.0}}
+    found = config(**names)
+    assert (found.train.query_share, found.train.learning_rate) == (recipe.QUERY_SHARE, 0.2)
+    assert found.warm_start.readers == 1
+    assert Config.from_dict(found.to_dict()) == found
+    assert config(**names, train={"query_share": 0.1}).train.learning_rate == 0.2
+    share_of_none = [
+        {"privacy": {"epsilon": 8.0}},  # a phrasebook
+        names | {"privacy": {"epsilon": 1.6}},
+        names | {"privacy": {"epsilon": None}},
+        names | {"train": {"query_share": 0.0}},
+    ]
+    for changes in share_of_none:
+        assert config(**changes).train.query_share == 0
+    none = config(**names, train={"query_share": 0.0})
+    assert (none.train.learning_rate, none.warm_start.readers) == (0.1, 2)
+    for changes in (
+        {"train": {"mode": "lora"}},
+        {"train": {"queries": True}},
+        {"centering": {"l2_clip_norm": 1.0}},
+        {"model": {"pooling": "mean"}},
+    ):
+        assert config(**names, **changes).train.query_share == 0
+    old = found.to_dict()
+    del old["train"]["query_share"]
+    assert Config.of_run(old).train.query_share == 0
 
 
 def test_without_privacy_adapters_and_queries_learn():

@@ -53,6 +53,7 @@ class AuditConfig(Config):
             ("data.task", '"multi-label" for an audit', self.data.task == "multi-label"),
             ("train.mode", '"head" for an audit', train.mode == "head"),
             ("train.queries", "False for an audit", not train.queries),
+            ("train.query_share", "0 for an audit", not train.query_share),
             ("head_stage.steps", "0 for an audit", self.head_stage.steps == 0),
             ("centering.l2_clip_norm", "None for an audit", self.centering.l2_clip_norm is None),
             (

@@ -20,6 +20,8 @@ from flax import nnx
 
 from .classifier import READS, ReportClassifier
 
+_TURN = 2.0
+"""See `turned_queries`; 1 gives less, and 4 the same (docs/measurements/recipe.md)."""
 OWN = nnx.Any(READS, nnx.PathContains("classifier"))
 """What a reader has for itself: adapters, queries, and its part of the head."""
 
@@ -64,6 +66,28 @@ def part(model: ReportClassifier, number: int) -> ReportClassifier:
     nnx.update(reader, nnx.map_state(of_one, nnx.state(model, OWN)))
     reader.readers, reader.classifier.in_features = 1, width
     return reader
+
+
+def turned_queries(model: ReportClassifier) -> jax.Array:
+    """Each label's query, turned towards what its head has found to speak for it. For a query q and
+    the part w of the head that reads the same tokens
+
+        |q| u(u(q) + 2 u(w)),   u(x) = x / |x|
+
+    A function of the model alone, so after a private stage it is post-processing.
+    """
+    model = nnx.clone(model)
+    model.fold_basis()
+    queries, weights = model.label_attention.queries[...], model.classifier.kernel[...].T
+    q_RxNxH = jnp.reshape(queries, (model.readers, len(weights), -1))
+    w_RxNxH = jnp.moveaxis(weights.reshape(len(weights), model.readers, -1), 1, 0)
+    turned = _unit(_unit(q_RxNxH) + _TURN * _unit(w_RxNxH))
+    length = jnp.linalg.norm(q_RxNxH, axis=-1, keepdims=True)
+    return (length * turned).reshape(queries.shape)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def own_of(reader: ReportClassifier) -> nnx.State:

@@ -133,7 +133,7 @@ class Job:
     @classmethod
     def read(cls, folder: Path) -> "Job":
         settings = json.loads((folder / "job.json").read_text("utf-8"))
-        settings["config"] = Config.from_dict(settings["config"])
+        settings["config"] = Config.of_run(settings["config"])
         settings["label_names"] = tuple(settings["label_names"])
         with np.load(folder / "job.npz") as arrays:
             for split in ("train", "test"):

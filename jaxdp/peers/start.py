@@ -141,6 +141,7 @@ def _check(config: Config, backbone: Backbone) -> None:
         ("model.label_dimensions", config.model.label_dimensions, (None,)),
         ("data.windows", config.data.windows, (1,)),
         ("train.queries", config.train.queries, (False,)),
+        ("train.query_share", config.train.query_share, (0,)),
         ("warm_start.readers", config.warm_start.readers, (1,)),
         ("model.backbone", read_config(backbone.directory).model_type, ("bert", "albert")),
     ):

@@ -163,7 +163,7 @@ def training(report: SweepReport, collection: Collection) -> Panel:
             offset, _ = report.members[member].steps
             points = []
             for e in report.histories.get(member, []):
-                # With a head stage, that is stage 0, and the main stage begins after its steps.
+                # What comes before the main stage is stage 0, and that begins after its steps.
                 x = e["step"] + (offset if e["stage"] else 0)
                 note = f"{member}, step {x}: {e['weighted_f1']:.3f}"
                 points.append(Point(x, e["weighted_f1"], note=note))

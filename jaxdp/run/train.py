@@ -20,6 +20,7 @@ from jaxdp.files import write_json, write_whole
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.pretrained import LoadReport
+from jaxdp.models.readers import own_of, turned_queries
 from jaxdp.training.frozen_layers import FrozenLayers, mean_feature
 from jaxdp.training.members import share_frozen
 from jaxdp.training.mesh import make_mesh
@@ -32,9 +33,9 @@ from jaxdp.training.setup import (
     test_probabilities,
     token_buckets,
 )
-from jaxdp.training.stages import plan_run
+from jaxdp.training.stages import QUERY_STAGE, plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
-from jaxdp.training.warm_start import build_model, public_start
+from jaxdp.training.warm_start import build_model, public_center, public_start
 
 from . import processes
 from .begin import Run, begin, require_same_inputs, shared_secret, tell_patients
@@ -166,7 +167,10 @@ def train_members(
         stop = processes.SharedInterrupt(interrupt, mesh)
         # A resumed run needs the very same, wherever it goes on.
         kept_start = keeping(states and states.with_name(f"{states.name}.public_start"))
-        models, weights = train_stages(config, runs, inputs, checkpoints, stop, kept_start)
+        turned = None
+        if config.train.query_share:
+            turned = Checkpoints(states and states.with_name(f"{states.name}.queries"), 2)
+        models, weights = train_stages(config, runs, inputs, checkpoints, stop, kept_start, turned)
         predicted = [None] * len(runs)
         if "test" in inputs.tokens:
             predicted = test_probabilities(
@@ -188,17 +192,20 @@ def train_stages(
     checkpoints: Checkpoints,
     stop: processes.SharedInterrupt,
     kept_start: Path | None = None,
+    turned: Checkpoints | None = None,
 ) -> tuple[list[ReportClassifier], LoadReport]:
     """Trains one run, or several as one program, from the beginning or from the newest checkpoint.
 
     Runs `begin` once it is known that everything can be used, and before anything is done with the
-    reports. `config` says what the runs share; in `kept_start` their public start is kept.
+    reports. `config` says what the runs share; `kept_start` keeps their public start, and `turned`
+    the queries that a query stage turns.
 
     Returns:
         The trained models, and how they were loaded.
     """
-    saved = checkpoints.latest()
+    saved, stages = checkpoints.latest(), runs[0].plan.stages
     position = saved or Position(0, 0)
+    after = next((i + 1 for i, stage in enumerate(stages) if stage.name == QUERY_STAGE), None)
     secure, budget = config.privacy.secure_noise, config.privacy.total_budget
     ledger = None if config.privacy.ledger is None else dp.Ledger(Path(config.privacy.ledger))
     # A public start and frozen layers may take minutes, and leave nothing half done.
@@ -208,7 +215,10 @@ def train_stages(
         for run, model in pairs:
             run.monitor.built(model, weights, config.train.trained)
         processes.first(lambda: [begin(*pair, inputs, ledger, budget) for pair in pairs])
-        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)
+        public = None if after is None else own_of(models[0])
+        if position.stage != after:
+            kept = config.data.cache
+            frozen_layers = _frozen_layers(config, runs[0], models[0], inputs, kept)
     centers = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(models[0].feature_level)["train"]
@@ -219,7 +229,19 @@ def train_stages(
             for run in runs
         ]
         centers = processes.from_first(released)
-    for index in range(position.stage, len(runs[0].plan.stages)):
+    for index in range(position.stage, len(stages)):
+        if index == after:
+            (model,) = models
+            trainer = loop = frozen_layers = None  # large, and of the queries before
+            done = Position(index - 1, stages[index - 1].steps)
+            at = saved if index == position.stage else done
+            with stop.raising(lambda at=at: Interrupted.at(at, runs)):
+                if index > position.stage:
+                    found = _turned(config, runs[0], model, public, inputs)
+                    for copy in range(2):  # one may be damaged
+                        turned.save(Position(index, copy), found)
+                _begin_again(model, turned)
+                frozen_layers = _frozen_layers(config, runs[0], model, inputs, None)
         members = [
             StageMember(run.plan.stages[index], model, run.secret, center)
             for run, model, center in zip(runs, models, centers, strict=True)
@@ -260,6 +282,36 @@ def train_stages(
     return models, weights
 
 
+def _turned(
+    config: Config, run: Run, model: ReportClassifier, public: nnx.State, inputs: Inputs
+) -> tuple[jax.Array, jax.Array]:
+    """(queries that turn to the model's head, centre of the features that they read); all else of
+    the model is `public` again, in place."""
+    queries = turned_queries(model)
+    nnx.update(model, public)
+    model.label_attention.queries[...] = queries
+    names, watch = inputs.dataset.label_names, run.monitor.watch("turned queries")
+    return queries, public_center(config, model, inputs.backbone.directory, names, watch)
+
+
+def _begin_again(model: ReportClassifier, turned: Checkpoints) -> None:
+    """Gives a model with a basis the queries and the centre that are kept; in place. Its head
+    computes the same of what it reads.
+
+    Raises:
+        RunError: nothing sound is kept.
+    """
+    kept = turned.latest()
+    if kept is None:
+        raise RunError("private/checkpoints.queries is damaged: this run cannot go on")
+    like = model.label_attention.queries[...], model.basis.center[...]
+    queries, center = turned.restore(kept, like)
+    directions = model.basis.directions
+    model.fold_basis()
+    model.label_attention.queries[...] = queries
+    model.set_basis(center, None if directions is None else directions[...])
+
+
 def _build(
     config: Config, runs: Sequence[Run], inputs: Inputs, kept_start: Path | None
 ) -> tuple[list[ReportClassifier], LoadReport]:
@@ -286,14 +338,14 @@ def _build(
 
 
 def _frozen_layers(
-    config: Config, run: Run, model: ReportClassifier, inputs: Inputs
+    config: Config, run: Run, model: ReportClassifier, inputs: Inputs, folder: str | None
 ) -> FrozenLayers:
-    """With every level that the stages start from."""
+    """With every level that the stages start from, kept in `folder` if one is given."""
     frozen_layers = FrozenLayers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config, inputs.lengths),
-        keeping(config.data.cache),
+        keeping(folder),
         make_mesh(config.run.devices),
         run.monitor.watch("frozen layers"),
     )

@@ -64,11 +64,13 @@ def run_cost(config: Config) -> tuple[float, float] | None:
     layer = 24 * hidden**2 * _FULL * config.data.max_length / _speed()  # seconds for a report
     units = config.privacy.units or config.train.expected_batch_size * config.train.steps
     start, mode = config.warm_start, config.train.mode
-    once = _START + layer * layers * units  # features, and frozen layers' outputs
+    # Features, and frozen layers' outputs; after a query stage once more, and of made-up reports.
+    read = 2 * units + start.reports / 2 if config.train.query_share else units
+    once = _START + layer * layers * read
     if start.trains_adapters:
         adapted = layers - config.lora.first_layer(layers)
         seen = start.readers * start.steps * start.batch_size
-        once += layer * (start.readers - 1) * adapted * units
+        once += layer * (start.readers - 1) * adapted * read
         once += layer * (layers * start.reports + 2 * adapted * seen)
     trained = 0
     if mode != "head":

@@ -147,8 +147,10 @@ class Member:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """(of the head stage, of the main stage)."""
-        return self.config.head_stage.steps, self.config.train.steps
+        """(of the stage before the main one, 0 where there is none; of the main stage)."""
+        train = self.config.train
+        before = train.steps if train.query_share else self.config.head_stage.steps
+        return before, train.steps
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -270,8 +272,10 @@ def groups(members: Mapping[str, Member]) -> list[list[str]]:
 def programs(group: Sequence[Member], share_sampling: bool = True) -> list[list[Member]]:
     """The members of a group that one program can train: private ones, and the others, which draw
     with other probabilities and clip nothing. Those that do not share their samples are trained one
-    by one, and so are those for which secure noise is drawn."""
-    if not share_sampling or any(member.config.privacy.secure_noise for member in group):
+    by one, and so are those for which secure noise is drawn, or whose queries turn, each to its own
+    head."""
+    apart = (m.config.privacy.secure_noise or m.config.train.query_share for m in group)
+    if not share_sampling or any(apart):
         return [[member] for member in group]
     parts = [[m for m in group if m.config.privacy.private == p] for p in (True, False)]
     return [part for part in parts if part]

@@ -8,6 +8,8 @@ import optax
 from jaxdp import dp
 from jaxdp.config import Config, ConfigError, HeadStageConfig, TrainConfig
 
+QUERY_STAGE = "query stage"
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -69,9 +71,9 @@ class RunPlan:
 def plan_run(config: Config) -> RunPlan:
     """The run's mechanisms, noise calibrated so that together they meet privacy.epsilon.
 
-    Mean feature and head stage get the noise at which each alone costs its share of epsilon (the
-    head stage: or its fixed noise_multiplier); the main stage gets what the target then leaves, or
-    its fixed noise_multiplier.
+    Mean feature, head stage and query stage get the noise at which each alone costs its share of
+    epsilon (the head stage: or its fixed noise_multiplier); the main stage gets what the target
+    then leaves, or its fixed noise_multiplier.
 
     Raises:
         ConfigError: the target is above what is supported or cannot be met, or fixed noise
@@ -114,11 +116,12 @@ def plan_run(config: Config) -> RunPlan:
             stages.append(
                 stage("head stage", "head", head, "head_stage", head.l2_clip_norm, **noise)
             )
+        same = (main.trained, main, "privacy", privacy.l2_clip_norm)
+        if main.query_share:
+            stages.append(stage(QUERY_STAGE, *same, share=main.query_share))
         before = RunPlan(privacy.delta, centering, tuple(stages)).mechanisms().values()
         noise = {"fixed": privacy.noise_multiplier, "others": list(before)}
-        stages.append(
-            stage("main stage", main.trained, main, "privacy", privacy.l2_clip_norm, **noise)
-        )
+        stages.append(stage("main stage", *same, **noise))
         plan = RunPlan(privacy.delta, centering, tuple(stages))
         total = plan.epsilon()
     except ConfigError:

@@ -28,7 +28,7 @@ from jaxdp.data.batching import Buckets
 from jaxdp.data.packed import Packed
 from jaxdp.data.phrasebook import Phrasebook, Shape
 from jaxdp.data.store import key_of, stored
-from jaxdp.data.tokens import load_tokenizer, tokenize
+from jaxdp.data.tokens import Tokenizer, load_tokenizer, tokenize
 from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
@@ -93,11 +93,8 @@ def _learn_in_public(
     """Trains readers and head as config.warm_start says, and sets the basis; in place."""
     mesh, folder = make_mesh(config.run.devices), keeping(cache_directory() / "public_starts")
     settings = config.warm_start
-    shape = Shape(*(getattr(settings, field) for field in Shape._fields))
     book, tokenizer = phrasebook_of(settings, label_names), load_tokenizer(directory)
-    one_class = TASKS[model.task].one_class
-    texts, labels = book.write_reports(settings.reports, label_names, shape, one_class=one_class)
-    tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
+    tokens, labels = _made_up(config, book, tokenizer, label_names, settings.reports)
     buckets = token_buckets(config, tokens.lengths, share=False)  # batches are of like length
     mode = "lora" if settings.trains_adapters else "head"
     if model.pooling == "label-attention":
@@ -159,6 +156,36 @@ def _read(
         jnp.zeros((*kernel.shape, kernel.shape[1])) if by_label else None,
     )
     return ravel_pytree(like)[1](jnp.asarray(numbers.values))
+
+
+def _made_up(
+    config: Config, book: Phrasebook, tokenizer: Tokenizer, label_names: Sequence[str], count: int
+) -> tuple[Packed, np.ndarray]:
+    """(token ids, labels) of so many reports."""
+    shape = Shape(*(getattr(config.warm_start, field) for field in Shape._fields))
+    one_class = TASKS[config.data.task].one_class
+    texts, labels = book.write_reports(count, label_names, shape, one_class=one_class)
+    tokens, _ = tokenize(texts, tokenizer, config.data.max_length, config.data.windows)
+    return tokens, labels
+
+
+def public_center(
+    config: Config,
+    model: ReportClassifier,
+    directory: Path,
+    label_names: Sequence[str],
+    watch: Watch = unwatched,
+) -> jax.Array:
+    """The mean feature of made-up reports, for `set_basis`: as public as the model is. Raises what
+    `build_model` does."""
+    model = nnx.clone(model)
+    model.fold_basis()
+    book, tokenizer = phrasebook_of(config.warm_start, label_names), load_tokenizer(directory)
+    tokens, _ = _made_up(config, book, tokenizer, label_names, _SHOWN)
+    buckets, mesh = token_buckets(config, tokens.lengths), make_mesh(config.run.devices)
+    shown = FrozenLayers(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
+    features = shown.at(model.feature_level)["train"].values
+    return jnp.asarray(features.mean(axis=0, dtype=np.float32))
 
 
 def phrasebook_of(settings: WarmStartConfig, label_names: Sequence[str]) -> Phrasebook:

@@ -16,7 +16,7 @@ FILES = "files.py"
 TRAIN, BEGIN, RUN_LOOP = "run/train.py", "run/begin.py", "run/loop.py"
 BEGUN = "[begin(*pair, inputs, ledger, budget) for pair in pairs]"
 START = f"        processes.first(lambda: {BEGUN})\n"
-FROZEN = "        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)\n"
+FROZEN = "        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs, None)\n"
 STAGES, FROZEN_LAYERS = "training/stages.py", "training/frozen_layers.py"
 GROUPS, UNITS = "dp/groups.py", "data/units.py"
 PROCESSES = "run/processes.py"
@@ -29,6 +29,11 @@ BATCHING, CLASSIFIER, ROWS = "data/batching.py", "models/classifier.py", "test_s
 ROW_GRADIENTS = "test_gradients_of_shared_rows_are_those_of_reports_alone"
 NEIGHBOURS = "test_no_number_of_a_report_reaches_its_neighbours"
 ATTENTION, ADAPTER = (f"test_{what}_keeps_reports_apart" for what in ("attention", "an_adapter"))
+QUERY_STAGE = "test_query_stage.py"
+TURNED, AGAIN = "    queries = turned_queries(model)\n", "    nnx.update(model, public)\n"
+MAIN_STAGE = (
+    f"{QUERY_STAGE}::test_the_main_stage_begins_with_the_public_head_on_features_of_turned_queries"
+)
 LOCAL = "test_attention.py::test_long_and_local_attention_are_what_their_definition_says"
 
 
@@ -1725,7 +1730,7 @@ MUTANTS = [
     Mutant(
         "reports are read before the secret is kept",
         TRAIN,
-        f"{START}{FROZEN}",
+        START,
         f"{FROZEN}{START}",
         "test_stage_loop.py::test_nothing_is_done_with_the_reports_before_the_start",
     ),
@@ -2145,5 +2150,62 @@ MUTANTS = [
         "(lora.rounded_once(model, frozen[0]), frozen[1])",
         "(frozen[0], frozen[1])",
         "test_precision.py::test_frozen_weights_are_rounded_once_and_not_in_every_step",
+    ),
+    # The query stage.
+    Mutant(
+        "a query stage at the price of the whole",
+        STAGES,
+        "share=main.query_share",
+        "share=0.9",
+        f"{QUERY_STAGE}::test_the_plan_spends_the_share_and_meets_the_target",
+    ),
+    Mutant(
+        "queries turn to the public head",
+        TRAIN,
+        f"{TURNED}{AGAIN}",
+        f"{AGAIN}{TURNED}",
+        f"{QUERY_STAGE}::test_queries_turn_to_the_head_that_one_stage_finds",
+    ),
+    Mutant(
+        "the main stage goes on from the query stage's head",
+        TRAIN,
+        AGAIN,
+        "",
+        MAIN_STAGE,
+    ),
+    Mutant(
+        "the main stage on features of the queries before",
+        TRAIN,
+        "    model.label_attention.queries[...] = queries\n    model.set_basis(",
+        "    model.set_basis(",
+        MAIN_STAGE,
+    ),
+    Mutant(
+        "the centre of the queries before",
+        TRAIN,
+        "    model.label_attention.queries[...] = queries\n    names",
+        "    names",
+        MAIN_STAGE,
+    ),
+    Mutant(
+        "a resumed run with the queries before",
+        TRAIN,
+        "                _begin_again(model, turned)\n",
+        "                index == position.stage or _begin_again(model, turned)\n",
+        f"{QUERY_STAGE}::test_a_stopped_run_ends_with_the_same_adapter[in the main stage]",
+    ),
+    Mutant(
+        "what one run's queries read is kept for all",
+        TRAIN,
+        "_frozen_layers(config, runs[0], model, inputs, None)",
+        "_frozen_layers(config, runs[0], model, inputs, config.data.cache)",
+        f"{QUERY_STAGE}::test_a_stopped_run_ends_with_the_same_adapter[in the main stage]",
+    ),
+    Mutant(
+        "a reader's query turns to another label's head",
+        READERS,
+        "jnp.moveaxis(weights.reshape(len(weights), model.readers, -1), 1, 0)",
+        "weights.reshape(model.readers, len(weights), -1)",
+        f"{QUERY_STAGE}::test_each_query_turns_to_its_own_part_of_the_head[False-3]",
     ),
 ]
