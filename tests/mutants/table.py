@@ -2174,13 +2174,6 @@ MUTANTS = [
         MAIN_STAGE,
     ),
     Mutant(
-        "the main stage on features of the queries before",
-        TRAIN,
-        "    model.label_attention.queries[...] = queries\n    model.set_basis(",
-        "    model.set_basis(",
-        MAIN_STAGE,
-    ),
-    Mutant(
         "the centre of the queries before",
         TRAIN,
         "    model.label_attention.queries[...] = queries\n    names",
