@@ -85,9 +85,9 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     attention = config["model"]["pooling"] in (None, "label-attention")
     alone = train["mode"] in (None, "head") and not train["queries"]
     alone &= config["centering"]["l2_clip_norm"] is None and not config["head_stage"]["steps"]
-    alone &= privacy["noise_multiplier"] is None and classes is None
-    asked = train["query_share"] != 0 and units * epsilon >= QUERIES
-    if book == "labels" and attention and alone and asked:
+    alone &= privacy["noise_multiplier"] is None and train["query_share"] != 0
+    names = book == "labels" and not config["warm_start"]["lexicon"] and classes is None
+    if names and attention and alone and units * epsilon >= QUERIES:
         why = "what a head has found, queries can look for"
         found.append(Choice("train", "query_share", QUERY_SHARE, why))
         rate *= 2  # a head begins again, with more to learn

@@ -92,8 +92,11 @@ def test_two_readers_where_adapters_learn_in_public():
     assert config(data=numbers).warm_start.readers == 1  # no phrasebook, so no public start
 
 
-def test_names_get_a_query_stage_instead_where_reports_can_tell():
-    names = {"warm_start": {"phrasebook": "labels"}, "privacy": {"epsilon": 8.0}}
+def test_names_alone_get_a_query_stage_instead_where_reports_can_tell():
+    names = {
+        "warm_start": {"phrasebook": "labels", "lexicon": False},
+        "privacy": {"epsilon": 8.0},
+    }
     found = config(**names)
     assert (found.train.query_share, found.train.learning_rate) == (recipe.QUERY_SHARE, 0.2)
     assert found.warm_start.readers == 1
@@ -101,7 +104,11 @@ def test_names_get_a_query_stage_instead_where_reports_can_tell():
     assert config(**names, train={"query_share": 0.1}).train.learning_rate == 0.2
     share_of_none = [
         {"privacy": {"epsilon": 8.0}},  # a phrasebook
+        names | {"warm_start": {"phrasebook": "labels"}},  # the lexicon
         names | {"privacy": {"epsilon": 1.6}},
+        names | {"privacy": {"epsilon": 8.0, "noise_multiplier": 30.0}},
+        names | {"head_stage": {"steps": 10, "expected_batch_size": 3100.0}},
+        names | {"data": {"source": "table", "task": "multi-class", "labels": ("up", "down")}},
         names | {"privacy": {"epsilon": None}},
         names | {"train": {"query_share": 0.0}},
     ]
