@@ -34,11 +34,11 @@ from jaxdp.training.stages import plan_run
 from jaxdp.training.warm_start import public_center
 
 
-@pytest.fixture
-def workspace(tmp_path):  # conftest's; the mutants run without it
-    write_workspace(tmp_path)
-    (tmp_path / "book.json").write_text(json.dumps(BOOK))
-    return tmp_path
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = write_workspace(tmp_path_factory.mktemp("query_stage"))
+    (folder / "book.json").write_text(json.dumps(BOOK))
+    return folder
 
 
 def config_of(workspace, name="run", **changes):
@@ -125,7 +125,7 @@ def test_queries_turn_to_the_head_that_one_stage_finds(workspace):
 def test_the_main_stage_begins_with_the_public_head_on_features_of_turned_queries(
     workspace, monkeypatch
 ):
-    config, seen = config_of(workspace, privacy__epsilon=None), []
+    config, seen = config_of(workspace, "public_head", privacy__epsilon=None), []
     train_stage = StageLoop.run
 
     def only_the_first(loop, position, state):
@@ -182,6 +182,19 @@ class DuringPreparation(Interrupt):
             self.received = signal.SIGINT
 
 
+@pytest.fixture(scope="module")
+def whole(workspace):
+    """A run that nobody stopped. Features that are kept are of the public start's queries alone."""
+    config = config_of(workspace, "whole", data__cache=str(workspace / "cache"))
+    run(config)
+    assert failures(check_release(config.path / "release", workspace / "backbone")) == ""
+    statement = json.loads((config.path / "release" / "privacy.json").read_text())
+    assert [m["stage"] for m in statement["mechanisms"]] == ["query stage", "main stage"]
+    # Tokens of three splits, features of two.
+    assert len(list((workspace / "cache").iterdir())) == 5
+    return config
+
+
 @pytest.mark.parametrize(
     ("stop", "lost", "goes_on"),
     [
@@ -192,17 +205,11 @@ class DuringPreparation(Interrupt):
     ],
     ids=["in the query stage", "between", "in the main stage", "one copy damaged"],
 )
-def test_a_stopped_run_ends_with_the_same_adapter(workspace, monkeypatch, stop, lost, goes_on):
-    # Features that are kept are of the public start's queries alone.
-    cache = {"data__cache": str(workspace / "cache")}
-    whole, stopped = (config_of(workspace, name, **cache) for name in ("whole", "stopped"))
-    run(whole)
-    assert failures(check_release(whole.path / "release", workspace / "backbone")) == ""
-    statement = json.loads((whole.path / "release" / "privacy.json").read_text())
-    assert [m["stage"] for m in statement["mechanisms"]] == ["query stage", "main stage"]
+def test_a_stopped_run_ends_with_the_same_adapter(
+    workspace, whole, monkeypatch, stop, lost, goes_on
+):
     kept = sorted((workspace / "cache").iterdir())
-    assert len(kept) == 5  # tokens of three splits, features of two
-
+    stopped = whole.below(whole.path.parent, f"stopped_{len(list(whole.path.parent.iterdir()))}")
     with pytest.raises(Interrupted):
         train(stopped, resume=False, interrupt=stop, monitor=SilentMonitor())
     if lost:
@@ -223,7 +230,7 @@ def test_a_stopped_run_ends_with_the_same_adapter(workspace, monkeypatch, stop, 
 
 
 def test_a_run_without_its_queries_is_refused(workspace):
-    config, stop = config_of(workspace), DuringPreparation(2, ready=True)
+    config, stop = config_of(workspace, "lost"), DuringPreparation(2, ready=True)
     with pytest.raises(Interrupted):
         train(config, resume=False, interrupt=stop, monitor=SilentMonitor())
     shutil.rmtree(config.path / "private" / "checkpoints.queries")
