@@ -12,7 +12,7 @@ SCORES = {
         0.921,
         {
             "recipe, with a phrasebook": {0.01: 0.821, 0.1: 0.843, 1: 0.887, 8: 0.914},
-            "recipe, labels' names alone": {0.1: 0.662, 1: 0.764, 8: 0.870},
+            "recipe, labels' names alone": {0.1: 0.662, 1: 0.764, 8: 0.872},
             "recipe of 0.5: mean of tokens": {0.01: 0.717, 0.1: 0.748, 1: 0.803, 8: 0.862},
             "head, no public start": {0.1: 0.217, 1: 0.619, 8: 0.809},
             "LoRA in private": {8: 0.518},

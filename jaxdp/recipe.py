@@ -81,16 +81,16 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         ]
     if not all(isinstance(number, int | float) and number > 0 for number in (units, epsilon)):
         return found  # `Config` says what is wrong
-    train, rate = config["train"], learning_rate(units, epsilon)
+    train, rate, why = config["train"], learning_rate(units, epsilon), "units x epsilon"
     attention = config["model"]["pooling"] in (None, "label-attention")
     alone = train["mode"] in (None, "head") and not train["queries"]
     alone &= config["centering"]["l2_clip_norm"] is None and not config["head_stage"]["steps"]
     alone &= privacy["noise_multiplier"] is None and train["query_share"] != 0
     names = book == "labels" and not config["warm_start"]["lexicon"] and classes is None
     if names and attention and alone and units * epsilon >= QUERIES:
-        why = "what a head has found, queries can look for"
-        found.append(Choice("train", "query_share", QUERY_SHARE, why))
-        rate *= 2  # a head begins again, with more to learn
+        reason = "what a head has found, queries can look for"
+        found.append(Choice("train", "query_share", QUERY_SHARE, reason))
+        rate, why = 2 * rate, "units x epsilon, and twice that with a query stage"
     elif book is not None and attention and config["warm_start"]["adapters"]:
         found.append(Choice("warm_start", "readers", READERS, "chance decides what one learns"))
     # Sentences of a fixed form do not show along which directions real ones vary.
@@ -101,7 +101,7 @@ def choices(config: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
         Choice("train", "steps", 200, "of the head alone"),
         Choice("train", "expected_batch_size", float(units), "every unit at every step"),
         Choice("train", "schedule", "linear", "less noise at the end"),
-        Choice("train", "learning_rate", rate, "units x epsilon"),
+        Choice("train", "learning_rate", rate, why),
         Choice("train", "temperature", TEMPERATURE, "clipped and noised, a head is too sure"),
         Choice("privacy", "l2_clip_norm", 0.03, "Adam does not see the scale"),
     ]
