@@ -384,6 +384,14 @@ def test_shipped_configs_are_valid_and_no_training():
         (dict(audit__small_epsilon=4.0), r"config.audit.small_epsilon must be in \(0, privacy"),
         (dict(audit__guesses=0.9), "config.audit.guesses must be in"),
         (dict(audit__confidence=1.0), "config.audit.confidence must be in"),
+        (
+            dict(
+                train__query_share=0.3,
+                model__pooling="label-attention",
+                warm_start__phrasebook="chest_en",
+            ),
+            "config.train.query_share must be 0",
+        ),
     ],
 )
 def test_what_cannot_be_audited_is_refused(workspace, change, message):

@@ -38,6 +38,11 @@ class LabelAttention(nnx.Module):
         return self.weights(x_LxH, real_L) @ x_LxH
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors [..., H] of length 1 in the same directions; one of zeros stays that."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def bias_of(head: nnx.Linear) -> jax.Array:
     return head.bias[...]  # ty: ignore[not-subscriptable]  # a head has one
 

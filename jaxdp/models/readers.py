@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .classifier import READS, ReportClassifier
+from .label_attention import unit
 
 _TURN = 2.0
 """See `turned_queries`; 1 gives less, and 4 the same (docs/measurements/recipe.md)."""
@@ -72,7 +73,7 @@ def turned_queries(model: ReportClassifier) -> jax.Array:
     """Each label's query, turned towards what its head has found to speak for it. For a query q and
     the part w of the head that reads the same tokens
 
-        |q| u(u(q) + 2 u(w)),   u(x) = x / |x|
+        |q| unit(unit(q) + 2 unit(w))
 
     A function of the model alone, so after a private stage it is post-processing.
     """
@@ -81,13 +82,9 @@ def turned_queries(model: ReportClassifier) -> jax.Array:
     queries, weights = model.label_attention.queries[...], model.classifier.kernel[...].T
     q_RxNxH = jnp.reshape(queries, (model.readers, len(weights), -1))
     w_RxNxH = jnp.moveaxis(weights.reshape(len(weights), model.readers, -1), 1, 0)
-    turned = _unit(_unit(q_RxNxH) + _TURN * _unit(w_RxNxH))
+    turned = unit(unit(q_RxNxH) + _TURN * unit(w_RxNxH))
     length = jnp.linalg.norm(q_RxNxH, axis=-1, keepdims=True)
     return (length * turned).reshape(queries.shape)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def own_of(reader: ReportClassifier) -> nnx.State:

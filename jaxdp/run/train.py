@@ -33,7 +33,7 @@ from jaxdp.training.setup import (
     test_probabilities,
     token_buckets,
 )
-from jaxdp.training.stages import QUERY_STAGE, plan_run
+from jaxdp.training.stages import plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
 from jaxdp.training.warm_start import build_model, public_center, public_start
 
@@ -205,7 +205,7 @@ def train_stages(
     """
     saved, stages = checkpoints.latest(), runs[0].plan.stages
     position = saved or Position(0, 0)
-    after = next((i + 1 for i, stage in enumerate(stages) if stage.name == QUERY_STAGE), None)
+    after = len(stages) - 1 if config.train.query_share else None  # the stage after queries turn
     secure, budget = config.privacy.secure_noise, config.privacy.total_budget
     ledger = None if config.privacy.ledger is None else dp.Ledger(Path(config.privacy.ledger))
     # A public start and frozen layers may take minutes, and leave nothing half done.
@@ -233,8 +233,7 @@ def train_stages(
         if index == after:
             (model,) = models
             trainer = loop = frozen_layers = None  # large, and of the queries before
-            done = Position(index - 1, stages[index - 1].steps)
-            at = saved if index == position.stage else done
+            at = max(position, Position(index - 1, stages[index - 1].steps))
             with stop.raising(lambda at=at: Interrupted.at(at, runs)):
                 if index > position.stage:
                     found = _turned(config, runs[0], model, public, inputs)

@@ -8,8 +8,6 @@ import optax
 from jaxdp import dp
 from jaxdp.config import Config, ConfigError, HeadStageConfig, TrainConfig
 
-QUERY_STAGE = "query stage"
-
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -118,7 +116,7 @@ def plan_run(config: Config) -> RunPlan:
             )
         same = (main.trained, main, "privacy", privacy.l2_clip_norm)
         if main.query_share:
-            stages.append(stage(QUERY_STAGE, *same, share=main.query_share))
+            stages.append(stage("query stage", *same, share=main.query_share))
         before = RunPlan(privacy.delta, centering, tuple(stages)).mechanisms().values()
         noise = {"fixed": privacy.noise_multiplier, "others": list(before)}
         stages.append(stage("main stage", *same, **noise))

@@ -32,6 +32,7 @@ from jaxdp.data.tokens import Tokenizer, load_tokenizer, tokenize
 from jaxdp.evaluation.inference import Watch, packed_logits, unwatched
 from jaxdp.models import lora
 from jaxdp.models.classifier import ReportClassifier
+from jaxdp.models.label_attention import unit
 from jaxdp.models.peft import WEIGHTS, load_adapter, read_adapter_info, reader_folders
 from jaxdp.models.pretrained import LoadReport, load_classifier
 from jaxdp.models.readers import join, own_of, part
@@ -213,8 +214,7 @@ def name_queries(model: ReportClassifier, names: Packed) -> jax.Array:
 
     ids, lengths = names.gather(np.arange(len(names)), int(names.lengths.max()))
     means = jax.jit(jax.vmap(mean_state))(ids, lengths)
-    apart = means - means.mean(axis=0)
-    return apart / jnp.maximum(jnp.linalg.norm(apart, axis=1, keepdims=True), 1e-12)
+    return unit(means - means.mean(axis=0))
 
 
 def _readers_of(
