@@ -57,10 +57,6 @@ def parse_cells(values: Sequence[str], where: str) -> list[float]:
     Raises:
         DataError: a cell is something else.
     """
-    try:
-        return [_CELL[value] for value in values]  # nearly always
-    except KeyError:
-        pass
     cells = [_CELL.get(value.strip().lower()) for value in values]
     if None in cells:
         raise DataError(

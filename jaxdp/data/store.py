@@ -2,6 +2,7 @@
 """`Packed` rows kept on disk for the next run: token ids, and what frozen layers made of them."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -41,21 +42,16 @@ def stored(folder: Path, key: str, make: Callable[[], tuple[Packed, int]]) -> tu
 
 def key_of(description: str, parts: Iterable[bytes | np.ndarray]) -> str:
     """A name for what depends on the description and on the parts, bytes or arrays, in order."""
-    digest = hashlib.sha256(description.encode())
+    return _sha256(itertools.chain([description.encode()], parts))[:32]
+
+
+def _sha256(parts: Iterable[bytes | np.ndarray]) -> str:
+    digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else _bytes_of(part))
-    return digest.hexdigest()[:32]
-
-
-def _checksum(packed: Packed) -> str:
-    digest = hashlib.sha256(packed.lengths.tobytes())
-    digest.update(_bytes_of(packed.values))
+        if not isinstance(part, bytes):  # bfloat16 has no buffer of its own
+            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        digest.update(part)
     return digest.hexdigest()
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    # bfloat16 has no buffer of its own.
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _save(entry: Path, packed: Packed, count: int) -> None:
@@ -65,7 +61,7 @@ def _save(entry: Path, packed: Packed, count: int) -> None:
     try:
         np.save(scratch / "values.npy", packed.values)
         np.save(scratch / "lengths.npy", packed.lengths)
-        meta = {"count": count, "sha256": _checksum(packed)}
+        meta = {"count": count, "sha256": _sha256((packed.lengths, packed.values))}
         (scratch / "meta.json").write_text(json.dumps(meta))
         if entry.exists() and _load(entry) is None:
             shutil.rmtree(entry, ignore_errors=True)  # damaged
@@ -84,7 +80,7 @@ def _load(entry: Path) -> tuple[Packed, int] | None:
         meta = json.loads((entry / "meta.json").read_text())
         values = np.load(entry / "values.npy", mmap_mode="r")
         packed = Packed.from_lengths(values, np.load(entry / "lengths.npy"))
-        sound = meta["sha256"] == _checksum(packed)
+        sound = meta["sha256"] == _sha256((packed.lengths, packed.values))
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return (packed, int(meta["count"])) if sound else None

@@ -45,11 +45,8 @@ class ColumnProducts(NamedTuple):
     """[B, N], or [N]: gradients of the outputs."""
 
 
-_PRODUCTS = (OuterProducts, ColumnProducts)
-
-
 def _is_product(g: Any) -> bool:
-    return isinstance(g, _PRODUCTS)
+    return isinstance(g, OuterProducts | ColumnProducts)
 
 
 def _wide(x: jax.Array) -> jax.Array:

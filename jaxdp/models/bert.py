@@ -17,7 +17,6 @@ from .classifier import ReportClassifier
 from .layers import (
     ACTIVATIONS,
     Embeddings,
-    apply_once_traced,
     asked_of,
     attend,
     dense,
@@ -92,8 +91,6 @@ class BertClassifier(ReportClassifier):
     """Field of config.json: the width between a layer's last two products."""
     activation: ClassVar[str] = "hidden_act"
     """Field of config.json: what acts there."""
-    layers_path: ClassVar[str] = "encoder.layer"
-    """In the backbone."""
     pooler_path: ClassVar[str] = "bert.pooler.dense"
     pooler_activation = staticmethod(jnp.tanh)
 
@@ -120,10 +117,6 @@ class BertClassifier(ReportClassifier):
 
     def add_pooler(self, cfg, dtype, *, rngs):
         place(self, self.pooler_path, dense(cfg.hidden_size, cfg.hidden_size, dtype, rngs=rngs))
-
-    def apply_layer(self, index, x_LxH, length, first):
-        layer = attrgetter(self.layers_path)(self.backbone)[index]
-        return apply_once_traced(layer, x_LxH, length, first)
 
     def pool_first(self, x_H):
         return self.pooler_activation(attrgetter(self.pooler_path)(self)(x_H))

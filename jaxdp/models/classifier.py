@@ -9,6 +9,7 @@ cached features" are the same call with another starting level.
 
 import contextlib
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from .label_attention import Basis, LabelAttention, LabelHead, bias_of
-from .layers import asked_of, owners, several
+from .layers import apply_once_traced, asked_of, owners, several
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -44,12 +45,14 @@ def relayout(path: tuple, value: np.ndarray) -> np.ndarray:
 class ReportClassifier(nnx.Module):
     """What every backbone provides; see `bert.BertClassifier` and the files beside it.
 
-    Subclasses set `prefix`, and implement `add_encoder`, `apply_layer` and, for "cls" pooling,
-    `add_pooler` and `pool_first`. Arguments are those of `pretrained.load_classifier`.
+    Subclasses set `prefix`, and implement `add_encoder` and, for "cls" pooling, `add_pooler` and
+    `pool_first`. Arguments are those of `pretrained.load_classifier`.
     """
 
     prefix: ClassVar[str]
     """The attribute that holds the encoder, which is what checkpoints call it."""
+    layers_path: ClassVar[str] = "encoder.layer"
+    """In the backbone."""
     cls_names: ClassVar[Mapping[str, str]] = {}
     """With "cls" pooling, where they differ: module of ours -> its name in checkpoints."""
     lora_targets: ClassVar[tuple[str, ...]] = ("query", "value")
@@ -200,7 +203,8 @@ class ReportClassifier(nnx.Module):
     ) -> jax.Array:
         """The `index`-th layer applied (0 <= index < depth): [L, H], or `first` the outputs for the
         first token of each report alone."""
-        raise NotImplementedError
+        layer = attrgetter(self.layers_path)(self.backbone)[index]
+        return apply_once_traced(layer, x_LxH, length, first)
 
     def output(self, x_LxH: jax.Array) -> jax.Array:
         """A layer's hidden states as they are pooled: where layers normalise what they read and

@@ -14,7 +14,6 @@ from flax import nnx
 from .classifier import ReportClassifier
 from .layers import (
     ACTIVATIONS,
-    apply_once_traced,
     asked_of,
     attend,
     check_positions,
@@ -71,6 +70,7 @@ class ModernBertClassifier(ReportClassifier):
     """
 
     prefix = "model"
+    layers_path = "layers"
     cls_names = {"pooler": "head"}
     lora_targets = ("Wqkv",)
     pooler: Any
@@ -102,9 +102,6 @@ class ModernBertClassifier(ReportClassifier):
         check_positions(token_ids_L, length, self.num_positions)  # they come with attention
         embeddings = self.backbone.embeddings
         return embeddings.norm(embeddings.tok_embeddings(token_ids_L))
-
-    def apply_layer(self, index, x_LxH, length, first):
-        return apply_once_traced(self.backbone.layers[index], x_LxH, length, first)
 
     def output(self, x_LxH):
         return self.backbone.final_norm(x_LxH)

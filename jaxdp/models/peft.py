@@ -99,30 +99,6 @@ def save_adapter(
         raise ValueError(
             f"{len(label_names)} label names for a head of {model.classifier.out_features} labels"
         )
-    for number, folder in enumerate(reader_folders(directory, model.readers)):
-        reader = part(model, number)
-        _save_reader(folder, reader, mode, base_model, revision, initialised)
-        readers = 1 if number else model.readers
-        own = (model.base_fingerprint, model.window, model.task, readers)
-        Description(model.pooling, label_names, *own).write(folder)
-    if model.pooling == "label-attention":
-        (Path(directory) / TORCH_CLASS.name).write_bytes(torch_class(model.task))
-
-
-def reader_folders(directory: Path, readers: int) -> list[Path]:
-    """Where each of the readers is."""
-    return [Path(directory) / (f"reader_{i + 1}" if i else "") for i in range(readers)]
-
-
-def _save_reader(
-    directory: Path,
-    model: ReportClassifier,
-    mode: str,
-    base_model: str,
-    revision: str | None,
-    initialised: Iterable[str],
-) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     saved_modules = [name for name in HEAD if hasattr(model, name)]
     chosen = [nnx.LoRAParam, trainable(mode), *map(nnx.PathContains, saved_modules)]
     pooler = nnx.PathContains("pooler")
@@ -133,20 +109,33 @@ def _save_reader(
         saved_modules = list(dict.fromkeys([*saved_modules, module]))
         chosen.append(pooler)
 
-    tensors = {_PREFIX + name: x for name, x in model.tensors(nnx.Any(*chosen)).items()}
-    safetensors.numpy.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if model.pooling == "cls" else None,
-        "base_model_name_or_path": base_model,
-        "revision": revision,
-        "inference_mode": True,
-        **_lora_fields(model),
-        "lora_dropout": 0.0,
-        "bias": "all" if mode == "bitfit" else "none",
-        "modules_to_save": saved_modules,
-    }
-    write_json(directory / "adapter_config.json", config)
+    for number, folder in enumerate(reader_folders(directory, model.readers)):
+        folder.mkdir(parents=True, exist_ok=True)
+        reader = part(model, number)
+        tensors = {_PREFIX + name: x for name, x in reader.tensors(nnx.Any(*chosen)).items()}
+        safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        config = {
+            "peft_type": "LORA",
+            "task_type": "SEQ_CLS" if model.pooling == "cls" else None,
+            "base_model_name_or_path": base_model,
+            "revision": revision,
+            "inference_mode": True,
+            **_lora_fields(reader),
+            "lora_dropout": 0.0,
+            "bias": "all" if mode == "bitfit" else "none",
+            "modules_to_save": saved_modules,
+        }
+        write_json(folder / "adapter_config.json", config)
+        readers = 1 if number else model.readers
+        own = (model.base_fingerprint, model.window, model.task, readers)
+        Description(model.pooling, label_names, *own).write(folder)
+    if model.pooling == "label-attention":
+        (Path(directory) / TORCH_CLASS.name).write_bytes(torch_class(model.task))
+
+
+def reader_folders(directory: Path, readers: int) -> list[Path]:
+    """Where each of the readers is."""
+    return [Path(directory) / (f"reader_{i + 1}" if i else "") for i in range(readers)]
 
 
 def torch_class(task: str) -> bytes:
@@ -165,17 +154,14 @@ def read_adapter_info(directory: Path) -> tuple[dict[str, Any], Description]:
         WeightsError: damaged files, no classifier in the adapter, or nothing that says how it
             pools.
     """
-    config = read_json(Path(directory) / "adapter_config.json")
-    return config, _describe(Path(directory), config)
-
-
-def _describe(directory: Path, config: Mapping[str, Any]) -> Description:
+    directory = Path(directory)
+    config = read_json(directory / "adapter_config.json")
     if (directory / "jaxdp.json").exists():
-        return Description.read(directory)
+        return config, Description.read(directory)
     if config.get("task_type") == "SEQ_CLS":
         tensors = _read_adapter(directory)
         rows = next(len(tensors[name]) for name in HEAD_BIASES if name in tensors)
-        return Description("cls", tuple(f"LABEL_{i}" for i in range(rows)))
+        return config, Description("cls", tuple(f"LABEL_{i}" for i in range(rows)))
     raise WeightsError(
         f"{directory} does not say how it pools: task_type is not SEQ_CLS; write "
         '{"pooling": "cls" or "first" or "mean" or "mean-last2", "label_names": [...]} to '
@@ -218,9 +204,8 @@ def _alike(*readers: ReportClassifier) -> bool:
 
 def _load_reader(directory: Path, model: ReportClassifier) -> int:
     """One of them; how many there are."""
-    config = read_json(directory / "adapter_config.json")
+    config, description = read_adapter_info(directory)
     _require_supported(config, directory / "adapter_config.json")
-    description = _describe(directory, config)
     tensors = _read_adapter(directory)
     layers = {model.name_of(path): (path, layer) for path, layer in linear_layers(model).items()}
     parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}

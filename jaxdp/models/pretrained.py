@@ -173,7 +173,8 @@ def load_classifier(
         name, shape = like.name_of(path), variable.shape
         if name in unused:
             unused.remove(name)
-            value = _widened(relayout(path, tensors[name]()))
+            value = relayout(path, tensors[name]())
+            value = value.astype(jnp.promote_types(value.dtype, jnp.float32), copy=False)
             if value.shape != shape:
                 misshapen.append(f"{name} {value.shape}, expected {shape}")
                 continue
@@ -203,8 +204,3 @@ def _initial(path: tuple, shape: tuple, std: float, rngs: nnx.Rngs) -> np.ndarra
     # By numpy: JAX would compile a program for it, which takes longer than loading the rest.
     seed = np.asarray(jax.random.key_data(rngs.params()))
     return (std * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
-
-
-def _widened(value: np.ndarray) -> np.ndarray:
-    """float32 or wider."""
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32), copy=False)
