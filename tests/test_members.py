@@ -254,9 +254,7 @@ def stage_trainer(backbone, members, mode="lora-ffa", mesh=None, centered=True, 
 
 def trained(trainer, models):
     """(validation probabilities, adapters) of each member after three steps."""
-    state = trainer.initial_state
-    for step in range(3):
-        state, _ = trainer.step(state, step, trainer.plan(step))
+    state = trainer.after(3)
     found = trainer.each(trainer.validation_probabilities(state))
     trainer.install(state)
     drawn = nnx.Any(nnx.LoRAParam, nnx.PathContains("classifier"))

@@ -15,9 +15,8 @@ import pytest
 from helpers_sweep import pretend_finished, tiny_sweep
 from helpers_training import LABELS, run_script, smoke_settings
 
-from jaxdp.report.draw import INK, LINE, SOFT
+from jaxdp.report.draw import INK, LINE, SOFT, TEMPLATES
 from jaxdp.report.lines import calibration, curve, training
-from jaxdp.report.page import TEMPLATES
 from jaxdp.report.sweep import sweep_page, write_figures
 from jaxdp.run.directory import RunError
 from jaxdp.sweep.accounting import plan_sweep

@@ -35,7 +35,7 @@ from jaxdp.run.interrupt import Interrupt
 from jaxdp.run.monitor import Monitor
 from jaxdp.run.train import Interrupted, train
 from jaxdp.sweep.accounting import plan_sweep
-from jaxdp.sweep.directory import begin, read_members, sampling_root
+from jaxdp.sweep.directory import begin, read_begun, sampling_root
 from jaxdp.sweep.estimate import estimate_seconds
 from jaxdp.sweep.execute import finished, run_group
 from jaxdp.sweep.history import evaluations, peak_memory, read_history, seconds
@@ -306,7 +306,7 @@ def test_a_sweep_trains_its_members_and_skips_them_then(workspace):
 def test_a_folder_belongs_to_one_sweep(tmp_path):
     sweep = tiny_sweep(tmp_path)
     begin(plan_sweep(sweep))
-    assert read_members(sweep.path) == expand(sweep)
+    assert read_begun(sweep.path)[1] == expand(sweep)
     for changed, message in (
         (dataclasses.replace(sweep, seeds=3), "tiny_eps0.5_seed2 is not yet among them"),
         (dataclasses.replace(sweep, seeds=1), "was begun with other members"),

@@ -59,9 +59,7 @@ def gradient_scores(
 
 def input_scores(trainer: StageTrainer, labels: np.ndarray) -> np.ndarray:
     """Trains to the end; [m] the negative loss of the final model on each validation report."""
-    state = trainer.initial_state
-    for step in range(trainer.stage.steps):
-        state, _ = trainer.step(state, step, trainer.plan(step))
+    state = trainer.after(trainer.stage.steps)
     p = trainer.validation_probabilities(state).astype(np.float64)
     right = np.where(labels == 1, p, 1 - p)
     return np.log(np.maximum(right, 1e-30)).mean(axis=1)

@@ -5,7 +5,7 @@ Nothing is imported here but for the command that was asked for.
 """
 
 import difflib
-import importlib
+import importlib.util
 import re
 import sys
 import traceback
@@ -163,6 +163,12 @@ def numbers(name: str, values: list[str] | None) -> list[float]:
         return [float(value) for value in values or []]
     except ValueError:
         fail(f"--{name} must be numbers separated by commas, not {','.join(values)!r}")
+
+
+def require(extras: str, *packages: str) -> None:
+    """Ends the process with one line if a package that these extras bring is missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[{extras}]'")
 
 
 def table(

@@ -81,12 +81,9 @@ def account(console: Console) -> dict[str, Any]:
     for flag in (_STEPS,) if probability is not None else (_UNITS, _BATCH, _STEPS):
         if flag.value is None:
             fail(f"--{flag.name} is needed")
-    if probability is None:
-        run = dp.SubsampledGaussian(units, batch, steps, 1.0, 0.0)
-        probability = batch / units
-    else:  # of the two, only their quotient matters
-        run = dp.SubsampledGaussian(1, probability, steps, 1.0, 0.0)
-    rows = []
+    # Of the two, only their quotient matters.
+    sampling = (units, batch) if probability is None else (1, probability)
+    run, rows = dp.SubsampledGaussian(*sampling, steps, 1.0, 0.0), []
     for target in numbers("epsilon", _EPSILON.value):
         found = dp.calibrate_noise(run, target, delta)
         rows.append({"target": target, "noise_multiplier": found.noise_multiplier})
@@ -98,7 +95,7 @@ def account(console: Console) -> dict[str, Any]:
         stage = [run.replace(noise_multiplier=row["noise_multiplier"])]
         row["epsilon"] = dp.epsilon_pld(stage, delta)
         row["epsilon_rdp"] = dp.epsilon_rdp(stage, delta)
-    title = f"delta {delta:g}, sampling probability {probability:.6g}, {steps:,} steps"
+    title = f"delta {delta:g}, sampling probability {run.sampling_probability:.6g}, {steps:,} steps"
     columns = [name for name in HEADINGS if name in rows[0]]
     cells = [["-" if row[n] is None else f"{row[n]:.6g}" for n in columns] for row in rows]
     console.print(table(title, map(HEADINGS.get, columns), cells, left=0))
@@ -109,7 +106,7 @@ def account(console: Console) -> dict[str, Any]:
         "expected_batch_size": batch,
         "steps": steps,
         "delta": delta,
-        "sampling_probability": probability,
+        "sampling_probability": run.sampling_probability,
         "neighboring_relation": "add-or-remove-one",
         "rows": [{name: dp.json_number(value) for name, value in row.items()} for row in rows],
     }

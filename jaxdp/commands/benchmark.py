@@ -27,7 +27,6 @@ Needs the extras: pip install "jaxdp-text[baseline,audit]"
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shlex
@@ -46,7 +45,7 @@ from jaxdp.peers.inputs import LENGTHS, MODEL_NAMES
 from jaxdp.peers.machine import choose, default_platform
 from jaxdp.progress import Display
 
-from . import config_file, fail, table
+from . import config_file, fail, require, table
 from .define import Define
 
 DEFINE = Define()
@@ -68,10 +67,7 @@ DEFINE.json("Also write everything to this file, as it comes.")
 
 
 def main() -> None:
-    needed = ("torch", "transformers", "peft", "opacus", "jax_privacy")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline,audit]'")
+    require("baseline,audit", "torch", "transformers", "peft", "opacus", "jax_privacy")
     _check()
     try:
         platform = choose(_PLATFORM.value, default_platform)

@@ -19,7 +19,6 @@ Writes <level>.json and page.html to --output. Its folder private/ holds token i
 predictions. Needs the extra: pip install "jaxdp-text[baseline]"
 """
 
-import importlib.util
 import json
 import shlex
 import sys
@@ -36,7 +35,7 @@ from jaxdp.peers import start, tables
 from jaxdp.peers.job import SIDES
 from jaxdp.progress import Display
 
-from . import fail, numbers, table
+from . import fail, numbers, require, table
 from .define import Define
 
 LEVELS = ("gradients", "trajectory", "runs")
@@ -57,9 +56,7 @@ _BATCH = DEFINE.integer(
 
 
 def main() -> None:
-    needed = ("torch", "transformers", "peft", "opacus")
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        fail(f"{', '.join(missing)} not installed; pip install 'jaxdp-text[baseline]'")
+    require("baseline", "torch", "transformers", "peft", "opacus")
     console = Console()
     epsilons = numbers("epsilons", _EPSILONS.value) if _LEVEL.value == "runs" else []
     given = [config for config in (_CONFIG.value, _PLAIN.value) if config]
@@ -89,11 +86,7 @@ def _compare(configs: Sequence[Config], output: Path, console: Console) -> dict[
     from jaxdp.report.comparison import write_page
 
     level = _LEVEL.value
-    options = {
-        "method": _METHOD.value,
-        "padding": _PADDING.value,
-        "physical_batch": _BATCH.value,
-    }
+    options = {"method": _METHOD.value, "padding": _PADDING.value, "physical_batch": _BATCH.value}
     with Display(console, "comparison", status="working"):
         if level == "runs":
             jobs = start.find_jobs(configs, _SEEDS.value, output / "private", console.print)

@@ -20,7 +20,6 @@ from rich.markup import escape
 
 from jaxdp.backbone import resolve_backbone
 from jaxdp.config import Config
-from jaxdp.data.dataset import ReportDataset
 from jaxdp.data.load import load_reports
 from jaxdp.data.summary import summarize
 from jaxdp.data.tokens import load_tokenizer, most_tokens, tokenize
@@ -124,7 +123,7 @@ def labels_plot(summary: Mapping[str, Any]) -> Figure:
 
 def inspect(config: Config) -> tuple[dict[str, Any], np.ndarray, int]:
     """(the counts, [n] tokens of each report before cutting, what they are cut to)."""
-    dataset: ReportDataset = load_reports(config.data, config.teacher)
+    dataset = load_reports(config.data, config.teacher)
     backbone = resolve_backbone(config.model.backbone, revision=config.model.revision)
     tokenizer = load_tokenizer(backbone.directory)
     tokens, _ = tokenize(dataset.texts, tokenizer, _NO_LIMIT)

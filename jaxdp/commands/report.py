@@ -9,12 +9,12 @@ and with --json the numbers. They hold scores on test and validation reports, wh
 covers, but no report and no id.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from jaxdp.evaluation.statistics import finite
 from jaxdp.report.sweep import sweep_page, write_figures
 from jaxdp.sweep.analysis import SweepReport, analyse
 
@@ -29,10 +29,6 @@ DEFINE.json("Also write scores and comparisons to this file.")
 
 def numbers(report: SweepReport) -> dict[str, Any]:
     """JSON-ready: every setting's scores with intervals, and every comparison."""
-
-    def interval(values) -> list[float | None]:
-        return [v if math.isfinite(v) else None for v in values]
-
     return {
         "sweep": report.description["name"],
         "draws": report.draws,
@@ -44,8 +40,8 @@ def numbers(report: SweepReport) -> dict[str, Any]:
                 "reports": c.reports,
                 "settings": [
                     {"trained": s.series, "epsilon": s.epsilon, "members": list(s.members)}
-                    | {"scores": {k: interval(v) for k, v in s.scores.items()}}
-                    | {"over_seeds": {k: interval(v) for k, v in s.seeds.items()}}
+                    | {"scores": {k: finite(v) for k, v in s.scores.items()}}
+                    | {"over_seeds": {k: finite(v) for k, v in s.seeds.items()}}
                     | {"seconds": s.seconds, "peak_memory": s.peak_memory}
                     for s in c.settings
                 ],

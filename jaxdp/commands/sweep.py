@@ -29,6 +29,7 @@ from jaxdp.sweep.members import Sweep, load_sweep, override
 from jaxdp.sweep.progress import clock, joint_lines, plan_table, watching, winner_lines
 from jaxdp.sweep.results import results_table, write_results
 
+from . import table
 from .define import Define
 
 DEFINE = Define()
@@ -89,7 +90,7 @@ def main() -> None:
     DEFINE.write_json(describe(plan))
     if _DRY_RUN.value:
         alone, total = estimate_seconds(plan)
-        console.print(plan_table(plan, alone))
+        console.print(table("", *plan_table(plan, alone), left=1))
         if total:
             console.print(f"in all, one program after the other, roughly {clock(total)}")
         console.print(*joint_lines(plan), sep="\n")

@@ -8,7 +8,7 @@ Resampling is by matrix products: F1 is a function of three counts per label, an
 resampled test set are weights times indicator matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import scipy.stats
@@ -55,6 +55,11 @@ def over_reports(
     resampled = bootstrap_scores(both, labels, draws=draws)["weighted_f1"]
     sign = np.array([1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs))
     return percentile_interval(sign @ estimate, sign @ resampled)
+
+
+def finite(interval: Iterable[float]) -> list[float | None]:
+    """For JSON: None for an end that is infinite."""
+    return [x if np.isfinite(x) else None for x in interval]
 
 
 def f1_scores(

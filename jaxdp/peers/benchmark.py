@@ -147,7 +147,7 @@ class Rounds:
             with ThreadPoolExecutor(1 if self.platform == "cpu" else len(names)) as together:
                 list(together.map(start, names))
             for step in range(1, self.count + 1):
-                for name in rotated(names, step):
+                for name in np.roll(names, -step):
                     if name in workers:
                         with noting_failure(name) as (worker, record):
                             record.steps.append(worker.call(ask, "turn", draws[step]))
@@ -166,9 +166,3 @@ def draw(job: Job, step: int) -> np.ndarray:
     """The reports of a step: Poisson, by the sampler and seed that our side uses."""
     seed = RunSecret.create(job.seed).sampling_seed(MAIN)
     return dp.PoissonSampler(seed, job.sampling_probability(), len(job.train)).sample(step)
-
-
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    """The same order, begun `by` places later."""
-    by %= len(names)
-    return [*names[by:], *names[:by]]

@@ -4,14 +4,13 @@
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdp.evaluation.metrics import classification_metrics, scores
-from jaxdp.evaluation.statistics import over_reports, over_seeds
+from jaxdp.evaluation.statistics import finite, over_reports, over_seeds
 from jaxdp.files import write_json
 from jaxdp.models.tasks import TASKS
 from jaxdp.run.directory import RunError
@@ -65,11 +64,8 @@ def compare_gradients(job: Job, reports: int, physical_batch: int = 16) -> dict[
     clip_norm = job.mechanisms[MAIN]["l2_clip_norm"]
     norms, total = OurTrainer(job).clipped_sum()
     found, refused = {}, {}
-    for way, method in (
-        ("PyTorch loop", "none"),
-        ("Opacus hooks", "hooks"),
-        ("Opacus ghost", "ghost"),
-    ):
+    methods = {"PyTorch loop": "none", "Opacus hooks": "hooks", "Opacus ghost": "ghost"}
+    for way, method in methods.items():
         trainer = TorchTrainer(job, method=method, physical_batch=physical_batch)
         try:
             their_norms, their_sum = trainer.clipped_sum(rows)
@@ -233,7 +229,7 @@ def summarise(runs: Iterable[Run]) -> list[dict[str, Any]]:
             f1.append(np.array([each["weighted_f1"] for each in rows]))
             seconds = [sum(each[f"{part}_seconds"] for part in parts) for each in rows]
             row[side] = {
-                "weighted_f1": _finite(over_seeds(f1[-1])),
+                "weighted_f1": finite(over_seeds(f1[-1])),
                 "reports_per_second": float(np.median([r["reports_per_second"] for r in rows])),
                 "seconds": float(np.median(seconds)),
                 "peak_memory": max(each["peak_memory"] for each in rows),
@@ -242,12 +238,8 @@ def summarise(runs: Iterable[Run]) -> list[dict[str, Any]]:
         decisions = ([run.decisions for run in group] for group in sides.values())
         labels = sides[SIDES[0]][0].labels
         row["difference"] = {
-            "over_seeds": _finite(over_seeds(f1[0] - f1[1])),
-            "over_reports": _finite(over_reports(*decisions, labels)),
+            "over_seeds": finite(over_seeds(f1[0] - f1[1])),
+            "over_reports": finite(over_reports(*decisions, labels)),
         }
         summary.append(row)
     return summary
-
-
-def _finite(interval: Iterable[float]) -> list[float | None]:
-    return [x if math.isfinite(x) else None for x in interval]

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def choose(asked: str | None, find: Callable[[], str]) -> str:
 
 def default_platform() -> str:
     """JAX's own, seen by a process of its own, as one that has seen a GPU holds memory there."""
-    with Process(Path(os.devnull)) as process:
+    with Process() as process:
         return process.call(_default_backend)
 
 
@@ -53,7 +52,7 @@ def best_products(platform: str) -> dict[str, float]:
     CPU, and bfloat16 elsewhere."""
     rates = {}
     for framework, product in (("jax", _jax_product), ("torch", _torch_product)):
-        with Process(Path(os.devnull), **environment(platform)) as process:
+        with Process(**environment(platform)) as process:
             try:
                 rates[framework] = process.call(_best, product, platform)
             except Failed:

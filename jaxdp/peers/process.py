@@ -23,11 +23,11 @@ class Process(ProcessPoolExecutor):
     """Calls functions when it is told to, and sleeps otherwise; `shutdown` ends it.
 
     Args:
-        log: file for what it prints, and where errors came from.
+        log: file for what it prints, and where errors came from; by default nowhere.
         environment: variables, set before anything is imported.
     """
 
-    def __init__(self, log: Path, **environment: str):
+    def __init__(self, log: Path = Path(os.devnull), **environment: str):
         self._log, self.began = log, time.time()
         super().__init__(1, multiprocessing.get_context("spawn"), _begin, (log, environment))
 

@@ -55,10 +55,7 @@ def make_job(config: Config, inputs: Inputs, folder: Path) -> Job:
             token_buckets=buckets,
             secure_noise=secure,
         )
-        state = trainer.initial_state
-        for step in range(stage.steps):
-            state, _ = trainer.step(state, step, trainer.plan(step))
-        trainer.install(state)
+        trainer.install(trainer.after(stage.steps))
     save_adapter(
         folder / "adapter",
         model,
@@ -97,10 +94,7 @@ def private_job(config: Config, folder: Path) -> Job:
 
 
 def find_jobs(
-    configs: Sequence[Config],
-    seeds: int,
-    folder: Path,
-    report: Callable[[str], None],
+    configs: Sequence[Config], seeds: int, folder: Path, report: Callable[[str], None]
 ) -> Iterator[Job]:
     """Jobs of every seed and configuration, each in a folder of its own below this one, and made if
     it is not there yet.

@@ -102,7 +102,6 @@ def measure(config: Config, repeats: int, platform: str = "cpu") -> dict[str, An
 
 
 def _first_step(config: Config, platform: str, folder: Path, number: int) -> dict[str, Any]:
-    place = dataclasses.replace(config.run, dir=str(folder), name=f"run{number}")
     kept_from = str(jax.config.jax_persistent_cache_min_compile_time_secs)
     variables = environment(platform) | {
         "JAXDP_CACHE": str(folder / "kept"),
@@ -111,7 +110,8 @@ def _first_step(config: Config, platform: str, folder: Path, number: int) -> dic
     }
     with Process(folder / f"{number}.log", **variables) as process:
         try:
-            parts = process.call(_start, dataclasses.replace(config, run=place), process.began)
+            place = config.below(folder, f"run{number}")
+            parts = process.call(_start, place, process.began)
         except Failed as error:
             raise RunError(f"training did not start: {error}") from None
     first = next(i for i, name in enumerate(parts) if name.startswith("first step"))

@@ -7,9 +7,7 @@ from typing import Any
 from .job import ADAPTER_PREFIX, SIDES
 
 
-def settings_rows(
-    settings: Mapping[str, Mapping[str, Any]],
-) -> Iterable[tuple[str, str, str, str]]:
+def settings_rows(settings: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, str, str]]:
     """(name, ours, theirs, "differs" or "") of every setting, read from both sides' objects."""
     ours, theirs = (settings[side] for side in SIDES)
     for name in ours:
@@ -66,14 +64,14 @@ def _summary_table(summary: Sequence[Mapping[str, Any]]) -> tuple[list[str], lis
         for side in SIDES:
             found = row[side]
             rows.append(
-                [*name, side, _interval(found["weighted_f1"])]
+                [*name, side, interval_text(found["weighted_f1"])]
                 + [f"{found['reports_per_second']:.1f}", f"{found['seconds']:.0f}"]
                 + [f"{found['peak_memory'] / 1e9:.2f}", _stated(found["epsilon"])]
             )
         ours, theirs = (row[side] for side in SIDES)
         ratios = [f"x {ours[n] / theirs[n]:.2f}" for n in ("reports_per_second", "seconds")]
         seeds, reports = (
-            _interval(row["difference"][of], "+") for of in ("over_seeds", "over_reports")
+            interval_text(row["difference"][of], "+") for of in ("over_seeds", "over_reports")
         )
         rows.append([*name, "gap, other seeds", seeds, *ratios, "", ""])
         rows.append([*name, "gap, other reports", reports, "", "", "", ""])
@@ -84,7 +82,8 @@ def _stated(epsilon: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in epsilon.items())
 
 
-def _interval(interval: Sequence[float | None], sign: str = "") -> str:
+def interval_text(interval: Sequence[float | None], sign: str = "") -> str:
+    """Mean and, where they are known, ends."""
     mean, low, high = interval
     ends = "" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
     return f"{mean:{sign}.3f}{ends}"

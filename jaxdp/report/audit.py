@@ -13,8 +13,7 @@ from sklearn.metrics import roc_curve
 from jaxdp.audit.run import HEADINGS, Finding
 from jaxdp.files import write_json
 
-from .draw import COLOURS, INK, SOFT, new_figure, styled
-from .page import render
+from .draw import COLOURS, INK, SOFT, new_figure, render, styled
 
 TITLES = {
     "gradient": "gradient canaries, all releases seen",
@@ -42,11 +41,11 @@ def write_report(directory: Path, summary: Mapping[str, Any], findings: list[Fin
 
 
 def _panels(
-    findings: list[Finding], width: float, height: float
+    findings: list[Finding], height: float
 ) -> tuple[Figure, list[tuple[Axes, list[Finding]]]]:
     """A figure and, for each kind of canary, its axes and findings."""
     kinds = list(dict.fromkeys(f.kind for f in findings))
-    figure, axes = new_figure(width, height, columns=len(kinds))
+    figure, axes = new_figure(7.4, height, columns=len(kinds))
     for ax, kind in zip(axes, kinds, strict=True):
         ax.set_title(TITLES[kind])
     members = [[f for f in findings if f.kind == kind] for kind in kinds]
@@ -56,7 +55,7 @@ def _panels(
 @styled
 def roc_plot(findings: list[Finding]) -> Figure:
     """One curve per variant: how many canaries that are in an attacker finds, at which price."""
-    figure, panels = _panels(findings, 7.4, 4.4)
+    figure, panels = _panels(findings, 4.4)
     for ax, members in panels:
         ax.plot([0, 1], [0, 1], color=SOFT, linestyle=":", label="guessing")
         for finding, color in zip(members, COLOURS, strict=False):
@@ -78,7 +77,7 @@ def roc_plot(findings: list[Finding]) -> Figure:
 @styled
 def epsilon_plot(findings: list[Finding], delta: float, confidence: float) -> Figure:
     """Bars: what is proven. Lines: what is claimed."""
-    figure, panels = _panels(findings, 7.4, 2.9)
+    figure, panels = _panels(findings, 2.9)
     reached = [value for f in findings for value in (f.bounds.epsilon, f.claim)]
     for ax, members in panels:
         for place, finding in enumerate(members):

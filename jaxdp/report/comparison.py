@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from jaxdp.peers.job import SIDES
 from jaxdp.peers.tables import RUN_HEADER, cell_text, result_table, run_row, settings_rows
 
-from .draw import COLOURS, INK, WARN, new_figure, styled, svg
-from .page import render
+from .draw import COLOURS, INK, WARN, new_figure, render, styled, svg
 
 SIDE_COLOURS = dict(zip(SIDES, COLOURS, strict=False))
 

@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to draw: matplotlib's figures, as SVG inside a page and as files for a paper.
+"""Pages and figures.
 
-Both are drawn in the page's colours for light paper. Inside a page they become its CSS variables,
-which have others in the dark, and the text takes the page's font and is text.
+A page is one file, with nothing from outside, for light and dark, phone and paper. Its text is in
+templates/; whatever is put in is escaped, unless it is `Markup`.
+
+Figures are matplotlib's, as SVG inside a page and as files for a paper, both drawn in the page's
+colours for light paper. Inside a page they become its CSS variables, which have others in the dark,
+and the text takes the page's font and is text.
 """
 
 import io
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import jinja2
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader(__package__),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's: told apart by colour-blind readers, and visible on light and on dark."""
 INK, SOFT, LINE, WARN = "#1a1d21", "#5c6670", "#d9dee3", "#8a4b00"
@@ -46,6 +59,11 @@ _STYLE = {
 }
 styled = rc_context(_STYLE)
 """Decorator of all that makes or saves a figure."""
+
+
+def render(template: str, **values: Any) -> str:
+    """A file of templates/, filled in; the same values make the same page."""
+    return TEMPLATES.get_template(template).render(values)
 
 
 def new_figure(width: float = 4.8, height: float = 2.85, columns: int = 1) -> tuple[Figure, list]:

@@ -2,13 +2,13 @@
 """The line figures of a sweep: what they show, and how it is drawn."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxdp.peers.tables import interval_text
 from jaxdp.sweep.analysis import Collection, Setting, SweepReport
 
 from .draw import COLOURS, SOFT, new_figure, styled, svg, tag
@@ -42,8 +42,8 @@ class Panel:
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
-    logarithmic: bool = False
     ticks: tuple[float, ...] | None = None
+    """On a logarithmic axis; None is a linear one."""
     marks: tuple[tuple[float, str], ...] = ()
     """(x, name) where something begins."""
 
@@ -53,7 +53,7 @@ class Panel:
         places are pointed at, and lines shown and hidden."""
         colours = {line.name: line.colour for line in self.lines}
         figure, (axes,) = new_figure(height=2.85 if page else 3.0 + 0.16 * len(colours))
-        if self.logarithmic:
+        if self.ticks is not None:
             axes.set_xscale("log")
             axes.set_xticks(self.ticks, [f"{t:g}" for t in self.ticks])
             axes.minorticks_off()
@@ -107,11 +107,6 @@ def _draw(axes: Axes, line: Line, series: dict[str, str]) -> None:
         axes.plot([p.x], [p.y], "o", markersize=14, alpha=0, gid=tag(tip=p.note, **series))
 
 
-def interval_text(score: Sequence[float]) -> str:
-    mean, low, high = score
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
-
-
 def curve(collection: Collection) -> Panel:
     """Weighted F1 over epsilon, a line for each model and recipe, and levels without privacy."""
     series: dict[str, list[Setting]] = {}
@@ -131,10 +126,8 @@ def curve(collection: Collection) -> Panel:
                 points.append(Point(s.epsilon * shift, mean, low, high, note))
                 epsilons.add(s.epsilon)
         lines.append(Line(name, COLOURS[i % len(COLOURS)], tuple(points), level))
-    return Panel(
-        collection.title, "epsilon (smaller is more private)", "test weighted F1",
-        tuple(lines), logarithmic=True, ticks=tuple(sorted(epsilons)),
-    )  # fmt: skip
+    x, y = "epsilon (smaller is more private)", "test weighted F1"
+    return Panel(collection.title, x, y, tuple(lines), ticks=tuple(sorted(epsilons)))
 
 
 def calibration(collection: Collection) -> Panel:
@@ -171,7 +164,5 @@ def training(report: SweepReport, collection: Collection) -> Panel:
                 lines.append(Line(name, COLOURS[i % len(COLOURS)], tuple(points)))
             if offset:
                 marks[offset] = "main stage"
-    return Panel(
-        collection.title, "step", "validation weighted F1", tuple(lines),
-        marks=tuple(marks.items()),
-    )  # fmt: skip
+    x, y = "step", "validation weighted F1"
+    return Panel(collection.title, x, y, tuple(lines), marks=tuple(marks.items()))

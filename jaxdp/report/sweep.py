@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jaxdp.dp.statement import rounded_up
-from jaxdp.peers.tables import cell_text
+from jaxdp.peers.tables import cell_text, interval_text
 from jaxdp.sweep.analysis import Collection, SweepReport, last_name
 
-from .draw import INK, new_figure, save, styled
-from .lines import calibration, curve, interval_text, training
-from .page import render
+from .draw import INK, new_figure, render, save, styled
+from .lines import calibration, curve, training
 
 _SURE = "#b3d5e8"
 """What `sure` of the page's style is on white paper."""
@@ -84,10 +83,7 @@ def _told(joint: dict[str, Any]) -> dict[str, Any]:
 def _collection(report: SweepReport, collection: Collection, number: int) -> dict[str, Any]:
     steps = training(report, collection)
     return {
-        "title": collection.title,
-        "unit": collection.unit,
-        "names": collection.names,
-        "pairs": len(collection.comparisons),
+        "of": collection,
         "curve": curve(collection).chart(f"curve{number}"),
         "calibration": calibration(collection).chart(f"calibration{number}"),
         "training": steps.chart(f"training{number}") if steps.lines else None,

@@ -3,7 +3,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxdp import dp
 from jaxdp.training.stages import RunPlan, plan_run
@@ -58,9 +58,7 @@ class SweepPlan:
     def group_epsilon(self, index: int) -> float | None:
         """Of publishing all private members of a group; None where nothing can be claimed."""
         private = self.private(index)
-        if not private:
-            return None
-        return _claimable(self.group_mechanisms(index), self._delta(private))
+        return self._cost(private, self.group_mechanisms(index))[1] if private else None
 
     def joint_costs(self) -> list[JointCost]:
         """One for each collection and privacy unit. Groups draw their own samples, so they compose.
@@ -80,13 +78,19 @@ class SweepPlan:
                 for i in indices
                 for stage, m in self.group_mechanisms(i).items()
             }
-            delta = self._delta(names)
-            epsilon = _claimable(mechanisms, delta)
-            costs.append(JointCost(source, unit, names, delta, epsilon, mechanisms))
+            costs.append(JointCost(source, unit, names, *self._cost(names, mechanisms), mechanisms))
         return costs
 
-    def _delta(self, names) -> float:
-        return min(self.plans[name].delta for name in names)
+    def _cost(
+        self, names: Sequence[str], mechanisms: Mapping[str, dp.SubsampledGaussian]
+    ) -> tuple[float, float | None]:
+        """(these members' smallest delta, epsilon there; None where nothing can be claimed)."""
+        delta = min(self.plans[name].delta for name in names)
+        try:
+            epsilon = dp.epsilon_pld(list(mechanisms.values()), delta)
+        except ValueError:  # too little noise for the accountant: far beyond any protection
+            return delta, None
+        return delta, epsilon if math.isfinite(epsilon) else None
 
 
 def plan_sweep(sweep: Sweep) -> SweepPlan:
@@ -98,11 +102,3 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
     members = expand(sweep)
     plans = {name: plan_run(member.config) for name, member in members.items()}
     return SweepPlan(sweep, members, plans, groups(members))
-
-
-def _claimable(mechanisms: Mapping[str, dp.SubsampledGaussian], delta: float) -> float | None:
-    try:
-        epsilon = dp.epsilon_pld(list(mechanisms.values()), delta)
-    except ValueError:  # too little noise for the accountant: far beyond any protection
-        return None
-    return epsilon if math.isfinite(epsilon) else None

@@ -26,7 +26,7 @@ from jaxdp.evaluation.statistics import (
 from jaxdp.models.tasks import TASKS
 from jaxdp.run.directory import RunError
 
-from .directory import read_description, read_members
+from .directory import read_begun
 from .history import evaluations, peak_memory, read_history, seconds
 from .members import Member, Place
 from .paper import DATASETS
@@ -143,7 +143,7 @@ def analyse(folder: Path, draws: int = 10_000) -> SweepReport:
         RunError: no sweep, or no finished member.
         DataError: a finished member's predictions cannot be read.
     """
-    description, members = read_description(folder), read_members(folder)
+    description, members = read_begun(folder)
     done = {n: m for n, m in members.items() if (m.path / "metrics.json").exists()}
     if not done:
         raise RunError(f"{folder}: no member is finished yet; jaxdp sweep trains them")

@@ -41,18 +41,13 @@ def describe(plan: SweepPlan) -> dict[str, Any]:
     }
 
 
-def read_members(folder: Path) -> dict[str, Member]:
-    """The members that a sweep's folder was started with; RunError if there is no sweep."""
-    described = read_description(folder)["members"]
-    return {name: Member.read(member, folder) for name, member in described.items()}
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """What `describe` gave when the sweep began; RunError if there is none."""
+def read_begun(folder: Path) -> tuple[dict[str, Any], dict[str, Member]]:
+    """(what `describe` gave when the sweep began, its members); RunError if there is no sweep."""
     try:
-        return json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        described = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise RunError(f"{folder} holds no sweep (sweep.json)") from None
+    return described, {n: Member.read(m, folder) for n, m in described["members"].items()}
 
 
 def begin(plan: SweepPlan) -> None:
@@ -82,7 +77,7 @@ def begin(plan: SweepPlan) -> None:
 
 
 def _require_same_sweep(folder: Path, plan: SweepPlan) -> None:
-    started = read_members(folder)
+    described, started = read_begun(folder)
     if other := sorted(started.keys() ^ plan.members.keys()):
         what = "no longer" if other[0] in started else "not yet"
         raise RunError(
@@ -91,7 +86,7 @@ def _require_same_sweep(folder: Path, plan: SweepPlan) -> None:
         )
     for name, member in started.items():
         require_same(folder / name, member.config, plan.members[name].config)
-    if read_description(folder)["share_sampling"] != plan.sweep.share_sampling:
+    if described["share_sampling"] != plan.sweep.share_sampling:
         raise RunError(f"{folder} was begun with the other Sweep.share_sampling")
 
 

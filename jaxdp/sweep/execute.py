@@ -15,7 +15,7 @@ from jaxdp.run.train import Interrupted, train, train_members
 from jaxdp.runtime import prepare
 from jaxdp.training.members import CannotShare
 
-from .directory import read_description, read_members, sampling_root
+from .directory import read_begun, sampling_root
 from .history import HistoryMonitor
 from .members import Member, programs
 
@@ -42,7 +42,7 @@ def run_group(folder: Path, index: int, interrupt: Interrupt) -> None:
         Interrupted: asked to stop; everything is saved.
         Others: see `train`.
     """
-    description, members = read_description(folder), read_members(folder)
+    description, members = read_begun(folder)
     group = [members[name] for name in description["groups"][index]["members"]]
     root = sampling_root(folder, index) if description["share_sampling"] else None
     with contextlib.ExitStack() as logs:

@@ -81,10 +81,6 @@ class Sweep:
     def path(self) -> Path:
         return Path(self.dir) / self.name
 
-    def seeds_of(self, grid: Grid) -> int:
-        """How often the members of one of its grids are trained."""
-        return self.seeds if grid.seeds is None else grid.seeds
-
 
 class Place(NamedTuple):
     """Where a run stands in a table."""
@@ -180,8 +176,8 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
     Raises:
         ConfigError: not of that form, no such grid or setting, or a setting that is an axis.
     """
-    bases = [grid.base.copy_and_resolve_references() for grid in sweep.grids]
-    names = {grid.name for grid in sweep.grids}
+    grids = [dataclasses.replace(g, base=g.base.copy_and_resolve_references()) for g in sweep.grids]
+    names = {grid.name for grid in grids}
     for setting in settings:
         place, equals, text = setting.partition("=")
         if not equals:
@@ -189,13 +185,12 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
         only, colon, name = place.rpartition(":")
         if colon and only not in names:
             raise ConfigError(f"{setting!r}: grids are {', '.join(sorted(names))}")
-        for grid, base in zip(sweep.grids, bases, strict=True):
+        for grid in grids:
             if colon and only != grid.name:
                 continue
             if name in _fields_of(grid.axes):
                 raise ConfigError(f"config.{name} is an axis of {grid.name}: change the sweep file")
-            _set(base, name, _parsed(text))
-    grids = [dataclasses.replace(g, base=b) for g, b in zip(sweep.grids, bases, strict=True)]
+            _set(grid.base, name, _parsed(text))
     return dataclasses.replace(sweep, grids=grids)
 
 
@@ -215,31 +210,31 @@ def expand(sweep: Sweep) -> dict[str, Member]:
                 f"{grid.name}: the ledger and the budget of a sweep are Sweep.ledger and "
                 "Sweep.total_budget; config.privacy.ledger and .total_budget must be None"
             )
-        seeds = sweep.seeds_of(grid)
+        seeds = sweep.seeds if grid.seeds is None else grid.seeds
         if seeds < 1:
             raise ConfigError(f"{grid.name}: seeds must be at least 1, not {seeds}")
         for values in itertools.product(*grid.axes.values()):
             for seed in range(seeds):
-                member = _member(sweep, grid, values, seed)
+                ending = [f"seed{seed}"] if seeds > 1 else []
+                member = Member(_config(sweep, grid, values, ending), seed)
                 if member.name in members:
                     raise ConfigError(f"two members are named {member.name}: rename a Grid")
                 members[member.name] = member
     if not members:
         raise ConfigError(f"sweep {sweep.name} has no members")
     given: dict[int, str] = {}
-    for member in members.values():
-        research_seed = member.config.run.research_seed
-        if research_seed in given:
+    for name, member in members.items():
+        seed = member.config.run.research_seed
+        if seed is not None and (other := given.setdefault(seed, name)) != name:
             raise ConfigError(
-                f"{given[research_seed]} and {member.name} have the same run.research_seed, hence "
-                "the same noise, and together would reveal reports; set Sweep.research_seed instead"
+                f"{other} and {name} have the same run.research_seed, hence the same noise, and "
+                "together would reveal reports; set Sweep.research_seed instead"
             )
-        if research_seed is not None:
-            given[research_seed] = member.name
     return members
 
 
-def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Member:
+def _config(sweep: Sweep, grid: Grid, values: Sequence[Any], ending: Sequence[str]) -> Config:
+    """At these values of the axes; its name ends so."""
     base = grid.base.copy_and_resolve_references()
     parts = [grid.name]
     for axis, value in zip(grid.axes, values, strict=True):
@@ -247,15 +242,13 @@ def _member(sweep: Sweep, grid: Grid, values: Sequence[Any], seed: int) -> Membe
         for name, each in zip(names, value if len(names) > 1 else [value], strict=True):
             _set(base, name, each)
             parts.append(_in_name(name, each))
-    if sweep.seeds_of(grid) > 1:
-        parts.append(f"seed{seed}")
-    base.run.name = "_".join(parts)
+    base.run.name = "_".join([*parts, *ending])
     base.run.dir = str(sweep.path)
     if sweep.research_seed is not None:
         text = f"jaxdp sweep {sweep.research_seed}/{base.run.name}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         base.run.research_seed = int.from_bytes(digest, "little") >> 1
-    return Member(Config.from_dict(base.to_dict()), seed)
+    return Config.from_dict(base.to_dict())
 
 
 def groups(members: Mapping[str, Member]) -> list[list[str]]:

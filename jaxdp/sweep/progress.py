@@ -8,9 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from jaxdp.progress import Display
 from jaxdp.training.stages import RunPlan
@@ -70,8 +68,8 @@ def status(member: Member, plan: RunPlan) -> Status:
 
 
 @contextlib.contextmanager
-def watching(plan: SweepPlan, console: Console, every: float = 2.0) -> Iterator[None]:
-    """While this thread trains, another one looks into the members' folders from time to time, and
+def watching(plan: SweepPlan, console: Console) -> Iterator[None]:
+    """While this thread trains, another one looks into the members' folders every two seconds, and
     shows a `Display`, and a line for each member that is finished."""
     began, stop = time.perf_counter(), threading.Event()
 
@@ -110,7 +108,7 @@ def watching(plan: SweepPlan, console: Console, every: float = 2.0) -> Iterator[
     with Display(console, "sweep", len(plan.members)) as display:
 
         def watch() -> None:
-            while not stop.wait(every):
+            while not stop.wait(2.0):
                 look(display)
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -131,24 +129,21 @@ def clock(duration: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02} h"
 
 
-def plan_table(plan: SweepPlan, estimates: dict[str, float | None]) -> Table:
-    """Every member before it is trained."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("member", "group", "noise multipliers", "epsilon", "delta", "time, rough"):
-        left = column == "member"
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+def plan_table(
+    plan: SweepPlan, estimates: dict[str, float | None]
+) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): every member before it is trained."""
+    rows = []
     for name in plan.members:
         noise = [f"{m.noise_multiplier:.4g}" for m in plan.plans[name].mechanisms().values()]
         epsilon, seconds = plan.plans[name].epsilon(), estimates[name]
-        table.add_row(
-            name,
-            str(1 + plan.group_of(name)),
-            ", ".join(noise) or "-",
-            "none" if epsilon is None else f"{epsilon:.4g}",
-            f"{plan.plans[name].delta:g}" if noise else "-",
-            "unknown" if seconds is None else clock(seconds),
+        rows.append(
+            [name, str(1 + plan.group_of(name)), ", ".join(noise) or "-"]
+            + ["none" if epsilon is None else f"{epsilon:.4g}"]
+            + [f"{plan.plans[name].delta:g}" if noise else "-"]
+            + ["unknown" if seconds is None else clock(seconds)]
         )
-    return table
+    return ["member", "group", "noise multipliers", "epsilon", "delta", "time, rough"], rows
 
 
 def joint_lines(plan: SweepPlan) -> list[str]:

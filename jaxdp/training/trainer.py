@@ -172,6 +172,13 @@ class StageTrainer:
         arguments, release = self._arguments(state, step, plan)
         return self._step(*arguments, **release)
 
+    def after(self, steps: int) -> TrainState:
+        """The state after so many steps from the initial one, which they use up."""
+        state = self.initial_state
+        for step in range(steps):
+            state, _ = self.step(state, step, self.plan(step))
+        return state
+
     def lower(self, device: jax.Device) -> jax.stages.Lowered:
         """The step without a mesh, lowered for a device of any kind, which need not be here."""
         arguments, release = shaped(self._arguments(self.initial_state, 0, self.plan(0)), device)

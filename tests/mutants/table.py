@@ -1005,7 +1005,7 @@ MUTANTS = [
     Mutant(
         "two members with the same noise",
         "sweep/members.py",
-        "if research_seed in given:",
+        "if seed is not None and (other := given.setdefault(seed, name)) != name:",
         "if False:",
         "test_sweep.py::test_every_member_has_noise_of_its_own",
     ),
