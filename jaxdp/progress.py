@@ -7,8 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_EVERY = 30.0
-"""Seconds between two lines where no bar can be drawn."""
+LINE_EVERY = 30.0  # seconds between two lines where no bar can be drawn
 
 
 class Display:

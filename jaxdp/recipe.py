@@ -16,8 +16,7 @@ SHAPES = {
     # CT shows several findings in most patients, and reports go through the organs.
     "ctrate": {"normal": 0.1, "findings": 3.5},
 }
-"""Source -> settings of warm_start that say what its reports look like, as its makers describe
-them."""
+"""Source -> settings of warm_start: what its reports look like, as its makers describe them."""
 RATES = ((0, 0.003), (150, 0.03), (1_500, 0.05), (5_000, 0.1))
 """units x epsilon, at least -> learning rate of the head: the less the reports can tell through the
 noise, the less far from its public start a head should move."""
@@ -28,8 +27,7 @@ READERS = 2
 QUERIES = 5_000
 """units x epsilon, at least -> with labels' names alone, a query stage instead of a second reader:
 a head knows better what to look for than names do."""
-QUERY_SHARE = 0.35
-"""Of epsilon: some 15 % of what can be told through the noise."""
+QUERY_SHARE = 0.35  # of epsilon: some 15 % of what can be told through the noise
 TEMPERATURE = 1.5
 """Of a private head: lowers calibration error and log loss at epsilon 8, 1 and 0.1."""
 

@@ -15,8 +15,7 @@ from .assets import cache_directory
 
 _PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
 _TUNER = "xla_gpu_experimental_enable_fusion_autotuner"
-_MOST_CPU_DEVICES = 8
-"""More have not been tried; the microbatches of a step should not run out."""
+_MOST_CPU_DEVICES = 8  # more have not been tried; the microbatches of a step should not run out
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's event: a program is compiled, or was found, after so many seconds."""
 _LONG_COMPILATION_SECONDS = 0.5
@@ -40,8 +39,7 @@ def prepare() -> None:
 
 def one_device_per_core() -> None:
     """Makes each core that this process may use a CPU device with microbatches of its own: faster
-    than one device that shares every small product out over all cores. Processes that this one
-    starts do the same.
+    than one device that shares every small product out over all cores. So do child processes.
 
     JAX_NUM_CPU_DEVICES, where it is set, says how many instead. XLA's limit on how long devices
     may wait for each other, after which it ends the process, is lifted unless XLA_FLAGS has one:

@@ -30,6 +30,12 @@ class Check(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+class Plain(NamedTuple):
+    """What a field that is None is after all, where no recipe has chosen."""
+
+    value: Any
+
+
 def at_least(bound: int) -> Check:
     return Check(f"at least {bound}", lambda value: value >= bound)
 
@@ -61,10 +67,14 @@ class Settings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            for wanted, holds in getattr(field.type, "__metadata__", ()):
+            for mark in getattr(field.type, "__metadata__", ()):
+                if isinstance(mark, Plain):
+                    if value is None:
+                        object.__setattr__(self, field.name, mark.value)
+                    continue
                 optional = isinstance(field.type.__origin__, types.UnionType)
-                or_none = " or None" if optional and "None" not in wanted else ""
-                self.require(value is None or holds(value), field.name, wanted + or_none)
+                or_none = " or None" if optional and "None" not in mark.wanted else ""
+                self.require(value is None or mark.holds(value), field.name, mark.wanted + or_none)
 
     def require(self, holds: bool, field: str, wanted: str) -> None:
         """ConfigError unless `holds`, which names the field (of a section: "lora.rank"), its value
@@ -72,15 +82,6 @@ class Settings:
         if not holds:
             value = operator.attrgetter(field)(self)
             raise ConfigError(f"{self._path}.{field} must be {wanted}, not {value!r}")
-
-    def _set(self, **values: Any) -> None:
-        """Changes fields, while the object is made."""
-        for field, value in values.items():
-            object.__setattr__(self, field, value)
-
-    def _fill(self, values: Mapping[str, Any]) -> None:
-        """As `_set`, those fields that are None."""
-        self._set(**{f: value for f, value in values.items() if getattr(self, f) is None})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

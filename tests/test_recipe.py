@@ -4,8 +4,31 @@
 import pytest
 
 from jaxdp import recipe
-from jaxdp.config import PLAIN, Config, ConfigError, WarmStartConfig
+from jaxdp.config import Config, ConfigError, WarmStartConfig
 from jaxdp.data.phrasebook import SHIPPED
+
+PLAIN = {
+    "train": {
+        "mode": "lora",
+        "queries": False,
+        "query_share": 0.0,
+        "steps": 100,
+        "expected_batch_size": 512.0,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "temperature": 1.0,
+    },
+    "warm_start": {
+        "normal": 0.35,
+        "findings": 1.5,
+        "denied": 0.65,
+        "repeated": 0.6,
+        "other": 0.35,
+        "noise": 0.0,
+        "readers": 1,
+    },
+}
+"""What settings are that are None, and that no recipe has chosen."""
 
 
 def config(**sections) -> Config:

@@ -21,12 +21,9 @@ def load_auditor():
 class Bounds(NamedTuple):
     """What one run's scores prove."""
 
-    auroc: float
-    """Chance that a canary that is in scores higher than one that is out."""
-    epsilon: float
-    """Lower bound, for mechanisms whose trade-off curve is Gaussian."""
-    epsilon_any: float
-    """Lower bound, for any mechanism."""
+    auroc: float  # chance that a canary that is in scores higher than one that is out
+    epsilon: float  # lower bound, for mechanisms whose trade-off curve is Gaussian
+    epsilon_any: float  # lower bound, for any mechanism
 
 
 def lower_bounds(

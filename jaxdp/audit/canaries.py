@@ -31,18 +31,13 @@ class GradientCanaries:
     norm of at least 126 NORM / labels, far above any clip norm. So clipping makes it C exactly.
     The q_i of one column are orthonormal, hence canaries are orthogonal but for the bias, whose
     share is NORM^-2: no canary hides another.
-
-    Attributes:
-        features: [m, H] float32; see `rows` for what stands in the collection.
-        columns: [m] int, the k_i.
-        num_labels: of the head.
     """
 
     NORM = 100.0
 
-    features: np.ndarray
-    columns: np.ndarray
-    num_labels: int
+    features: np.ndarray  # [m, H] float32; see `rows` for what stands in the collection
+    columns: np.ndarray  # [m] int, the k_i
+    num_labels: int  # of the head
 
     @classmethod
     def draw(cls, rng: np.random.Generator, count: int, hidden: int, num_labels: int):
@@ -70,8 +65,7 @@ class GradientCanaries:
         return -np.einsum("mh,mh->m", self.features, kernel.T[self.columns]) / self.NORM
 
 
-RARE_TOKENS = 8
-"""Of an input canary."""
+RARE_TOKENS = 8  # of an input canary
 
 
 def rare_reports(
@@ -99,17 +93,11 @@ class CanaryCollection:
 
     Rows of split "train": honest reports, input canaries, gradient canaries. Split "validation"
     holds the input canaries, so that the trained model can be asked about them.
-
-    Attributes:
-        features: split -> what the head is trained on.
-        labels: split -> [rows, num_labels] int8.
-        honest: the privacy units without canaries.
-        gradient: the gradient canaries.
     """
 
-    features: dict[str, Packed]
-    labels: dict[str, np.ndarray]
-    honest: PrivacyUnits
+    features: dict[str, Packed]  # split -> what the head is trained on
+    labels: dict[str, np.ndarray]  # split -> [rows, num_labels] int8
+    honest: PrivacyUnits  # the privacy units without canaries
     gradient: GradientCanaries
 
     @classmethod

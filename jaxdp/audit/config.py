@@ -19,8 +19,7 @@ class AuditSettings(Settings, path="config.audit"):
     gradient_runs: Annotated[int, at_least(1)] = 3
     """Independent runs per variant with gradient canaries, judged together."""
     input_canaries: Annotated[int, at_least(100)] = 400
-    small_epsilon: float = 0.1
-    """Also trained at this epsilon, where every attack should fail."""
+    small_epsilon: float = 0.1  # also trained at this epsilon, where every attack should fail
     guesses: Annotated[float, Check("in [0.02, 0.5]", lambda share: 0.02 <= share <= 0.5)] = 0.05
     """The share of the canaries that are guessed to be in; chosen before the attack."""
     confidence: Annotated[float, Check("in (0.5, 1)", lambda share: 0.5 < share < 1)] = 0.95

@@ -30,23 +30,14 @@ HEADINGS = ("canaries", "trained", "claimed epsilon", "lower bound", "general bo
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What the runs of one variant showed with one kind of canary.
+    """What the runs of one variant showed with one kind of canary."""
 
-    Attributes:
-        kind: of the canaries: "gradient" or "input".
-        variant: what was trained.
-        claim: the epsilon it would state; infinity without privacy.
-        scores: [m], high for in.
-        included: [m] bool, which canaries were in.
-        bounds: what the scores prove.
-    """
-
-    kind: str
-    variant: Variant
-    claim: float
-    scores: np.ndarray
-    included: np.ndarray
-    bounds: Bounds
+    kind: str  # of the canaries: "gradient" or "input"
+    variant: Variant  # what was trained
+    claim: float  # the epsilon it would state; infinity without privacy
+    scores: np.ndarray  # [m], high for in
+    included: np.ndarray  # [m] bool, which canaries were in
+    bounds: Bounds  # what the scores prove
 
     @property
     def violated(self) -> bool:
@@ -82,23 +73,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Everything of an audit in memory, ready to attack any variant.
-
-    Attributes:
-        config: its settings.
-        stage: the training that is attacked.
-        secret: all randomness comes from it.
-        model: untrained; runs train copies.
-        collection: honest reports and canaries.
-        buckets: shapes to run in.
-    """
+    """Everything of an audit in memory, ready to attack any variant."""
 
     config: AuditConfig
-    stage: Stage
-    secret: RunSecret
-    model: ReportClassifier
-    collection: CanaryCollection
-    buckets: Buckets
+    stage: Stage  # the training that is attacked
+    secret: RunSecret  # all randomness comes from it
+    model: ReportClassifier  # untrained; runs train copies
+    collection: CanaryCollection  # honest reports and canaries
+    buckets: Buckets  # shapes to run in
 
     @classmethod
     def prepare(cls, config: AuditConfig) -> "Audit":
@@ -170,11 +152,7 @@ class Audit:
                 scores.append(input_scores(trainer, self.collection.labels["validation"]))
         included, scores = np.concatenate(coins), np.concatenate(scores)
         bounds = lower_bounds(
-            scores,
-            included,
-            delta=delta,
-            guesses=settings.guesses,
-            confidence=settings.confidence,
+            scores, included, delta=delta, guesses=settings.guesses, confidence=settings.confidence
         )
         claim = dp.epsilon_pld([variant.claimed], delta) if variant.claimed else math.inf
         return Finding(kind, variant, claim, scores, included, bounds)

@@ -33,19 +33,12 @@ class HalfSilentSecret(RunSecret):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One training to attack.
+    """One training to attack."""
 
-    Attributes:
-        name: for tables and plots.
-        claimed: what the epsilon is computed from; None claims nothing.
-        trained: what the trainer is given; None trains without privacy.
-        secret: what draws its noise.
-    """
-
-    name: str
-    claimed: dp.SubsampledGaussian | None
-    trained: dp.SubsampledGaussian | None
-    secret: type[RunSecret] = RunSecret
+    name: str  # for tables and plots
+    claimed: dp.SubsampledGaussian | None  # what the epsilon is computed from; None claims nothing
+    trained: dp.SubsampledGaussian | None  # what the trainer is given; None trains without privacy
+    secret: type[RunSecret] = RunSecret  # what draws its noise
 
     @property
     def broken(self) -> bool:
@@ -55,9 +48,7 @@ class Variant:
 def all_variants(
     mechanism: dp.SubsampledGaussian, small_epsilon: float, delta: float
 ) -> tuple[Variant, ...]:
-    """What is attacked: the training of `mechanism`, also at a small epsilon, without privacy, and
-    broken in three ways.
-    """
+    """The training of `mechanism`; also at a small epsilon, without privacy, broken three ways."""
     quieter = mechanism.replace(noise_multiplier=mechanism.noise_multiplier / 2)
     # A bound that no gradient reaches, under noise of the same standard deviation.
     _, huge = CLIP_NORM_RANGE

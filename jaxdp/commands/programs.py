@@ -25,7 +25,7 @@ from rich.console import Console
 from jaxdp import dp
 from jaxdp.backbone import resolve_backbone
 from jaxdp.compiled import CHIPS, count, device_of, roofline
-from jaxdp.config import ON_ACCELERATOR, ON_CPU, Config, ConfigError, PlatformDefaults
+from jaxdp.config import Config, ConfigError
 from jaxdp.data.batching import any_lengths
 from jaxdp.data.load import label_names
 from jaxdp.data.packed import Packed
@@ -38,7 +38,7 @@ from jaxdp.models.pretrained import MODELS, as_config, read_config
 from jaxdp.models.readers import join, own_of
 from jaxdp.training.frozen_layers import FrozenLayers, advancing
 from jaxdp.training.randomness import RunSecret
-from jaxdp.training.setup import configure, token_buckets
+from jaxdp.training.setup import configure, platform_defaults, token_buckets
 from jaxdp.training.stages import Stage
 from jaxdp.training.trainer import StageMember, StageTrainer
 
@@ -84,16 +84,12 @@ def blank_model(config: Config, num_labels: int) -> ReportClassifier:
     return model
 
 
-def _defaults(device: jax.Device) -> PlatformDefaults:
-    return ON_CPU if device.platform == "cpu" else ON_ACCELERATOR
-
-
 def programs(config: Config, device: jax.Device) -> Iterator[tuple[str, int, jax.stages.Lowered]]:
     """(name, how many there are, one of them lowered for `device`)."""
     num_labels = len(label_names(config.data) or range(_LABELS))
     model, train, privacy = blank_model(config, num_labels), config.train, config.privacy
     lengths = any_lengths(config.data.max_length * config.data.windows)
-    buckets = token_buckets(config, lengths, defaults=_defaults(device))
+    buckets = token_buckets(config, lengths, defaults=platform_defaults(device.platform))
     reports = min(privacy.units or _REPORTS, _REPORTS)
     mechanism = None
     if privacy.private:  # how much noise makes no difference
@@ -129,7 +125,7 @@ def measure(config: Config, chip: str) -> list[dict[str, Any]]:
     except RuntimeError:
         extra = "cuda13" if CHIPS[chip].platform == "cuda" else "tpu"
         raise ConfigError(f'--chip={chip} needs pip install "jaxdp-text[{extra}]"') from None
-    values, defaults = config.to_dict(), _defaults(device)
+    values, defaults = config.to_dict(), platform_defaults(device.platform)
     for section, field in (("model", "dtype"), ("train", "microbatch_tokens")):
         values[section][field] = values[section][field] or getattr(defaults, field)
     rows = []

@@ -81,7 +81,7 @@ def tokenize(
     max_length: int,
     windows: int = 1,
     *,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> tuple[Packed, int]:
     """(token ids with special tokens, each row cut to max_length; number of rows that were cut).
 

@@ -17,8 +17,7 @@ from jaxdp.data.packed import Packed
 from jaxdp.models.classifier import ReportClassifier
 from jaxdp.models.tasks import TASKS
 
-_DATA, _MEMBER = "data", "member"
-"""The mesh axes that share reports, and the members of a sweep."""
+DATA, MEMBER = "data", "member"  # the mesh axes that share reports, and the members of a sweep
 
 Watch = Callable[..., AbstractContextManager[Callable[[int], None]]]
 """Told how many reports there are before the first, gives what is told how many more are done; or
@@ -49,9 +48,8 @@ def in_batches(
     everything = np.arange(len(reports))
     plan = buckets.plan(everything, reports.lengths, buckets.capacity(len(reports)))
     computing = None
-    for (width, size, together), start, count in zip(
-        buckets.shapes, plan.starts, plan.counts, strict=True
-    ):
+    shares = zip(buckets.shapes, plan.starts, plan.counts, strict=True)
+    for (width, size, together), start, count in shares:
         end = start + count * size
         for begin in range(start, end, devices * size):
             rows = np.full(devices * size, -1, plan.rows.dtype)
@@ -76,26 +74,24 @@ def on_all(fn: Callable, mesh: Mesh | None, members: Any = None) -> Callable:
     """
 
     def vmapped(fn):
-        axes = {"in_axes": (members, None, None), "out_axes": 1, "spmd_axis_name": _MEMBER}
+        axes = {"in_axes": (members, None, None), "out_axes": 1, "spmd_axis_name": MEMBER}
         return fn if members is None else jax.vmap(fn, **axes)
 
     if mesh is None:
         return jax.jit(vmapped(fn))
-    rows = NamedSharding(mesh, P(_DATA))
+    rows = NamedSharding(mesh, P(DATA))
 
     # Over several processes, each gets the output of all of them.
     @partial(jax.jit, out_shardings=rows if rows.is_fully_addressable else NamedSharding(mesh, P()))
     def shared(weights, values, lengths):
-        specs = (P(), P(_DATA), P(_DATA))
+        specs = (P(), P(DATA), P(DATA))
         # check_vma: see `training.step.sum_over_devices`.
-        each = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(_DATA), check_vma=False)
+        each = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)
         return vmapped(each)(weights, values, lengths)
 
-    def call(weights, values, lengths):
-        values, lengths = (
-            jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in (values, lengths)
-        )
-        return shared(weights, values, lengths)
+    def call(weights, *reports):
+        shares = (jax.make_array_from_callback(x.shape, rows, x.__getitem__) for x in reports)
+        return shared(weights, *shares)
 
     return call
 
@@ -111,17 +107,11 @@ def _on_mesh(weights, mesh: Mesh):
 
 
 def run_on_all(
-    fn: Callable,
-    weights: Any,
-    reports: Packed,
-    buckets: Buckets,
-    mesh: Mesh | None,
-    watch: Watch,
+    fn: Callable, weights: Any, reports: Packed, buckets: Buckets, mesh: Mesh | None, watch: Watch
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(rows [B], lengths [B], output) of `in_batches`, for fn(weights, values, lengths) of
-    `on_all`."""
+    """(rows [B], lengths [B], output) of `in_batches`, for an fn of `on_all` and its weights."""
     weights = weights if mesh is None else _on_mesh(weights, mesh)
-    devices = 1 if mesh is None else mesh.shape[_DATA]
+    devices = 1 if mesh is None else mesh.shape[DATA]
     with watch(len(reports)) as seen:
         for done in in_batches(partial(fn, weights), reports, buckets, devices):
             yield done
@@ -206,9 +196,8 @@ class Predictor:
         """[n, num_labels] float32, in the order of `reports`; for `center` see `packed_logits`.
         With members [members, n, num_labels]."""
         weights, result = (adapters, frozen, center), None
-        for rows, _, output in run_on_all(
-            self._probabilities, weights, reports, self._buckets, self._mesh, watch
-        ):
+        done = run_on_all(self._probabilities, weights, reports, self._buckets, self._mesh, watch)
+        for rows, _, output in done:
             if result is None:
                 result = np.empty((len(reports), *output.shape[1:]), np.float32)
             result[rows[rows >= 0]] = output[rows >= 0]

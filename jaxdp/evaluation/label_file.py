@@ -22,18 +22,15 @@ from jaxdp.models.tasks import DECISION_THRESHOLD
 
 from .predict import ReleasedClassifier
 
-WRITERS = (".csv", ".jsonl", ".parquet")
-"""How the name of a file that is written may end."""
-CHUNK = 2048
-"""Reports held in memory at once."""
+WRITERS = (".csv", ".jsonl", ".parquet")  # how the name of a file that is written may end
+CHUNK = 2048  # reports held in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One input row: a text, or what is wrong with it."""
 
-    number: int
-    """Of the data row, from 1; empty lines are none."""
+    number: int  # of the data row, from 1; empty lines are none
     text: str = dataclasses.field(repr=False)
     problem: str | None = None
     id: str = dataclasses.field(default="", repr=False)
@@ -74,8 +71,7 @@ def label_file(
 ) -> tuple[int, list[Row]]:
     """Labels every row of `source`: its number, the id if `id_column` names one, then decision and
     probability of each label, and with `evidence` the sentence that each label found has read.
-    Where a text has one class, the decision is its name, in a column `class`, and `evidence` one
-    column, too.
+    Where a text has one class, the decision is its name, in column `class`, and `evidence` is one.
 
     `target` is in the format that its name ends in, one of WRITERS. It appears when all rows are
     done; memory does not grow with their number.

@@ -39,7 +39,7 @@ def classification_metrics(
         nothing in weighted_f1, and counts as 0 in macro_f1); its AUROC, like that of a label with
         no negatives, is None.
     """
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import log_loss, roc_auc_score
 
     one_class = TASKS[task].one_class
     if not np.isfinite(probabilities).all():
@@ -59,13 +59,13 @@ def classification_metrics(
             "labelled": int(known.sum()),
         }
     bins = reliability(probabilities, labels, task)
+    apart = np.abs(bins[:, 1] - bins[:, 2]).sum()
     lost = labels == 1 if one_class else known_all
+    p = probabilities[lost].astype(np.float32)  # 0 and 1 count as float32's next to them
     result = {
         **{name: float(found[name]) for name in F1_AVERAGES},
-        "log_loss": _log_loss(labels[lost], probabilities[lost]),
-        "expected_calibration_error": float(
-            np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1)
-        ),
+        "log_loss": float(log_loss(labels[lost], p, labels=[0, 1])) if len(p) else 0.0,
+        "expected_calibration_error": float(apart / max(bins[:, 0].sum(), 1)),
         "labels_without_positives": [n for n, r in per_label.items() if r["support"] == 0],
         "reports": int(len(labels)),
         "threshold": None if one_class else DECISION_THRESHOLD,
@@ -79,7 +79,7 @@ def classification_metrics(
 
 def scores(metrics: dict[str, Any]) -> dict[str, float]:
     """Over all labels, what `classification_metrics` gives for its task: F1_AVERAGES, ONE_CLASS."""
-    return {n: metrics[n] for n in (*F1_AVERAGES, *(n for n in ONE_CLASS if n in metrics))}
+    return {n: metrics[n] for n in (*F1_AVERAGES, *ONE_CLASS) if n in metrics}
 
 
 def reliability(
@@ -100,12 +100,3 @@ def reliability(
     bins = np.minimum((p * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     counts = (np.bincount(bins, weights, RELIABILITY_BINS) for weights in (None, p, positive))
     return np.stack(list(counts), axis=1)
-
-
-def _log_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """0 where nothing is labelled; a probability of 0 or 1 counts as float32's next to it."""
-    from sklearn.metrics import log_loss
-
-    if not len(truth):
-        return 0.0
-    return float(log_loss(truth, probabilities.astype(np.float32), labels=[0, 1]))

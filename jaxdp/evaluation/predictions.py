@@ -6,7 +6,7 @@ import io
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -17,29 +17,19 @@ from .metrics import classification_metrics
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TestPredictions:
-    """Private: whoever has the reports can tell which answer is whose.
-
-    Attributes:
-        probabilities: [n, num_labels] float32.
-        labels: [n, num_labels] int8: 1, 0, or negative for unknown.
-        reports: [n] row of each report in its collection.
-        units: [n] what is resampled as a whole: a number per report, or per patient where the
-            privacy unit is the patient.
-        label_names: [num_labels].
-    """
+    """Private: whoever has the reports can tell which answer is whose."""
 
     __test__ = False  # for pytest, which would collect it by its name
 
-    probabilities: np.ndarray
-    labels: np.ndarray
-    reports: np.ndarray
+    probabilities: np.ndarray  # [n, num_labels] float32
+    labels: np.ndarray  # [n, num_labels] int8: 1, 0, or negative for unknown
+    reports: np.ndarray  # [n] row of each report in its collection
     units: np.ndarray
+    """[n] what is resampled as a whole: a number per report, or patient where that is the unit."""
     label_names: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, dataset: ReportDataset, probabilities: np.ndarray, privacy_unit: str
-    ) -> "TestPredictions":
+    def of(cls, dataset: ReportDataset, probabilities: np.ndarray, privacy_unit: str) -> Self:
         """`probabilities` are for `dataset.subset("test")`, in its order."""
         reports = np.flatnonzero(dataset.splits == "test")
         units = np.arange(len(reports))
@@ -65,7 +55,7 @@ class TestPredictions:
         return buffer.getvalue()
 
     @classmethod
-    def read(cls, path: Path) -> "TestPredictions":
+    def read(cls, path: Path) -> Self:
         """DataError if the file is missing or damaged."""
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:

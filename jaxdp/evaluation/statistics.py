@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a score, or a difference between two, is: what other test reports and other seeds would
-give.
+"""How sure a score or a difference of two is: what other test reports and other seeds would give.
 
 Of one class per text, give what was decided, as 0 and 1, in place of probabilities.
 
@@ -15,13 +14,11 @@ import scipy.stats
 
 from jaxdp.models.tasks import DECISION_THRESHOLD
 
-Interval = tuple[float, float, float]
-"""Estimate, lower and upper end."""
+Interval = tuple[float, float, float]  # estimate, lower and upper end
 
 F1_AVERAGES = ("weighted_f1", "micro_f1", "macro_f1")
 
-_CHUNK = 2**23
-"""Weights held at once: 32 MB."""
+_CHUNK = 2**23  # weights held at once: 32 MB
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -37,10 +34,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def over_reports(
-    ours: Sequence[np.ndarray],
-    theirs: Sequence[np.ndarray],
-    labels: np.ndarray,
-    draws: int = 2000,
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], labels: np.ndarray, draws: int = 2000
 ) -> Interval:
     """Difference of weighted F1, averaged over seeds, with a paired bootstrap interval of 95 %:
     what the same models would score on other test reports.
@@ -89,9 +83,9 @@ def bootstrap_scores(
     draws: int = 10_000,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """`f1_scores` on `draws` resampled test sets, the same ones for every member: units [n] are
-    drawn with replacement, as many as there are, each with all of its reports; None: every report
-    is one."""
+    """`f1_scores` on `draws` resampled test sets, the same for every member: units [n] are drawn
+    with replacement, as many as there are, each with all of its reports; None: every report is one.
+    """
     units, parts = _numbered(units, len(labels)), []
     for size, rng in _chunks(draws, len(labels), seed):
         drawn = rng.integers(0, units.max() + 1, (size, units.max() + 1))
@@ -203,11 +197,8 @@ def _numbered(units: np.ndarray | None, n: int) -> np.ndarray:
 
 def _count(weights: np.ndarray, indicators: np.ndarray) -> np.ndarray:
     """[members, draws, L] weighted sums over reports. float32 counts exactly, up to 2^24."""
-    members, n, labels = indicators.shape
-    flat = np.moveaxis(indicators, 0, 1).reshape(n, members * labels)
-    return np.moveaxis(
-        (weights.astype(np.float32) @ flat).reshape(len(weights), members, labels), 1, 0
-    ).astype(np.float64)
+    counted = np.tensordot(weights.astype(np.float32), indicators, axes=(1, 1))
+    return np.moveaxis(counted, 1, 0).astype(np.float64)
 
 
 def _f1(hits, decided, support) -> dict[str, np.ndarray]:

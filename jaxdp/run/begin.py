@@ -26,20 +26,13 @@ from .monitor import Monitor, SilentMonitor
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Run:
-    """One run that a program trains, alone or as a member of a sweep.
-
-    Attributes:
-        plan: members differ in its numbers alone.
-        secret: where its randomness comes from.
-        directory: None on every process but the first.
-        monitor: told what happens to it.
-    """
+    """One run that a program trains, alone or as a member of a sweep."""
 
     name: str
-    plan: RunPlan
-    secret: RunSecret
-    directory: RunDirectory | None
-    monitor: Monitor | SilentMonitor
+    plan: RunPlan  # members differ in its numbers alone
+    secret: RunSecret  # where its randomness comes from
+    directory: RunDirectory | None  # None on every process but the first
+    monitor: Monitor | SilentMonitor  # told what happens to it
 
 
 def shared_secret(new: RunSecret, directory: RunDirectory | None, inputs: Inputs) -> RunSecret:

@@ -22,18 +22,15 @@ from jaxdp.training.step import TrainState
 from . import processes
 from .directory import RunError
 
-_DIGEST = "blake2b"
-"""File in each checkpoint: hash of the rest of it."""
+_DIGEST = "blake2b"  # file in each checkpoint: hash of the rest of it
 _DAMAGED = ".damaged"
 
 
 class Position(NamedTuple):
     """How far a run is."""
 
-    stage: int
-    """Index of the stage that is running, or was last."""
-    step: int
-    """Steps of it that are done."""
+    stage: int  # index of the stage that is running, or was last
+    step: int  # steps of it that are done
 
 
 class Checkpoints:

@@ -11,18 +11,12 @@ from jaxdp.config import Config
 from jaxdp.files import write_json
 from jaxdp.training.randomness import RunSecret
 
-SECRET = "secret.json"
-"""Under private/, of a run and of a sweep."""
-# Settings that change neither the mechanism nor, but for rounding, the result, and may differ on
-# resume.
+SECRET = "secret.json"  # under private/, of a run and of a sweep
+# Settings that change neither mechanism nor, but for rounding, result: they may differ on resume.
 _HARMLESS = {
-    ("data", "cache"),
-    ("model", "shard_frozen"),
-    ("run", "dir"),
-    ("run", "checkpoint_every"),
-    ("run", "keep_checkpoints"),
-    ("run", "eval_every"),
-    ("run", "devices"),
+    "data": {"cache"},
+    "model": {"shard_frozen"},
+    "run": {"dir", "checkpoint_every", "keep_checkpoints", "eval_every", "devices"},
 }
 
 
@@ -49,14 +43,13 @@ def stored_config(run: Path) -> Config:
 
 
 def require_same(run: Path, started: Config, now: Config) -> None:
-    """RunError, which names the fields, if settings differ in more than where and how often results
-    are written."""
+    """RunError, naming the fields, if settings differ in more than where and how often to save."""
     before, after = started.to_dict(), now.to_dict()
     changed = [
         f"config.{section}.{field} = {value!r}"
         for section, fields in before.items()
         for field, value in fields.items()
-        if (section, field) not in _HARMLESS and after[section][field] != value
+        if field not in _HARMLESS.get(section, ()) and after[section][field] != value
     ]
     if changed:
         raise RunError(
@@ -140,8 +133,7 @@ class RunDirectory:
             records: what the run trains on. On other records, the noise must not be used again.
 
         Raises:
-            RunError: records or sampling root are not those the run was started with, or the file
-                is damaged.
+            RunError: records or sampling root are not those of its start, or the file is damaged.
         """
         if not self.started:
             self._new = {"secret": new.root.hex(), "data": new.fingerprint(records)}
@@ -193,8 +185,7 @@ class RunDirectory:
 
 
 def read_secret(private: Path) -> tuple[RunSecret, dict[str, Any]]:
-    """(the secret that is kept in a private folder, all that its file holds); RunError if it is
-    missing or damaged."""
+    """(the secret of a private folder, all that its file holds); RunError if missing or damaged."""
     file = private / SECRET
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -39,20 +39,15 @@ class Interrupted(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class StageLoop:
-    """Trains one stage of one run, or of several in one program.
-
-    Attributes:
-        task: see `models.tasks`.
-        checkpoint_every, eval_every: steps between those.
-    """
+    """Trains one stage of one run, or of several in one program."""
 
     runs: Sequence[Run]
     inputs: Inputs
     trainer: StageTrainer
     checkpoints: Checkpoints
     stop: processes.SharedInterrupt
-    task: str
-    checkpoint_every: int
+    task: str  # see `models.tasks`
+    checkpoint_every: int  # steps between those
     eval_every: int
 
     def run(self, position: Position, state: TrainState) -> TrainState:
@@ -70,7 +65,6 @@ class StageLoop:
                 self._stepped(*unread)
             done = Position(position.stage, step + 1)
             unread = (done, plan, diagnostics)
-            last = step + 1 == stage.steps
             stop = self.stop.received()
             evaluate = stop or self._due(step + 1)
             if evaluate or (step + 1) % self.checkpoint_every == 0:
@@ -84,7 +78,7 @@ class StageLoop:
                 self.checkpoints.save(done, state)
             if evaluate:
                 self._show(done, metrics)
-            if stop and not last:
+            if stop and step + 1 < stage.steps:
                 raise Interrupted.at(done, self.runs)
         return state
 

@@ -39,8 +39,7 @@ there are is private."""
 _FOUND = "/jax/compilation_cache/cache_retrieval_time_sec"
 _SPARED = "/jax/compilation_cache/compile_time_saved_sec"
 seconds_by_event: Counter[str] = Counter()
-"""JAX's events -> seconds that this process has spent on them; or been spared, by programs that
-were found on disk."""
+"""JAX's events -> seconds that this process spent on them, or was spared by programs on disk."""
 
 
 def _heard(event: str, seconds: float, **_) -> None:
@@ -48,10 +47,6 @@ def _heard(event: str, seconds: float, **_) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_heard)
-
-
-def _epsilon(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def peak_memory() -> str:
@@ -83,8 +78,7 @@ class SilentMonitor:
 class Monitor:
     """Prints to `console`, and writes TensorBoard files once a stage runs."""
 
-    keeps = True
-    """The run's directory stays after the run."""
+    keeps = True  # the run's directory stays after the run
 
     def __init__(self, console: Console):
         self._console = console
@@ -125,7 +119,7 @@ class Monitor:
         """The unit is one report, and patients have several; see `begin.patient_epsilons`."""
         for who, patient in patients.items():
             epsilon = patient["epsilon"]
-            cost = "too large to claim" if epsilon is None else _epsilon(epsilon)
+            cost = "too large to claim" if epsilon is None else f"{epsilon:.4g}"
             self._say(f"  {who} patient: {patient['reports']:,} reports, epsilon together: {cost}")
         self._say("  [yellow]privacy.unit = patient would protect patients as a whole[/]")
 
@@ -141,9 +135,7 @@ class Monitor:
     def built(self, model: ReportClassifier, weights: LoadReport, mode: str) -> None:
         """The model is in memory."""
         _, adapters, frozen = lora.split(model, mode)
-        trained, rest = (
-            sum(leaf.size for leaf in jax.tree.leaves(state)) for state in (adapters, frozen)
-        )
+        trained, rest = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (adapters, frozen))
         self._say(
             f"{type(model).__name__} on {jax.default_backend()}: {trained + rest:,} parameters, "
             f"{trained:,} trained ({100 * trained / (trained + rest):.2g} %)"
@@ -244,12 +236,14 @@ class Monitor:
         """Everything is written."""
         if metrics is not None:
             self._scores(metrics)
-        if statement["epsilon"] is None:
+        epsilon = statement["epsilon"]
+        if epsilon is None:
             self._say("[yellow]trained without privacy: the adapter may reveal reports[/]")
         else:
+            epsilon = epsilon if isinstance(epsilon, str) else f"{epsilon:.4g}"
             self._say(
-                f"epsilon [bold]{_epsilon(statement['epsilon'])}[/] at delta "
-                f"{statement['delta']:g}, per {statement['privacy_unit']}"
+                f"epsilon [bold]{epsilon}[/] at delta {statement['delta']:g}, "
+                f"per {statement['privacy_unit']}"
             )
         for warning in statement["warnings"]:
             self._say(f"[yellow]{warning}[/]")

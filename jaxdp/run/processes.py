@@ -26,8 +26,7 @@ from .directory import RunError
 from .interrupt import Interrupt
 
 T = TypeVar("T")
-_MESSAGE = 1000
-"""Bytes of an error's text that other processes get to know."""
+_MESSAGE = 1000  # bytes of an error's text that other processes get to know
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 

@@ -83,8 +83,7 @@ class Finding:
 
     check: str
     passed: bool
-    text: str
-    """What was seen, or what is wrong; never a report's text."""
+    text: str  # what was seen, or what is wrong; never a report's text
 
 
 def failures(findings: list[Finding]) -> str:
@@ -158,9 +157,7 @@ class _Bundle:
         folders, about = {"adapter"}, found.get("adapter/jaxdp.json")
         if about and about.is_file() and not about.is_symlink():
             folders = {str(folder.relative_to(self.release)) for folder in self.readers()}
-        needed |= {
-            f"{f}/{name}" for f in folders - {"adapter"} for name in _ADAPTER | {"jaxdp.json"}
-        }
+        needed |= {f"{f}/{n}" for f in folders - {"adapter"} for n in _ADAPTER | {"jaxdp.json"}}
         allowed = needed | folders | {code} | {f"adapter/{name}" for name in TOKENIZER_FILES}
         if surplus := sorted(found.keys() - allowed):
             raise ReleaseError(f"does not belong in a release: {first_of(surplus)}")

@@ -147,9 +147,8 @@ def train_members(
         anywhere = dataclasses.replace(config.data, root=None, cache=None)  # paths may differ
         require_same_inputs((dataclasses.replace(config, data=anywhere), plans[0]), inputs)
         runs = []
-        for each, plan, directory, monitor in zip(
-            configs, plans, directories, monitors, strict=True
-        ):
+        members = zip(configs, plans, directories, monitors, strict=True)
+        for each, plan, directory, monitor in members:
             monitor.loaded(inputs, plan)
             new = RunSecret.create(each.run.research_seed, sampling_root)
             secret = shared_secret(new, directory, inputs)
@@ -173,14 +172,11 @@ def train_members(
         models, weights = train_stages(config, runs, inputs, checkpoints, stop, kept_start, turned)
         predicted = [None] * len(runs)
         if "test" in inputs.tokens:
-            predicted = test_probabilities(
-                config, models, inputs, mesh, monitors[0].watch("test split")
-            )
+            watch = monitors[0].watch("test split")
+            predicted = test_probabilities(config, models, inputs, mesh, watch)
         return [
-            _finish(each, run, inputs, model, weights.initialised, probabilities)
-            for each, run, model, probabilities in zip(
-                configs, runs, models, predicted, strict=True
-            )
+            _finish(each, run, inputs, model, weights.initialised, answers)
+            for each, run, model, answers in zip(configs, runs, models, predicted, strict=True)
             if run.directory is None or not run.directory.finished
         ]
 
@@ -349,9 +345,8 @@ def _frozen_layers(
         run.monitor.watch("frozen layers"),
     )
     # From the lowest level up, so that each is made from the one before.
-    for level in sorted(
-        model.start_level(lora.split(model, stage.mode)[1]) for stage in run.plan.stages
-    ):
+    starts = (model.start_level(lora.split(model, stage.mode)[1]) for stage in run.plan.stages)
+    for level in sorted(starts):
         frozen_layers.at(level)
     return frozen_layers
 
@@ -364,8 +359,7 @@ def _finish(
     initialised: Sequence[str],
     probabilities: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Writes release/, then the test predictions, if there are any, then metrics.json, which says
-    that all is there."""
+    """Writes release/, any test predictions, then metrics.json, which says that all is there."""
     statement = dp.privacy_statement(
         run.plan.mechanisms(),
         delta=run.plan.delta,

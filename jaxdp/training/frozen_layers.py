@@ -22,8 +22,7 @@ from jaxdp.models.label_attention import Basis, along
 
 from .randomness import RunSecret
 
-_AT_ONCE = 512
-"""Reports whose kept features are projected together."""
+_AT_ONCE = 512  # reports whose kept features are projected together
 
 
 class FrozenLayers:
@@ -43,8 +42,7 @@ class FrozenLayers:
         folder: for `store.stored`, where levels are found again by a hash of the program, its
             weights and the reports; features in all of their dimensions, so that runs along other
             directions share them. None keeps nothing.
-        mesh: devices to share the reports; None is the default device alone. The result is the
-            same to the last bit.
+        mesh: devices to share the reports, to the same bits; None is the default device alone.
         watch: called for each split that is not found in `folder`.
         level: of `reports`.
     """
@@ -83,9 +81,8 @@ class FrozenLayers:
         def made(reports: Packed) -> Packed:
             packed = None
             lengths = np.ones_like(reports.lengths) if features else reports.lengths
-            for rows, taken, output in run_on_all(
-                everywhere, state, reports, self._buckets, self._mesh, self._watch
-            ):
+            done = run_on_all(everywhere, state, reports, self._buckets, self._mesh, self._watch)
+            for rows, taken, output in done:
                 if packed is None:
                     shape = (lengths.sum(), *output.shape[1 if features else 2 :])
                     kept = np.float16 if len(shape) == 3 else np.float32

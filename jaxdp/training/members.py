@@ -42,15 +42,8 @@ def unstack(tree: Any, members: int) -> list[Any]:
 
 
 def member_specs(specs: Any, axes: Any) -> Any:
-    """How `stack_differing`'s leaves lie on a mesh whose axis `member` shares the members, given
-    how one member's would."""
-
-    def spec(axis, one):
-        return one if axis is None else P(MEMBER, *one)
-
-    if isinstance(specs, P):
-        return jax.tree.map(lambda axis: spec(axis, specs), axes, is_leaf=lambda a: a is None)
-    return jax.tree.map(spec, axes, specs, is_leaf=lambda a: a is None)
+    """How leaves of `stack_differing` lie on a mesh that shares members, given how one's would."""
+    return jax.tree.map(lambda one, axis: one if axis is None else P(MEMBER, *one), specs, axes)
 
 
 def share_frozen(model: ReportClassifier, other: ReportClassifier) -> None:

@@ -13,11 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdp.evaluation.inference import DATA, MEMBER
 from jaxdp.settings import ConfigError
 
-DATA, MEMBER = "data", "member"
-WHOLE = P()
-"""On every device, as a whole."""
+WHOLE = P()  # on every device, as a whole
 _SMALL = 2**14
 """Frozen arrays up to this many numbers stay whole: nothing to save, and a collective each."""
 
@@ -25,8 +24,7 @@ _SMALL = 2**14
 def make_mesh(devices: int | None = None, members: int = 1) -> Mesh:
     """A mesh of the first `devices` devices, None for all of all processes.
 
-    As many along `member` as divide both the devices and the number of members; the rest along
-    `data`.
+    As many along `member` as divide both the devices and the members; the rest along `data`.
 
     Raises:
         ConfigError: there are not as many, or some process would have none of them.
@@ -53,14 +51,12 @@ def place(tree: Any, mesh: Mesh | None, specs: Any = WHOLE, *, read_only: bool =
     """
     if mesh is None:
         return jax.device_put(tree)
-    if isinstance(specs, P):
-        specs = jax.tree.map(lambda _: specs, tree)
 
     def one(x, spec):
         sharding = NamedSharding(mesh, spec)
         return put(_shared(x, sharding) if read_only else x, sharding)
 
-    return jax.tree.map(one, tree, specs)
+    return jax.tree.map(one, tree, jax.tree.broadcast(specs, tree))
 
 
 def _shared(x: Any, sharding: NamedSharding) -> Any:
@@ -84,9 +80,10 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def frozen_specs(frozen: Any, mesh: Mesh) -> Any:
-    """For each frozen array: shared out over `data` along its longest axis that divides evenly."""
-    devices = mesh.shape[DATA]
+def frozen_specs(frozen: Any, mesh: Mesh | None) -> Any:
+    """For each frozen array: shared out over `data` along its longest axis that divides evenly;
+    whole without a mesh."""
+    devices = mesh.shape[DATA] if mesh else 1
 
     def spec(array):
         axes = [axis for axis, size in enumerate(array.shape) if size % devices == 0]
@@ -100,12 +97,10 @@ def frozen_specs(frozen: Any, mesh: Mesh) -> Any:
 
 def gathered(arrays: Any, specs: Any) -> Any:
     """Inside `jax.shard_map`: the arrays, whole on every device where `specs` share them out."""
-    if specs == WHOLE:
-        return arrays
 
     def one(array, spec):
         if DATA not in spec:
             return array
         return jax.lax.all_gather(array, DATA, axis=spec.index(DATA), tiled=True)
 
-    return jax.tree.map(one, arrays, specs)
+    return jax.tree.map(one, arrays, jax.tree.broadcast(specs, arrays))

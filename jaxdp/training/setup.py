@@ -31,16 +31,12 @@ class Inputs:
     """What a run reads: labelled reports by split, as token ids."""
 
     dataset: ReportDataset
-    tokens: dict[str, Packed]
-    """Split -> token ids, in the order of `dataset.subset(split)`."""
+    tokens: dict[str, Packed]  # split -> token ids, in the order of `dataset.subset(split)`
     labels: dict[str, np.ndarray]
-    cut: int
-    """Reports longer than data.max_length, or than data.windows of it."""
-    units: PrivacyUnits
-    """The training reports by privacy unit."""
+    cut: int  # reports longer than data.max_length, or than data.windows of it
+    units: PrivacyUnits  # the training reports by privacy unit
     backbone: Backbone
-    max_length: int
-    """Tokens that the backbone reads at once: data.max_length."""
+    max_length: int  # tokens that the backbone reads at once: data.max_length
 
     @property
     def lengths(self) -> np.ndarray:
@@ -88,12 +84,10 @@ def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
         )
     tokenizer = load_tokenizer(backbone.directory)
     tokens, labels, cut = {}, {}, 0
-    folder = None if config.data.cache is None else Path(config.data.cache)
+    window = config.data.max_length, config.data.windows
     for split in splits:
         part = dataset.subset(split)
-        tokens[split], part_cut = tokenize(
-            part.texts, tokenizer, config.data.max_length, config.data.windows, cache=folder
-        )
+        tokens[split], part_cut = tokenize(part.texts, tokenizer, *window, cache=config.data.cache)
         labels[split] = part.labels
         cut += part_cut
     units = PrivacyUnits.of(
@@ -105,8 +99,7 @@ def load_inputs(config: Config, dataset: ReportDataset | None = None) -> Inputs:
 
 
 def configure(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> None:
-    """Task, precision, windows, and fresh adapters where config.lora puts them and something trains
-    them; in place.
+    """Sets task, precision, windows, and fresh adapters, by config.lora, if something trains them.
 
     Raises:
         ConfigError: config.lora names no layer.
@@ -131,14 +124,13 @@ def configure(config: Config, model: ReportClassifier, rngs: nnx.Rngs) -> None:
 
 
 def keeping(folder: str | Path | None) -> Path | None:
-    """The folder, if there is one; None with several processes: they could disagree on what it
-    holds."""
+    """The folder, if there is one; None with several processes: they could see different files."""
     return None if folder is None or jax.process_count() > 1 else Path(folder)
 
 
-def platform_defaults() -> PlatformDefaults:
-    """What settings that depend on the platform are here, where the configuration says None."""
-    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
+def platform_defaults(platform: str | None = None) -> PlatformDefaults:
+    """What settings are that the configuration leaves to the platform; None is the one here."""
+    return ON_CPU if (platform or jax.default_backend()) == "cpu" else ON_ACCELERATOR
 
 
 def compute_dtype(config: Config) -> str:
@@ -184,9 +176,8 @@ def test_probabilities(
 ) -> list[np.ndarray]:
     """[n, num_labels] of each finished model for the test split, from token ids. Several models
     are those of one program, see `members.share_frozen`."""
-    graphdefs, adapters, frozen = zip(
-        *(lora.split(model, config.train.trained) for model in models), strict=True
-    )
+    parts = (lora.split(model, config.train.trained) for model in models)
+    graphdefs, adapters, frozen = zip(*parts, strict=True)
     computed = 1 if config.train.trained == "head" else len(models)  # all layers are shared
     buckets, tokens = token_buckets(config, inputs.lengths, computed), inputs.tokens["test"]
     if len(models) == 1:

@@ -11,19 +11,12 @@ from jaxdp.config import Config, ConfigError, HeadStageConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of training.
+    """One stage of training."""
 
-    Attributes:
-        name: unique in the run; names its random streams and its row in the statement.
-        mode: what it trains, see `models.lora.MODES`.
-        settings: steps, batch, learning rate, optimizer and schedule.
-        mechanism: what is released each step; None without privacy.
-    """
-
-    name: str
-    mode: str
-    settings: HeadStageConfig | TrainConfig
-    mechanism: dp.SubsampledGaussian | None
+    name: str  # unique in the run; names its random streams and its row in the statement
+    mode: str  # what it trains, see `models.lora.MODES`
+    settings: HeadStageConfig | TrainConfig  # steps, batch, learning rate, optimizer and schedule
+    mechanism: dp.SubsampledGaussian | None  # what is released each step; None without privacy
 
     @property
     def steps(self) -> int:
@@ -32,18 +25,13 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """All mechanisms of a run, in order.
+    """All mechanisms of a run, in order."""
 
-    Attributes:
-        delta: at which what they cost is stated.
-        centering: the release of the mean feature, before the first stage; None if there is none,
-            or without privacy.
-        stages: at least the main stage.
-    """
-
-    delta: float
+    delta: float  # at which what they cost is stated
     centering: dp.SubsampledGaussian | None
-    stages: tuple[Stage, ...]
+    """The release of the mean feature, before the first stage; None if there is none, or without
+    privacy."""
+    stages: tuple[Stage, ...]  # at least the main stage
 
     def mechanisms(
         self, stage: int | None = None, step: int = 0
@@ -74,8 +62,7 @@ def plan_run(config: Config) -> RunPlan:
     then leaves, or its fixed noise_multiplier.
 
     Raises:
-        ConfigError: the target is above what is supported or cannot be met, or fixed noise
-            multipliers exceed it.
+        ConfigError: the target is not supported, cannot be met, or is exceeded by fixed noise.
     """
     head, main, privacy = config.head_stage, config.train, config.privacy
 

@@ -28,10 +28,8 @@ class TrainState(NamedTuple):
 class LabelledData(NamedTuple):
     """The training reports on the device."""
 
-    reports: Packed
-    """Token ids, hidden states or features, as the stage needs them."""
-    labels: Any
-    """[rows, num_labels] int8: 1, 0, or -1 for unknown; or any tree of [rows, ...]."""
+    reports: Packed  # token ids, hidden states or features, as the stage needs them
+    labels: Any  # [rows, num_labels] int8: 1, 0, or -1 for unknown; or any tree of [rows, ...]
     center: jax.Array | None = None
     """[H], or 0: taken from what `reports` hold, which are features then. None takes nothing."""
 
@@ -102,9 +100,8 @@ def make_share_sum(
                     new = jnp.where(index < 0, old, new)
                     return jax.lax.dynamic_update_slice(all_rows, new, (start,))
 
-                return jax.tree.map(jnp.add, total, part[0]), jax.tree.map(
-                    place, diagnostics, part[1]
-                )
+                total = jax.tree.map(jnp.add, total, part[0])
+                return total, jax.tree.map(place, diagnostics, part[1])
 
             total, diagnostics = jax.lax.fori_loop(0, trips, microbatch, (total, diagnostics))
         return total, diagnostics

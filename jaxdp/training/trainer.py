@@ -34,20 +34,14 @@ from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class StageMember:
-    """What is a run's own in a stage: one that is alone, or a member of a sweep.
-
-    Attributes:
-        stage: what to run.
-        model: its parameters are copied; `StageTrainer.install` writes the trained ones back.
-        secret: gives this stage's sampling seed and noise key.
-        center: like a feature, released; or 0. The head is trained on features from which it was
-            taken: the same functions, better conditioned. `install` writes an ordinary head.
-    """
+    """What is a run's own in a stage: one that is alone, or a member of a sweep."""
 
     stage: Stage
-    model: ReportClassifier
-    secret: RunSecret
+    model: ReportClassifier  # copied; `StageTrainer.install` writes what was trained back
+    secret: RunSecret  # gives this stage's sampling seed and noise key
     center: np.ndarray | float = 0.0
+    """Like a feature, released; or 0. The head is trained on features from which it was taken: the
+    same functions, better conditioned. `install` writes an ordinary head."""
 
 
 class StageTrainer:
@@ -60,8 +54,7 @@ class StageTrainer:
     sums: then every leaf of a state has a leading axis of members, and so has what is predicted.
 
     Args:
-        members: one or more. Samples of several must be the same, and their models made by
-            `members.share_frozen`.
+        members: one or more; of several, samples are the same and models by `members.share_frozen`.
         frozen_layers: gives the reports at the level where the stage starts.
         labels: split -> [n, num_labels].
         token_buckets: microbatch shapes for whole reports; those for features follow from them.
@@ -134,7 +127,7 @@ class StageTrainer:
         ]
         mechanisms = (each.stage.mechanism for each in members)
         bound = [jnp.float32(own.l2_clip_norm if own else math.inf) for own in mechanisms]
-        specs = frozen_specs(frozen[0], mesh) if shard_frozen and mesh else WHOLE
+        specs = frozen_specs(frozen[0], mesh if shard_frozen else None)
         loss = report_loss(graphdef, self.level)
         step = make_train_step(loss, gradient_sum, optimizer, self.buckets, mesh, specs)
         several = len(members) > 1
@@ -146,9 +139,8 @@ class StageTrainer:
             data_axes = LabelledData(None, None, 0 if at_feature else None)
             step = jax.vmap(step, (0, axes, data_axes, None, 0), spmd_axis_name=MEMBER)
         frozen = (lora.rounded_once(model, frozen[0]), frozen[1])
-        self._step = jax.jit(
-            step, donate_argnums=0, out_shardings=mesh and NamedSharding(mesh, spec)
-        )
+        sharding = mesh and NamedSharding(mesh, spec)
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=sharding)
         self.initial_state = place(state, mesh, spec)
         self._frozen = place(frozen, mesh, specs, read_only=True)
         self._center, self._bound = place((center, bound), mesh, spec)
@@ -202,8 +194,7 @@ class StageTrainer:
         return self._predict(state.adapters, self._frozen[0], self._validation, self._center)
 
     def each(self, tree: Any) -> list[Any]:
-        """Of every member what is its own of a state, or of what follows from one; of a run that is
-        alone, the tree itself."""
+        """Each member's own of a state, or of what follows from one; of a single run, the tree."""
         members = len(self._members)
         return [tree] if members == 1 else unstack(tree, members)
 
@@ -283,14 +274,12 @@ def _optimizer(
 ) -> tuple[optax.GradientTransformation, Callable[[int], dict[str, Any]]]:
     """Release and update, and step -> what the release needs besides the sum."""
     stage = member.stage
+    release, draw = optax.scale(1 / stage.settings.expected_batch_size), lambda step: {}
     if stage.mechanism:
         like = jax.eval_shape(lambda: like)
         release, draw = member.secret.release(
             stage.mechanism, stage.name, like, secure=secure_noise
         )
-    else:
-        release = optax.scale(1 / stage.settings.expected_batch_size)
-        draw = lambda step: {}  # noqa: E731
     return optax.chain(release, make_optimizer(stage.settings)), draw
 
 

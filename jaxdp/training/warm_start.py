@@ -46,8 +46,7 @@ from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
-_SHOWN = 4000
-"""Made-up reports that the basis is of: enough for its directions, and quick."""
+_SHOWN = 4000  # made-up reports that the basis is of: enough for its directions, and quick
 
 
 def build_model(
@@ -177,8 +176,8 @@ def public_center(
     label_names: Sequence[str],
     watch: Watch = unwatched,
 ) -> jax.Array:
-    """The mean feature of made-up reports, for `set_basis`: as public as the model is. Raises what
-    `build_model` does."""
+    """The mean feature of made-up reports, for `set_basis`; public as the model is. Raises as
+    `build_model`."""
     model = nnx.clone(model)
     model.fold_basis()
     book, tokenizer = phrasebook_of(config.warm_start, label_names), load_tokenizer(directory)
@@ -218,10 +217,7 @@ def name_queries(model: ReportClassifier, names: Packed) -> jax.Array:
 
 
 def _readers_of(
-    settings: WarmStartConfig,
-    model: ReportClassifier,
-    directory: Path,
-    label_names: Sequence[str],
+    settings: WarmStartConfig, model: ReportClassifier, directory: Path, label_names: Sequence[str]
 ) -> list[nnx.State]:
     """With adapters of settings.from_adapter, and its queries and head for the labels that both
     know; of a folder with one reader, all begin as that one.

@@ -806,8 +806,8 @@ MUTANTS = [
     Mutant(
         "the clip norm may change on resume",
         RUNDIR,
-        '    ("run", "dir"),\n',
-        '    ("run", "dir"),\n    ("privacy", "l2_clip_norm"),\n',
+        '    "data": {"cache"},\n',
+        '    "data": {"cache"},\n    "privacy": {"l2_clip_norm"},\n',
         "test_checkpoint.py::test_a_started_run_keeps_what_decides_its_result[privacy-l2_clip_norm-0.2]",
     ),
     Mutant(
