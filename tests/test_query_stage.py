@@ -29,6 +29,7 @@ from jaxdp.run.monitor import SilentMonitor
 from jaxdp.run.release_check import check_release, failures
 from jaxdp.run.train import train
 from jaxdp.sweep.members import Member, programs
+from jaxdp.training.frozen_layers import FrozenLayers
 from jaxdp.training.setup import load_inputs
 from jaxdp.training.stages import plan_run
 from jaxdp.training.warm_start import public_center
@@ -122,11 +123,21 @@ def test_queries_turn_to_the_head_that_one_stage_finds(workspace):
     assert np.abs(found - released(workspace, alone).label_attention.queries[...]).max() > 0.1
 
 
+@pytest.mark.parametrize("room", [2**33, 0])
 def test_the_main_stage_begins_with_the_public_head_on_features_of_turned_queries(
-    workspace, monkeypatch
+    workspace, monkeypatch, room
 ):
-    config, seen = config_of(workspace, "public_head", privacy__epsilon=None), []
-    train_stage = StageLoop.run
+    """What queries read is made once, where there is room for it."""
+    config, seen = config_of(workspace, f"public_head_{room}", privacy__epsilon=None), []
+    train_stage, advanced, ways = StageLoop.run, FrozenLayers._advanced, []
+    monkeypatch.setattr("jaxdp.run.train._STATES", room)
+
+    def noted(layers, start, level):
+        if "validation" in layers._levels[start]:  # made-up reports have no such split
+            ways.append((start, level))
+        return advanced(layers, start, level)
+
+    monkeypatch.setattr(FrozenLayers, "_advanced", noted)
 
     def only_the_first(loop, position, state):
         seen.append(np.asarray(loop.trainer._data.reports.values, np.float32))
@@ -134,6 +145,7 @@ def test_the_main_stage_begins_with_the_public_head_on_features_of_turned_querie
 
     monkeypatch.setattr(StageLoop, "run", only_the_first)
     run(config)
+    assert ways == ([(0, 1), (1, 3), (1, 3)] if room else [(0, 3), (0, 3)])
     public = built(workspace, config, pooling="label-attention")
     public.fold_basis()
     model = released(workspace, config)
@@ -190,8 +202,8 @@ def whole(workspace):
     assert failures(check_release(config.path / "release", workspace / "backbone")) == ""
     statement = json.loads((config.path / "release" / "privacy.json").read_text())
     assert [m["stage"] for m in statement["mechanisms"]] == ["query stage", "main stage"]
-    # Tokens of three splits, features of two.
-    assert len(list((workspace / "cache").iterdir())) == 5
+    # Tokens of three splits, states and features of two.
+    assert len(list((workspace / "cache").iterdir())) == 7
     return config
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
+from jaxdp.data.packed import Packed
 from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.files import write_json, write_whole
 from jaxdp.models import lora
@@ -51,6 +52,7 @@ _NOT_COVERED = (
     "computed on held-out reports and not covered by the privacy guarantee; publish it only if "
     "those reports are public"
 )
+_STATES = 8 * 2**30  # bytes of what queries read, up to which it is kept until they have turned
 
 
 def train(
@@ -212,6 +214,7 @@ def train_stages(
             run.monitor.built(model, weights, config.train.trained)
         processes.first(lambda: [begin(*pair, inputs, ledger, budget) for pair in pairs])
         public = None if after is None else own_of(models[0])
+        frozen_layers = None
         if position.stage != after:
             kept = config.data.cache
             frozen_layers = _frozen_layers(config, runs[0], models[0], inputs, kept)
@@ -228,6 +231,7 @@ def train_stages(
     for index in range(position.stage, len(stages)):
         if index == after:
             (model,) = models
+            below = frozen_layers and frozen_layers.at(_below_queries(config, model, inputs))
             trainer = loop = frozen_layers = None  # large, and of the queries before
             at = max(position, Position(index - 1, stages[index - 1].steps))
             with stop.raising(lambda at=at: Interrupted.at(at, runs)):
@@ -236,7 +240,7 @@ def train_stages(
                     for copy in range(2):  # one may be damaged
                         turned.save(Position(index, copy), found)
                 _begin_again(model, turned)
-                frozen_layers = _frozen_layers(config, runs[0], model, inputs, None)
+                frozen_layers = _frozen_layers(config, runs[0], model, inputs, None, below)
         members = [
             StageMember(run.plan.stages[index], model, run.secret, center)
             for run, model, center in zip(runs, models, centers, strict=True)
@@ -332,21 +336,40 @@ def _build(
     return models, weights
 
 
+def _below_queries(config: Config, model: ReportClassifier, inputs: Inputs) -> int:
+    """The level at which reports are kept for when queries have turned; 0, token ids, where none
+    turn, or where states take too much."""
+    if not config.train.query_share:
+        return 0
+    width = model.label_attention.queries.shape[-1]
+    fits = inputs.lengths.sum() * width * np.float32().nbytes <= _STATES
+    return model.level_of(("label_attention",)) if fits else 0
+
+
 def _frozen_layers(
-    config: Config, run: Run, model: ReportClassifier, inputs: Inputs, folder: str | None
+    config: Config,
+    run: Run,
+    model: ReportClassifier,
+    inputs: Inputs,
+    folder: str | None,
+    below: dict[str, Packed] | None = None,
 ) -> FrozenLayers:
-    """With every level that the stages start from, kept in `folder` if one is given."""
+    """With every level that the stages start from, kept in `folder` if one is given; from the
+    reports `_below_queries`, if those are known."""
+    kept = _below_queries(config, model, inputs)
+    tokens = {split: tokens for split, tokens in inputs.tokens.items() if split != "test"}
     frozen_layers = FrozenLayers(
         model,
-        {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
+        tokens if below is None else below,
         token_buckets(config, inputs.lengths),
         keeping(folder),
         make_mesh(config.run.devices),
         run.monitor.watch("frozen layers"),
+        0 if below is None else kept,
     )
     # From the lowest level up, so that each is made from the one before.
     starts = (model.start_level(lora.split(model, stage.mode)[1]) for stage in run.plan.stages)
-    for level in sorted(starts):
+    for level in sorted({kept, *starts}):
         frozen_layers.at(level)
     return frozen_layers
 

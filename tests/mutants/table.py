@@ -2190,8 +2190,8 @@ MUTANTS = [
     Mutant(
         "what one run's queries read is kept for all",
         TRAIN,
-        "_frozen_layers(config, runs[0], model, inputs, None)",
-        "_frozen_layers(config, runs[0], model, inputs, config.data.cache)",
+        "_frozen_layers(config, runs[0], model, inputs, None, below)",
+        "_frozen_layers(config, runs[0], model, inputs, config.data.cache, below)",
         f"{QUERY_STAGE}::test_a_stopped_run_ends_with_the_same_adapter[in the main stage]",
     ),
     Mutant(
@@ -2200,5 +2200,12 @@ MUTANTS = [
         "jnp.moveaxis(weights.reshape(len(weights), model.readers, -1), 1, 0)",
         "weights.reshape(model.readers, len(weights), -1)",
         f"{QUERY_STAGE}::test_each_query_turns_to_its_own_part_of_the_head[False-3]",
+    ),
+    Mutant(
+        "the main stage reads the features of the queries before",
+        TRAIN,
+        'return model.level_of(("label_attention",)) if fits else 0',
+        "return model.feature_level if fits else 0",
+        MAIN_STAGE,
     ),
 ]
