@@ -331,7 +331,7 @@ def test_reports_are_clipped_over_all_readers_together(base, trained):
 
 
 def test_rows_are_shared_where_no_reader_is_trained(workspace):
-    changes = {"warm_start__readers": 2, "model__pooling": ATTENTION}
+    changes = {"warm_start__readers": 2, "model__pooling": ATTENTION, "train__widths": None}
     book = str(workspace / "book.json")
     for mode, shared in (("head", True), ("lora", False)):
         config = smoke_config(workspace, **settings(book, **changes | {"train__mode": mode}))
