@@ -167,10 +167,10 @@ def test_the_centre_is_the_mean_of_made_up_reports(workspace, along):
     model = built(workspace, config, pooling="label-attention")
     found = public_center(config, model, workspace / "backbone", LABELS)
     shape = Shape(*(getattr(config.warm_start, field) for field in Shape._fields))
-    texts, _ = Phrasebook.read(config.warm_start.phrasebook).write_reports(4000, LABELS, shape)
+    texts, _ = Phrasebook.read(config.warm_start.phrasebook).write_reports(1000, LABELS, shape)
     tokens, _ = tokenize(texts, load_tokenizer(workspace / "backbone"), config.data.max_length)
     model.fold_basis()
-    ids, lengths = tokens.gather(np.arange(4000), int(tokens.lengths.max()))
+    ids, lengths = tokens.gather(np.arange(1000), int(tokens.lengths.max()))
     features = jax.vmap(lambda x, n: model.advance(x, n, 0, model.feature_level))(ids, lengths)
     # Half precision, whose errors, of either sign, the mean makes smaller.
     np.testing.assert_allclose(found, features.mean(axis=0), atol=1e-4)

@@ -47,6 +47,7 @@ from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
 _SHOWN = 4000  # made-up reports that the basis is of: enough for its directions, and quick
+_AVERAGED = 1000  # made-up reports of a centre alone: a quarter gives the same scores
 
 
 def build_model(
@@ -181,7 +182,7 @@ def public_center(
     model = nnx.clone(model)
     model.fold_basis()
     book, tokenizer = phrasebook_of(config.warm_start, label_names), load_tokenizer(directory)
-    tokens, _ = _made_up(config, book, tokenizer, label_names, _SHOWN)
+    tokens, _ = _made_up(config, book, tokenizer, label_names, _AVERAGED)
     buckets, mesh = token_buckets(config, tokens.lengths), make_mesh(config.run.devices)
     shown = FrozenLayers(model, {"train": tokens}, buckets, mesh=mesh, watch=watch)
     features = shown.at(model.feature_level)["train"].values
