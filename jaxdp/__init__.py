@@ -6,7 +6,7 @@ from jaxdp import PrivateTextClassifier, load, push_to_hub
 
 import importlib
 
-__version__ = "0.16.0"
+__version__ = "0.16.1"
 
 _HOMES = {"PrivateTextClassifier": "estimator", "load": "released", "push_to_hub": "released"}
 """Name -> the module that has it, imported when it is first asked for."""
