@@ -39,7 +39,8 @@ def prepare() -> None:
 
 def one_device_per_core() -> None:
     """Makes each core that this process may use a CPU device with microbatches of its own: faster
-    than one device that shares every small product out over all cores. So do child processes.
+    than one device that shares every small product out over all cores. Processes that
+    this one starts do the same.
 
     JAX_NUM_CPU_DEVICES, where it is set, says how many instead. XLA's limit on how long devices
     may wait for each other, after which it ends the process, is lifted unless XLA_FLAGS has one:

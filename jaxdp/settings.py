@@ -66,15 +66,17 @@ class Settings:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            for mark in getattr(field.type, "__metadata__", ()):
-                if isinstance(mark, Plain):
-                    if value is None:
-                        object.__setattr__(self, field.name, mark.value)
+            value, marks = getattr(self, field.name), getattr(field.type, "__metadata__", ())
+            for plain in marks if value is None else ():
+                if isinstance(plain, Plain):
+                    value = plain.value
+                    object.__setattr__(self, field.name, value)
+            for check in marks:
+                if value is None or isinstance(check, Plain):
                     continue
                 optional = isinstance(field.type.__origin__, types.UnionType)
-                or_none = " or None" if optional and "None" not in mark.wanted else ""
-                self.require(value is None or mark.holds(value), field.name, mark.wanted + or_none)
+                or_none = " or None" if optional and "None" not in check.wanted else ""
+                self.require(check.holds(value), field.name, check.wanted + or_none)
 
     def require(self, holds: bool, field: str, wanted: str) -> None:
         """ConfigError unless `holds`, which names the field (of a section: "lora.rank"), its value

@@ -169,6 +169,13 @@ def test_runs_that_differ_in_their_basis_share_the_kept_features(tokens, tmp_pat
         np.testing.assert_allclose(found.values, plain.values, atol=32**0.5 * 4 * 2**-11)
         assert isinstance(found.values, np.memmap) == (count is None)
         assert len(list((tmp_path / "kept").iterdir())) == 1
+    # What other queries and directions read lies below them, and is shared as well.
+    states = [folder_run(model, tokens, tmp_path, 1)]
+    model.label_attention.queries[...] += 1
+    model.fold_basis()
+    states.append(folder_run(model, tokens, tmp_path, 1))
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    np.testing.assert_array_equal(*(found.values for found in states))
 
 
 @pytest.mark.parametrize("change", ["weight", "token", "epsilon", "level", "buckets"])

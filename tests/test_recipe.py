@@ -70,6 +70,9 @@ def test_without_a_recipe_nothing_is_chosen():
     found = config(train={"recipe": None})
     assert {field: getattr(found.train, field) for field in PLAIN["train"]} == PLAIN["train"]
     assert found.model.pooling is None and found.warm_start == WarmStartConfig()
+    start = PLAIN["warm_start"]
+    assert {field: getattr(found.warm_start, field) for field in start} == start
+    assert found.privacy.l2_clip_norm == 0.1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ tpu, CUDA cards the extra cuda13, neither a chip. Without a card nothing is tune
 plain, and the compiler tells no FLOPs and bytes.
 
 A step is one program for all widths, counted with one microbatch of each and the update. Frozen
-layers and predictions have a program for each width; counted is the widest.
+layers and predictions have a program for each width; counted is the widest. With a query stage,
+frozen layers are two programs, one after the other; counted is what both do, as one.
 """
 
 from collections.abc import Iterator

@@ -71,7 +71,8 @@ def label_file(
 ) -> tuple[int, list[Row]]:
     """Labels every row of `source`: its number, the id if `id_column` names one, then decision and
     probability of each label, and with `evidence` the sentence that each label found has read.
-    Where a text has one class, the decision is its name, in column `class`, and `evidence` is one.
+    Where a text has one class, the decision is its name, in a column `class`, and evidence has one
+    column, too.
 
     `target` is in the format that its name ends in, one of WRITERS. It appears when all rows are
     done; memory does not grow with their number.

@@ -79,7 +79,7 @@ def classification_metrics(
 
 def scores(metrics: dict[str, Any]) -> dict[str, float]:
     """Over all labels, what `classification_metrics` gives for its task: F1_AVERAGES, ONE_CLASS."""
-    return {n: metrics[n] for n in (*F1_AVERAGES, *ONE_CLASS) if n in metrics}
+    return {n: metrics[n] for n in (*F1_AVERAGES, *(n for n in ONE_CLASS if n in metrics))}
 
 
 def reliability(

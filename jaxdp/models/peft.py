@@ -151,11 +151,12 @@ def read_adapter_info(directory: Path) -> tuple[dict[str, Any], Description]:
     its task_type is SEQ_CLS, which stands for the classes of transformers.
 
     Raises:
-        WeightsError: damaged files, no classifier in the adapter, or nothing that says how it
-            pools.
+        WeightsError: damaged files, a setting whose arithmetic is not supported (by name), no
+            classifier in the adapter, or nothing that says how it pools.
     """
     directory = Path(directory)
     config = read_json(directory / "adapter_config.json")
+    _require_supported(config, directory / "adapter_config.json")
     if (directory / "jaxdp.json").exists():
         return config, Description.read(directory)
     if config.get("task_type") == "SEQ_CLS":
@@ -205,7 +206,6 @@ def _alike(*readers: ReportClassifier) -> bool:
 def _load_reader(directory: Path, model: ReportClassifier) -> int:
     """One of them; how many there are."""
     config, description = read_adapter_info(directory)
-    _require_supported(config, directory / "adapter_config.json")
     tensors = _read_adapter(directory)
     layers = {model.name_of(path): (path, layer) for path, layer in linear_layers(model).items()}
     parameters = {model.name_of(p): (p, v) for p, v in nnx.to_flat_state(nnx.state(model))}

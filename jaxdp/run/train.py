@@ -15,7 +15,6 @@ from flax import nnx
 from jaxdp import dp
 from jaxdp.config import Config
 from jaxdp.data.dataset import ReportDataset
-from jaxdp.data.packed import Packed
 from jaxdp.evaluation.predictions import TestPredictions
 from jaxdp.files import write_json, write_whole
 from jaxdp.models import lora
@@ -52,7 +51,7 @@ _NOT_COVERED = (
     "computed on held-out reports and not covered by the privacy guarantee; publish it only if "
     "those reports are public"
 )
-_STATES = 8 * 2**30  # bytes of what queries read, up to which it is kept until they have turned
+_STATES = 8 * 2**30  # bytes of all reports' states that are kept until queries have turned, at most
 
 
 def train(
@@ -214,10 +213,15 @@ def train_stages(
             run.monitor.built(model, weights, config.train.trained)
         processes.first(lambda: [begin(*pair, inputs, ledger, budget) for pair in pairs])
         public = None if after is None else own_of(models[0])
-        frozen_layers = None
+        below_queries = _below_queries(config, models[0], inputs)
+        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)
         if position.stage != after:
-            kept = config.data.cache
-            frozen_layers = _frozen_layers(config, runs[0], models[0], inputs, kept)
+            starts = (
+                models[0].start_level(lora.split(models[0], stage.mode)[1]) for stage in stages
+            )
+            # From the lowest level up, so that each is made from the one before.
+            for level in sorted({below_queries, *starts}):
+                frozen_layers.at(level)
     centers = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(models[0].feature_level)["train"]
@@ -231,16 +235,17 @@ def train_stages(
     for index in range(position.stage, len(stages)):
         if index == after:
             (model,) = models
-            below = frozen_layers and frozen_layers.at(_below_queries(config, model, inputs))
-            trainer = loop = frozen_layers = None  # large, and of the queries before
+            trainer = loop = None  # large, and of the queries before
             at = max(position, Position(index - 1, stages[index - 1].steps))
             with stop.raising(lambda at=at: Interrupted.at(at, runs)):
                 if index > position.stage:
                     found = _turned(config, runs[0], model, public, inputs)
                     for copy in range(2):  # one may be damaged
                         turned.save(Position(index, copy), found)
+                frozen_layers.at(below_queries)
                 _begin_again(model, turned)
-                frozen_layers = _frozen_layers(config, runs[0], model, inputs, None, below)
+                for level in (below_queries, model.feature_level):
+                    frozen_layers = frozen_layers.above(level, model)
         members = [
             StageMember(run.plan.stages[index], model, run.secret, center)
             for run, model, center in zip(runs, models, centers, strict=True)
@@ -347,31 +352,17 @@ def _below_queries(config: Config, model: ReportClassifier, inputs: Inputs) -> i
 
 
 def _frozen_layers(
-    config: Config,
-    run: Run,
-    model: ReportClassifier,
-    inputs: Inputs,
-    folder: str | None,
-    below: dict[str, Packed] | None = None,
+    config: Config, run: Run, model: ReportClassifier, inputs: Inputs
 ) -> FrozenLayers:
-    """With every level that the stages start from, kept in `folder` if one is given; from the
-    reports `_below_queries`, if those are known."""
-    kept = _below_queries(config, model, inputs)
-    tokens = {split: tokens for split, tokens in inputs.tokens.items() if split != "test"}
-    frozen_layers = FrozenLayers(
+    """Of the reports that are trained and validated on, as token ids so far."""
+    return FrozenLayers(
         model,
-        tokens if below is None else below,
+        {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config, inputs.lengths),
-        keeping(folder),
+        keeping(config.data.cache),
         make_mesh(config.run.devices),
         run.monitor.watch("frozen layers"),
-        0 if below is None else kept,
     )
-    # From the lowest level up, so that each is made from the one before.
-    starts = (model.start_level(lora.split(model, stage.mode)[1]) for stage in run.plan.stages)
-    for level in sorted({kept, *starts}):
-        frozen_layers.at(level)
-    return frozen_layers
 
 
 def _finish(

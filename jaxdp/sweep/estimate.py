@@ -64,7 +64,8 @@ def run_cost(config: Config) -> tuple[float, float] | None:
     layer = 24 * hidden**2 * _FULL * config.data.max_length / _speed()  # seconds for a report
     units = config.privacy.units or config.train.expected_batch_size * config.train.steps
     start, mode = config.warm_start, config.train.mode
-    # Features, and frozen layers' outputs; those of the last layer once more after a query stage.
+    # Features, and frozen layers' outputs; those of the last layer once more after a query
+    # stage, if what it reads was kept.
     read = units + units / layers * bool(config.train.query_share)
     once = _START + layer * layers * read
     if start.trains_adapters:

@@ -68,6 +68,12 @@ class FrozenLayers:
             self._levels[level] = self._advanced(below, level)
         return self._levels[level]
 
+    def above(self, level: int, model: ReportClassifier) -> "FrozenLayers":
+        """Those of a model that is the same up to `level`, from what is known there and nothing
+        else; what they give is for this model alone, and in no folder."""
+        known = self.at(level)
+        return FrozenLayers(model, known, self._buckets, None, self._mesh, self._watch, level)
+
     def _advanced(self, start: int, level: int) -> dict[str, Packed]:
         graphdef, state = self._parts
         splits, model = self._levels[start], nnx.merge(graphdef, state)
@@ -104,7 +110,8 @@ class FrozenLayers:
         width, slots, together = next(self._buckets.shapes)
         blank = some.gather(np.full(slots, -1), width, together)
         program = jax.jit(advance).lower(state, *blank).as_text()
-        weights = nnx.filter_state(state, nnx.Not(nnx.PathContains("classifier")))
+        later = ("classifier",) if features else ("classifier", "label_attention", "basis")
+        weights = nnx.filter_state(state, nnx.Not(nnx.Any(*map(nnx.PathContains, later))))
         if not _adapters_act(model, state, level):
             # Fresh ones change nothing, and would make the hash that of one run.
             weights = nnx.filter_state(weights, nnx.Not(nnx.LoRAParam))

@@ -47,7 +47,7 @@ from .step import LabelledData, TrainState, make_train_step, plain_gradient_sum
 _HEAD_RATE = 10.0
 """Heads and queries start from nothing, and learn at so many times the rate of adapters."""
 _SHOWN = 4000  # made-up reports that the basis is of: enough for its directions, and quick
-_AVERAGED = 1000  # made-up reports of a centre alone: a quarter gives the same scores
+_AVERAGED = 1000  # made-up reports of a centre alone: 250 give the same scores
 
 
 def build_model(
@@ -177,8 +177,8 @@ def public_center(
     label_names: Sequence[str],
     watch: Watch = unwatched,
 ) -> jax.Array:
-    """The mean feature of made-up reports, for `set_basis`; public as the model is. Raises as
-    `build_model`."""
+    """The mean feature of made-up reports, for `set_basis`: as public as the model is. Raises what
+    `build_model` does."""
     model = nnx.clone(model)
     model.fold_basis()
     book, tokenizer = phrasebook_of(config.warm_start, label_names), load_tokenizer(directory)

@@ -2189,9 +2189,9 @@ MUTANTS = [
     ),
     Mutant(
         "what one run's queries read is kept for all",
-        TRAIN,
-        "_frozen_layers(config, runs[0], model, inputs, None, below)",
-        "_frozen_layers(config, runs[0], model, inputs, config.data.cache, below)",
+        "training/frozen_layers.py",
+        "known, self._buckets, None, self._mesh",
+        "known, self._buckets, self._folder, self._mesh",
         f"{QUERY_STAGE}::test_a_stopped_run_ends_with_the_same_adapter[in the main stage]",
     ),
     Mutant(
