@@ -13,6 +13,7 @@ from jaxdp.config import inherit
 def get_config():
     config = inherit(__file__, "openi_eps8")
     config.privacy.epsilon = None
+    config.warm_start.readers = 2  # as with privacy, for twice the time of a step
     config.train.steps = 300
     config.train.learning_rate = 2e-3
     config.train.schedule = "linear"

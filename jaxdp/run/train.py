@@ -33,7 +33,7 @@ from jaxdp.training.setup import (
     test_probabilities,
     token_buckets,
 )
-from jaxdp.training.stages import plan_run
+from jaxdp.training.stages import Stage, plan_run
 from jaxdp.training.trainer import StageMember, StageTrainer
 from jaxdp.training.warm_start import build_model, public_center, public_start
 
@@ -213,15 +213,8 @@ def train_stages(
             run.monitor.built(model, weights, config.train.trained)
         processes.first(lambda: [begin(*pair, inputs, ledger, budget) for pair in pairs])
         public = None if after is None else own_of(models[0])
-        below_queries = _below_queries(config, models[0], inputs)
-        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs)
-        if position.stage != after:
-            starts = (
-                models[0].start_level(lora.split(models[0], stage.mode)[1]) for stage in stages
-            )
-            # From the lowest level up, so that each is made from the one before.
-            for level in sorted({below_queries, *starts}):
-                frozen_layers.at(level)
+        ahead = stages if position.stage != after else ()
+        frozen_layers = _frozen_layers(config, runs[0], models[0], inputs, ahead)
     centers = [0.0] * len(runs)
     if config.centering.l2_clip_norm is not None:
         features = frozen_layers.at(models[0].feature_level)["train"]
@@ -242,9 +235,10 @@ def train_stages(
                     found = _turned(config, runs[0], model, public, inputs)
                     for copy in range(2):  # one may be damaged
                         turned.save(Position(index, copy), found)
-                frozen_layers.at(below_queries)
+                below = _below_queries(config, model, inputs)
+                frozen_layers.at(below)
                 _begin_again(model, turned)
-                for level in (below_queries, model.feature_level):
+                for level in (below, model.feature_level):
                     frozen_layers = frozen_layers.above(level, model)
         members = [
             StageMember(run.plan.stages[index], model, run.secret, center)
@@ -352,10 +346,10 @@ def _below_queries(config: Config, model: ReportClassifier, inputs: Inputs) -> i
 
 
 def _frozen_layers(
-    config: Config, run: Run, model: ReportClassifier, inputs: Inputs
+    config: Config, run: Run, model: ReportClassifier, inputs: Inputs, stages: Sequence[Stage]
 ) -> FrozenLayers:
-    """Of the reports that are trained and validated on, as token ids so far."""
-    return FrozenLayers(
+    """With every level that these stages start from, and what lies `_below_queries`."""
+    frozen_layers = FrozenLayers(
         model,
         {split: tokens for split, tokens in inputs.tokens.items() if split != "test"},
         token_buckets(config, inputs.lengths),
@@ -363,6 +357,11 @@ def _frozen_layers(
         make_mesh(config.run.devices),
         run.monitor.watch("frozen layers"),
     )
+    # From the lowest level up, so that each is made from the one before.
+    levels = {model.start_level(lora.split(model, stage.mode)[1]) for stage in stages}
+    for level in sorted(levels and levels | {_below_queries(config, model, inputs)}):
+        frozen_layers.at(level)
+    return frozen_layers
 
 
 def _finish(
