@@ -235,10 +235,8 @@ def train_stages(
                     found = _turned(config, runs[0], model, public, inputs)
                     for copy in range(2):  # one may be damaged
                         turned.save(Position(index, copy), found)
-                below = _below_queries(config, model, inputs)
-                frozen_layers.at(below)
                 _begin_again(model, turned)
-                for level in (below, model.feature_level):
+                for level in (_below_queries(config, model, inputs), model.feature_level):
                     frozen_layers = frozen_layers.above(level, model)
         members = [
             StageMember(run.plan.stages[index], model, run.secret, center)
